@@ -1,0 +1,9 @@
+"""Operators for masked generative transformers: attention, one decoding step, and the noise behind them.
+
+Needs only PyTorch, and is useful to other MaskGIT code by itself.
+"""
+
+from maskgit_kernels.attention import attention
+from maskgit_kernels.decode_step import check_draw, decode_step
+
+__all__ = ["attention", "check_draw", "decode_step"]

@@ -1,0 +1,102 @@
+"""The public `attention`: validation, and the choice between implementations."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskgit_kernels.attention.reference import keep_mask
+from maskgit_kernels.backend import resolve
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+# Score matrix worked on at a time where attention is written out. Beyond some 16 MiB the speed falls to a half,
+# because every allocation is fresh memory from the system.
+_SCORE_BYTES = 4 * 2**20
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Bidirectional multi-head attention, softmax(q k^T * scale) v, without a causal mask.
+
+    Any strides are read in place: `packed.permute(2, 0, 3, 1, 4)` of a [B, N, 3, H, D] projection needs no copy.
+    Under autocast the inputs are first cast to its dtype, as `scaled_dot_product_attention` does.
+
+    Args:
+        q: [B, H, Nq, D], float32, float16, bfloat16 or float64.
+        k, v: [B, H, Nk, D] of q's dtype and device; Nk may differ from Nq.
+        dropout_p: probability in [0, 1) with which each attention weight is dropped.
+        seed: int64 (an int, or a tensor of one element) that decides which weights are dropped, needed when
+            dropout_p > 0. The same seed drops the same weights on every device; give every layer and every training
+            step its own. The PyTorch path spells the generator out, so dropout is slow there.
+        scale: factor on the scores; D ** -0.5 by default.
+        backend: "auto", "triton" or "torch" for this call; see `maskgit_kernels.backend`.
+
+    Returns:
+        [B, H, Nq, D] in q's dtype.
+
+    Raises:
+        ValueError: a shape, dtype, device or probability that does not fit; a missing seed.
+        RuntimeError: `backend` is "triton", where it cannot run.
+    """
+    resolve(backend)
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    _check(q, k, v, dropout_p, seed)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    with torch.autocast(q.device.type, enabled=False):
+        # On a CPU, SDPA in bfloat16 converts to float32 and misses the matrix instructions. Written out it takes 0.4
+        # times as long forward and backward (batch 32, 8 heads of 48, 256 tokens); in float32 SDPA is the faster one.
+        written_out = q.device.type == "cpu" and q.dtype == torch.bfloat16
+        if written_out or dropout_p > 0:
+            return _written_out(q, k, v, dropout_p, seed, scale)
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def _written_out(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Tensor | None, scale: float) -> Tensor:
+    """Matrix product, softmax, matrix product, a few images at a time."""
+    bytes_per_image = q.shape[1] * q.shape[2] * k.shape[2] * q.element_size()
+    images = max(1, _SCORE_BYTES // max(1, bytes_per_image))
+    outputs = []
+    for start in range(0, max(1, len(q)), images):
+        q_part, k_part, v_part = (x[start : start + images] for x in (q, k, v))
+        weights = torch.softmax((q_part * scale) @ k_part.transpose(-1, -2), dim=-1)  # [images, H, Nq, Nk]
+        if dropout_p > 0:
+            assert seed is not None
+            weights = weights * keep_mask(q_part, k_part, dropout_p, seed, first_image=start) / (1 - dropout_p)
+        outputs.append(weights @ v_part)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Tensor | None) -> None:
+    if q.dim() != 4:
+        raise ValueError(f"q must be [B, H, Nq, D], got shape {tuple(q.shape)}")
+    batch, heads, _, head_dim = q.shape
+    for name, x in (("k", k), ("v", v)):
+        if x.dim() != 4 or x.shape[:2] != (batch, heads) or x.shape[3] != head_dim or x.shape[2] != k.shape[2]:
+            raise ValueError(
+                f"{name} must be [{batch}, {heads}, Nk, {head_dim}] to fit q {tuple(q.shape)} and have as many tokens "
+                f"as k {tuple(k.shape)}, got {tuple(x.shape)}"
+            )
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(f"{name} is {x.dtype} on {x.device}, but q is {q.dtype} on {q.device}")
+    if k.shape[2] == 0:
+        raise ValueError(f"k must hold at least one token to attend to, got shape {tuple(k.shape)}")
+    if q.dtype not in _DTYPES:
+        raise ValueError(f"q must be float32, float16, bfloat16 or float64, got {q.dtype}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+    if dropout_p > 0 and seed is None:
+        raise ValueError(f"dropout_p = {dropout_p} needs a seed, so that the same weights are dropped when replayed")
+    if isinstance(seed, Tensor) and (seed.numel() != 1 or seed.dtype != torch.int64):
+        raise ValueError(f"seed must hold one int64, got {seed.dtype} of shape {tuple(seed.shape)}")

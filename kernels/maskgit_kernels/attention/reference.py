@@ -1,0 +1,54 @@
+"""Attention as it is meant: the readable specification that every implementation is tested against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maskgit_kernels.philox import STREAM_DROPOUT, random_words
+
+
+def attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(q k^T * scale) v in float32 (float64 for float64 inputs); see `attention` for the arguments.
+
+    Args:
+        q: [B, H, Nq, D].
+        k, v: [B, H, Nk, D].
+
+    Returns:
+        [B, H, Nq, D] in q's dtype.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    scores = q.to(dtype) @ k.to(dtype).transpose(-1, -2) * scale  # [B, H, Nq, Nk]
+    weights = torch.softmax(scores, dim=-1)
+    if dropout_p > 0:
+        assert seed is not None
+        weights = weights * keep_mask(q, k, dropout_p, seed) / (1 - dropout_p)
+    return (weights @ v.to(dtype)).to(q.dtype)
+
+
+def keep_mask(q: Tensor, k: Tensor, dropout_p: float, seed: int | Tensor, first_image: int = 0) -> Tensor:
+    """Which attention weights dropout keeps: those whose Philox word is at least dropout_p * 2**32.
+
+    Args:
+        q: [B, H, Nq, D], k: [B, H, Nk, D]; only their shapes and device are used.
+        first_image: index in the whole batch of q's first image, for callers that work on a part of it.
+
+    Returns:
+        bool [B, H, Nq, Nk].
+    """
+    batch, heads, queries, _ = q.shape
+    seeds = torch.as_tensor(seed, dtype=torch.int64, device=q.device).view(1, 1)
+    positions = torch.arange(queries, device=q.device)[None, :]
+    pairs = torch.arange(first_image * heads, (first_image + batch) * heads, device=q.device)[:, None]
+    words = random_words(seeds, positions, pairs, STREAM_DROPOUT, k.shape[2])
+    return (words >= round(dropout_p * 2**32)).view(batch, heads, queries, k.shape[2])

