@@ -1,0 +1,336 @@
+"""Reading images: single files, folders, the train/validation split, augmentation.
+
+Every data set here gives uint8 RGB arrays of one square size through the same small protocol (`ImageDataset`).
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import math
+import os
+import unicodedata
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+Split = Literal["train", "val", "all"]
+SPLITS = ("train", "val", "all")
+
+SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+)
+
+
+class DataError(ValueError):
+    """A data set that can't be used: a missing or empty folder, an empty split, an unknown name."""
+
+
+class ImageError(ValueError):
+    """A file that can't be read as an image. The message names the file and the reason."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str):
+        super().__init__(f"{os.fspath(path)}: {reason}")
+        self.reason = reason
+
+
+# --- one file ---------------------------------------------------------------------------------------------------------
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode -> RGB: transparency on white, 16-bit values by their high byte, floats as [0, 1]."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow's own conversion clips at 255 instead of scaling. Mode "I" is how older Pillows open 16-bit files; an
+        # image that uses only the lowest 8 bits of it is taken as 8-bit.
+        values = np.asarray(image).astype(np.int64)
+        if image.mode != "I" or values.max() > 255:
+            values = (values + 128) // 257
+        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image)).clip(0, 1)
+        return Image.fromarray((values * 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        image = white
+    return image.convert("RGB")
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file of any common format and mode as RGB.
+
+    The EXIF orientation is applied; transparent images are composited on white; of animations the first frame is taken.
+
+    Raises:
+        ImageError: the file is missing, is no image, is truncated or damaged, or is absurdly large.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise ImageError(path, "no such file") from None
+    except IsADirectoryError:
+        raise ImageError(path, "is a folder, not an image") from None
+    except UnidentifiedImageError:
+        empty = os.path.getsize(path) == 0
+        raise ImageError(path, "the file is empty" if empty else "not an image in a known format") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(path, f"too large: {error}") from None
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything (SyntaxError, struct.error)
+        raise ImageError(path, f"can't be decoded: {error or type(error).__name__}") from error
+
+
+# --- views ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random resized crop and flip."""
+
+    enabled: bool = True
+    """Off: every view is the plain one."""
+    crop_scale: tuple[float, float] = (0.8, 1.0)
+    """Area of the crop, as a fraction of the largest square that fits in the image."""
+    crop_ratio: tuple[float, float] = (0.9, 1.1)
+    """Width / height of the crop."""
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale={self.crop_scale}: must be 0 < low <= high <= 1")
+        low, high = self.crop_ratio
+        if not 0 < low <= high:
+            raise ValueError(f"crop_ratio={self.crop_ratio}: must be 0 < low <= high")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip={self.flip}: must be a probability, between 0 and 1")
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def center_square(width: int, height: int) -> tuple[int, int, int, int]:
+    """The largest centred square, at whole pixels."""
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def random_crop(width: int, height: int, augment: AugmentConfig, rng: np.random.Generator) -> Box:
+    """A random box as `augment` says, at fractions of pixels. Always takes four numbers from `rng`."""
+    scale, ratio, x, y = rng.random(4)
+    low, high = augment.crop_scale
+    area = (low + (high - low) * scale) * min(width, height) ** 2
+    low, high = math.log(augment.crop_ratio[0]), math.log(augment.crop_ratio[1])
+    aspect = math.exp(low + (high - low) * ratio)
+    crop_width = min(width, math.sqrt(area * aspect))
+    crop_height = min(height, math.sqrt(area / aspect))
+    left, top = x * (width - crop_width), y * (height - crop_height)
+    # Rounding must not put the box a hair outside the image: Pillow refuses that.
+    return left, top, min(width, left + crop_width), min(height, top + crop_height)
+
+
+def resize(image: Image.Image, size: int, box: Box | None = None) -> np.ndarray:
+    """`box` of an RGB image (default: its centre square) as uint8 [size, size, 3]; bicubic, antialiased."""
+    if box is None:
+        image = image.crop(center_square(*image.size))  # a box alone lets the filter see pixels beyond it
+    return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+# --- the split --------------------------------------------------------------------------------------------------------
+
+
+def in_validation(key: str, fraction: float) -> bool:
+    """Whether `key` belongs to the validation side; depends on nothing but the key and the fraction.
+
+    So the side of an image is the same in every run, on every machine, whatever other images there are; and raising
+    the fraction only moves images from training to validation.
+    """
+    # macOS may hand out decomposed file names; bytes that are no UTF-8 arrive as lone surrogates.
+    data = unicodedata.normalize("NFC", key).encode("utf-8", "surrogatepass")
+    number = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+    return number < fraction * 2**64
+
+
+def split_indices(keys: Iterable[str], split: Split, val_fraction: float) -> list[int]:
+    """The positions of the keys that belong to `split`.
+
+    Raises:
+        DataError: an unknown split, or a fraction outside [0, 1].
+    """
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    if not 0 <= val_fraction <= 1:
+        raise DataError(f"val_fraction={val_fraction}: must be between 0 and 1")
+    return [i for i, key in enumerate(keys) if split == "all" or in_validation(key, val_fraction) == (split == "val")]
+
+
+# --- data sets --------------------------------------------------------------------------------------------------------
+
+
+class ImageDataset(abc.ABC):
+    """What the training loops need of a data set; `picture` is all that a new one has to provide."""
+
+    image_size: int
+    class_names: list[str]
+    """Names of the classes; empty where images have none."""
+    labels: np.ndarray
+    """int64 [n]: position in `class_names` of each image's class (0 where there are no classes)."""
+
+    @abc.abstractmethod
+    def picture(self, index: int) -> Image.Image:
+        """The image as it is stored: RGB of any size."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> np.ndarray:
+        """The plain view: centre square, resized. uint8 [S, S, 3]."""
+        return resize(self.picture(index), self.image_size)
+
+    def view(self, index: int, rng: np.random.Generator, augment: AugmentConfig) -> np.ndarray:
+        """An augmented view, uint8 [S, S, 3]. All chance comes from `rng`: the same state gives the same view."""
+        if not augment.enabled:
+            return self.image(index)
+        picture = self.picture(index)
+        view = resize(picture, self.image_size, random_crop(*picture.size, augment, rng))
+        return np.ascontiguousarray(view[:, ::-1]) if rng.random() < augment.flip else view
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """All image files below a folder at any depth, by their suffix, sorted; hidden files and folders are skipped.
+
+    Links to folders are followed, each folder is visited once.
+
+    Raises:
+        DataError: the folder is missing, is a file, or can't be listed. (An empty folder gives an empty list.)
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise DataError(f"{root}: no such folder")
+    if not root.is_dir():
+        raise DataError(f"{root}: is a file, not a folder")
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: can't be listed: {error.strerror}") from error
+
+    found: list[Path] = []
+    visited: set[str] = set()
+    for here, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        real = os.path.realpath(here)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(here, name)
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+        ]
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def check_images(paths: list[Path]) -> list[str | None]:
+    """Decode every file once, in threads: None for a good one, else what is wrong with it. A terminal gets a bar."""
+
+    def problem(path: Path) -> str | None:
+        try:
+            read_image(path)
+        except ImageError as error:
+            return error.reason
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(problem, paths)
+        return list(tqdm(results, total=len(paths), desc="checking images", unit="image", disable=None))
+
+
+class ImageFolder(ImageDataset):
+    """The images below a folder, at any depth.
+
+    Classes are the folders of the first level (those of all images, whatever the split). If an image lies directly in
+    `root` there are no classes. The split goes by each file's path relative to `root` (see `in_validation`).
+
+    All files of the split are decoded once at the start, because headers don't tell a truncated file: bad ones are
+    named in a warning and skipped, and listed in `skipped`. `check=False` saves that pass over a folder known to be
+    good; a bad file is then an ImageError when its turn comes.
+
+    Args:
+        root: the folder.
+        image_size: side S of the views.
+        split: "train", "val" or "all".
+        val_fraction: share of the files that validation gets, on average.
+        check: decode all files once at the start.
+
+    Raises:
+        DataError: a missing or empty folder, a split without a usable image, wrong arguments.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        image_size: int,
+        split: Split = "all",
+        val_fraction: float = 0.1,
+        check: bool = True,
+    ):
+        self.root = Path(root)
+        self.image_size = check_size(image_size)
+        found = find_images(self.root)
+        if not found:
+            raise DataError(f"{self.root}: no images in this folder ({', '.join(sorted(SUFFIXES))}, at any depth)")
+        keys = [path.relative_to(self.root).as_posix() for path in found]
+        self.class_names = self._classes(keys)
+
+        chosen = split_indices(keys, split, val_fraction)
+        self.paths = [found[i] for i in chosen]
+        self.skipped: list[tuple[Path, str]] = []
+        if check:
+            problems = check_images(self.paths)
+            self.skipped = [(path, why) for path, why in zip(self.paths, problems, strict=True) if why is not None]
+            self.paths = [path for path, why in zip(self.paths, problems, strict=True) if why is None]
+        if self.skipped:
+            lines = "\n".join(f"  {path}: {why}" for path, why in self.skipped)
+            warnings.warn(f"{self.root}: skipped {len(self.skipped)} unreadable file(s):\n{lines}", stacklevel=2)
+        if not self.paths:
+            raise DataError(
+                f"{self.root}: none of the {len(found)} image(s) can be used for the split {split!r} with "
+                f"val_fraction={val_fraction} ({len(self.skipped)} unreadable); add images or change val_fraction"
+            )
+        number = {name: i for i, name in enumerate(self.class_names)}
+        self.labels = np.array(
+            [number.get(path.relative_to(self.root).parts[0], 0) for path in self.paths], dtype=np.int64
+        )
+
+    def _classes(self, keys: list[str]) -> list[str]:
+        nested = [key for key in keys if "/" in key]
+        if nested and len(nested) < len(keys):
+            stray = next(key for key in keys if "/" not in key)
+            warnings.warn(
+                f"{self.root}: no classes, because {len(keys) - len(nested)} image(s) lie directly in it, such as "
+                f"{stray}; move them into a folder to have one class per folder",
+                stacklevel=3,
+            )
+            return []
+        return sorted({key.split("/", 1)[0] for key in nested})
+
+    def picture(self, index: int) -> Image.Image:
+        return read_image(self.paths[index])
+
+
+def check_size(image_size: int) -> int:
+    """`image_size` if it is one, else a DataError."""
+    if image_size < 1:
+        raise DataError(f"image_size={image_size}: must be at least 1")
+    return image_size

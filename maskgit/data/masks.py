@@ -1,0 +1,253 @@
+"""Masks to inpaint: bool arrays [H, W], True where pixels are to be filled.
+
+The makers give at least one pixel to fill at any image size, and the same mask for the same seed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from maskgit.data.images import SUFFIXES, read_image
+
+Side = Literal["left", "right", "top", "bottom"]
+SIDES: tuple[Side, ...] = ("left", "right", "top", "bottom")
+
+
+class MaskError(ValueError):
+    """A mask that can't be made, found or used with its image."""
+
+
+# --- makers -----------------------------------------------------------------------------------------------------------
+
+
+def _empty(height: int, width: int) -> np.ndarray:
+    if height < 1 or width < 1:
+        raise MaskError(f"a mask of {width}x{height} pixels: both sides must be at least 1")
+    return np.zeros((height, width), dtype=bool)
+
+
+def _length(side: int, fraction: float) -> int:
+    """`fraction` of a side in whole pixels, at least one and at most all of them."""
+    return min(side, max(1, round(side * fraction)))
+
+
+def center_box(height: int, width: int, fraction: float = 0.5) -> np.ndarray:
+    """A centred box whose sides are `fraction` of the image's. bool [H, W].
+
+    Raises:
+        MaskError: a fraction outside (0, 1], an image without pixels.
+    """
+    if not 0 < fraction <= 1:
+        raise MaskError(f"center box of fraction {fraction}: must be above 0 and at most 1")
+    mask = _empty(height, width)
+    box_height, box_width = _length(height, fraction), _length(width, fraction)
+    top, left = (height - box_height) // 2, (width - box_width) // 2
+    mask[top : top + box_height, left : left + box_width] = True
+    return mask
+
+
+def random_boxes(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    count: tuple[int, int] = (1, 3),
+    fraction: tuple[float, float] = (0.2, 0.5),
+) -> np.ndarray:
+    """Boxes of random number, size and place; they may overlap. bool [H, W].
+
+    Args:
+        height, width: size of the image.
+        rng: where all chance comes from.
+        count: least and most boxes.
+        fraction: least and most of the image's side that a box's side takes.
+
+    Raises:
+        MaskError: ranges that are empty or outside what makes sense, an image without pixels.
+    """
+    if not 1 <= count[0] <= count[1]:
+        raise MaskError(f"random boxes, count={count}: must be 1 <= least <= most")
+    if not 0 < fraction[0] <= fraction[1] <= 1:
+        raise MaskError(f"random boxes, fraction={fraction}: must be 0 < least <= most <= 1")
+    mask = _empty(height, width)
+    for _ in range(rng.integers(count[0], count[1] + 1)):
+        box_height, box_width = (_length(side, rng.uniform(*fraction)) for side in (height, width))
+        top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
+        mask[top : top + box_height, left : left + box_width] = True
+    return mask
+
+
+def _bounce(position: float, side: int) -> float:
+    """A position outside [0, side) mirrored back into it."""
+    position = -position if position < 0 else 2 * side - position
+    return min(max(position, 0.0), side - 1.0)
+
+
+def strokes(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    count: tuple[int, int] = (1, 4),
+    thickness: tuple[float, float] = (0.06, 0.16),
+) -> np.ndarray:
+    """Free-form brush strokes: wandering lines with round joints, after Yu et al. (2019), "Free-Form Image Inpainting
+    with Gated Convolution", algorithm 1. bool [H, W].
+
+    Args:
+        height, width: size of the image.
+        rng: where all chance comes from.
+        count: least and most strokes.
+        thickness: least and most width of a stroke, relative to the image's shorter side.
+
+    Raises:
+        MaskError: ranges that are empty or outside what makes sense, an image without pixels.
+    """
+    if not 1 <= count[0] <= count[1]:
+        raise MaskError(f"strokes, count={count}: must be 1 <= least <= most")
+    if not 0 < thickness[0] <= thickness[1] <= 1:
+        raise MaskError(f"strokes, thickness={thickness}: must be 0 < least <= most <= 1")
+    mask = _empty(height, width)
+    canvas = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    diagonal = math.hypot(height, width)
+    for _ in range(rng.integers(count[0], count[1] + 1)):
+        brush = _length(min(height, width), rng.uniform(*thickness))
+        x, y = rng.uniform(0, width), rng.uniform(0, height)
+        mask[int(y), int(x)] = True  # even where the brush is too thin for Pillow to hit a pixel
+        points = [(x, y)]
+        angle = rng.uniform(0, 2 * math.pi)
+        for _ in range(rng.integers(4, 9)):
+            angle += rng.uniform(-1.2, 1.2)
+            length = rng.uniform(0.08, 0.25) * diagonal
+            x, y = x + length * math.cos(angle), y + length * math.sin(angle)
+            # Bounce off the borders: strokes that are only stopped there would run along them.
+            if not 0 <= x < width:
+                x, angle = _bounce(x, width), math.pi - angle
+            if not 0 <= y < height:
+                y, angle = _bounce(y, height), -angle
+            points.append((x, y))
+        draw.line(points, fill=255, width=brush)
+        for x, y in points:
+            draw.ellipse((x - brush / 2, y - brush / 2, x + brush / 2, y + brush / 2), fill=255)
+    return mask | (np.asarray(canvas) > 0)
+
+
+def half(height: int, width: int, side: Side = "right") -> np.ndarray:
+    """One half of the image (the larger one, where a side is odd). bool [H, W].
+
+    Raises:
+        MaskError: an unknown side, an image without pixels.
+    """
+    mask = _empty(height, width)
+    if side == "left":
+        mask[:, : (width + 1) // 2] = True
+    elif side == "right":
+        mask[:, width // 2 :] = True
+    elif side == "top":
+        mask[: (height + 1) // 2] = True
+    elif side == "bottom":
+        mask[height // 2 :] = True
+    else:
+        raise MaskError(f"unknown side {side!r}: choose one of {', '.join(SIDES)}")
+    return mask
+
+
+MAKERS: dict[str, Callable[[int, int, np.random.Generator], np.ndarray]] = {
+    "center": lambda height, width, rng: center_box(height, width),
+    "boxes": random_boxes,
+    "strokes": strokes,
+    "half": lambda height, width, rng: half(height, width, SIDES[rng.integers(len(SIDES))]),
+    "left": lambda height, width, rng: half(height, width, "left"),
+    "right": lambda height, width, rng: half(height, width, "right"),
+    "top": lambda height, width, rng: half(height, width, "top"),
+    "bottom": lambda height, width, rng: half(height, width, "bottom"),
+}
+
+
+def make_mask(kind: str, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A mask by the name of its maker. bool [H, W].
+
+    Args:
+        kind: "center", "boxes", "strokes", "half" (a random one), "left", "right", "top" or "bottom".
+        height, width: size of the image.
+        seed: any integer of at least 0; the same seed gives the same mask.
+
+    Raises:
+        MaskError: an unknown kind, a negative seed, an image without pixels.
+    """
+    if kind not in MAKERS:
+        raise MaskError(f"unknown mask {kind!r}: choose one of {', '.join(MAKERS)}")
+    if seed < 0:
+        raise MaskError(f"mask seed {seed}: must be at least 0")
+    return MAKERS[kind](height, width, np.random.default_rng(seed))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def load_mask(path: str | os.PathLike[str], size: tuple[int, int], invert: bool = False) -> np.ndarray:
+    """Read a mask image: white (128 and above, as grayscale) is filled. Transparent counts as white.
+
+    A mask of another size is accepted if it has the image's proportions, to half a pixel. Enlarged, it takes the
+    nearest pixel; shrunk, a pixel is filled if anything that it covers was to be, so that a thin line isn't lost.
+
+    Args:
+        path: the mask image.
+        size: (width, height) of the image that it is for.
+        invert: the mask follows the other convention, black is filled.
+
+    Returns:
+        bool [height, width], True = fill.
+
+    Raises:
+        ImageError: the file can't be read as an image.
+        MaskError: the mask's proportions aren't those of the image.
+    """
+    mask = np.asarray(read_image(path).convert("L")) >= 128
+    if invert:
+        mask = ~mask
+    (width, height), (mask_height, mask_width) = size, mask.shape
+    if (mask_width, mask_height) == (width, height):
+        return mask
+    # Rounding the smaller one's sides to whole pixels explains a difference of half a pixel.
+    factor = min(mask_width, width) / max(mask_width, width)
+    if abs(min(mask_height, height) - factor * max(mask_height, height)) > 0.5 or (
+        (mask_width - width) * (mask_height - height) < 0
+    ):
+        raise MaskError(
+            f"{os.fspath(path)}: the mask is {mask_width}x{mask_height}, the image {width}x{height}; "
+            "they must have the same size, or at least the same proportions"
+        )
+    # In floats, as a single pixel's share of a large area would round to 0 in 8 bits.
+    shares = Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
+    return np.asarray(shares) > 0
+
+
+def find_mask_for(image_path: str | os.PathLike[str], mask_folder: str | os.PathLike[str]) -> Path:
+    """The mask of an image in a folder of masks: the image file with the same name, whatever the suffix.
+
+    Raises:
+        MaskError: there is no such folder, no such mask, or more than one.
+    """
+    folder = Path(mask_folder)
+    if not folder.is_dir():
+        raise MaskError(f"{folder}: no such folder of masks")
+    stem = unicodedata.normalize("NFC", Path(image_path).stem)
+    found = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and unicodedata.normalize("NFC", path.stem) == stem and path.is_file()
+    )
+    if not found:
+        raise MaskError(f"{os.fspath(image_path)}: no mask named {stem}.png (or another image suffix) in {folder}")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise MaskError(f"{os.fspath(image_path)}: more than one mask in {folder}: {names}; keep one")
+    return found[0]
