@@ -1,0 +1,255 @@
+"""Every model size in one table of frozen dataclasses, and their JSON form.
+
+A preset is a tokenizer and the transformer that goes with it. No default is declared twice: code that needs a
+value asks the config for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built; the message names the field and the value."""
+
+
+def _at_least(minimum: int, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value < minimum:
+            raise ConfigError(f"{name} {value} is less than {minimum}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One level of the VQGAN's encoder or decoder: residual blocks, then, if asked, a change of resolution."""
+
+    channels: int
+    """Width of the stage's residual blocks."""
+    blocks: int = 2
+    """Number of residual blocks."""
+    attention: bool = False
+    """Put a self-attention block after each residual block."""
+    resample: bool = False
+    """After the stage, halve (encoder) or double (decoder) the resolution."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "channels")
+        _at_least(0, self, "blocks")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """A VQGAN (Esser et al., CVPR 2021), described by its list of stages."""
+
+    image_size: int = 64
+    """Side of the square images, in pixels."""
+    codebook_size: int = 1024
+    """Number of codes V."""
+    codebook_dim: int = 256
+    """Width of a code."""
+    latent_channels: int = 256
+    """Channels between the encoder's last convolution and the 1x1 quant convolution, and on the way back."""
+    stem_channels: int = 128
+    """Width after the encoder's first convolution."""
+    encoder: tuple[Stage, ...] = ()
+    """Stages in the order in which they run, from full resolution to the latent grid."""
+    decoder: tuple[Stage, ...] = ()
+    """Stages in the order in which they run, from the latent grid to full resolution."""
+    middle_attention: bool = True
+    """Self-attention between the two residual blocks at the bottom of encoder and decoder."""
+    output_activation: bool = True
+    """SiLU between the decoder's last GroupNorm and its last convolution (the lab's VQGAN has none)."""
+    groups: int = 32
+    """Groups of every GroupNorm."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "image_size", "codebook_size", "codebook_dim", "latent_channels", "stem_channels", "groups")
+        down, up = (sum(stage.resample for stage in stages) for stages in (self.encoder, self.decoder))
+        if not self.encoder or not self.decoder:
+            raise ConfigError("a tokenizer needs at least one encoder and one decoder stage")
+        if down != up:
+            raise ConfigError(f"the encoder halves the resolution {down} times but the decoder doubles it {up} times")
+        if self.image_size % self.patch:
+            raise ConfigError(f"image_size {self.image_size} is not a multiple of the patch size {self.patch}")
+        for channels in {self.stem_channels, *(stage.channels for stage in self.encoder + self.decoder)}:
+            if channels % self.groups:
+                raise ConfigError(f"{channels} channels do not divide into {self.groups} GroupNorm groups")
+        for name, width, stages in (
+            ("encoder", self.stem_channels, self.encoder),
+            ("decoder", self.decoder[0].channels, self.decoder),
+        ):
+            for stage in stages:
+                if not stage.blocks and stage.channels != width:
+                    raise ConfigError(
+                        f"{name} stage {stage} has no blocks, so its width must be that of the layer before it, {width}"
+                    )
+                width = stage.channels
+
+    @property
+    def patch(self) -> int:
+        """Pixels per side of the patch that one token stands for."""
+        return 2 ** sum(stage.resample for stage in self.encoder)
+
+    @property
+    def grid(self) -> int:
+        """Tokens per side."""
+        return self.image_size // self.patch
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per image, N."""
+        return self.grid**2
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A bidirectional transformer over the token grid."""
+
+    codebook_size: int = 1024
+    """Number of codes V; the mask token has id V."""
+    num_tokens: int = 256
+    """Tokens per image N (a square grid, row-major)."""
+    dim: int = 768
+    """Width of the residual stream."""
+    depth: int = 24
+    """Number of blocks."""
+    heads: int = 16
+    """Attention heads; the head_dim is dim / heads."""
+    mlp_dim: int = 3072
+    """Hidden width of the MLP."""
+    dropout: float = 0.1
+    """Dropout on the embeddings and on both residual branches."""
+    attention_dropout: float = 0.0
+    """Dropout on the attention weights."""
+    norm: Literal["pre", "post"] = "pre"
+    """LayerNorm before each branch (GPT-2) or after each sum (BERT, the lab)."""
+    norm_eps: float = 1e-5
+    """Epsilon of the LayerNorms inside the blocks."""
+    tied: bool = True
+    """Share the output projection with the token embedding, with a bias for each position and code."""
+    num_classes: int = 0
+    """Number of classes C; 0 for an unconditional model. One more label, C, stands for a dropped class."""
+    input_mlp: bool = False
+    """Linear, GELU, LayerNorm, Linear between the embeddings and the first block (the model of Besnier & Chen, 2023)."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "codebook_size", "num_tokens", "dim", "depth", "heads", "mlp_dim")
+        _at_least(0, self, "num_classes")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} is not in [0, 1)")
+        if self.norm not in ("pre", "post"):
+            raise ConfigError(f"norm {self.norm!r} is neither 'pre' nor 'post'")
+        if self.dim % self.heads:
+            raise ConfigError(f"dim {self.dim} does not divide into {self.heads} heads")
+        if math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
+            raise ConfigError(f"num_tokens {self.num_tokens} is not a square grid")
+
+    @property
+    def mask_token_id(self) -> int:
+        """The id that stands for a token to be predicted: V."""
+        return self.codebook_size
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.heads
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A tokenizer and the transformer over its tokens."""
+
+    tokenizer: TokenizerConfig
+    transformer: TransformerConfig
+
+    def __post_init__(self) -> None:
+        for field in ("codebook_size", "num_tokens"):
+            ours, theirs = getattr(self.tokenizer, field), getattr(self.transformer, field)
+            if ours != theirs:
+                raise ConfigError(f"{field} is {ours} in the tokenizer and {theirs} in the transformer")
+
+
+def taming_tokenizer(image_size: int) -> TokenizerConfig:
+    """taming-transformers' f16 VQGAN: ch 128, ch_mult (1, 1, 2, 2, 4), two blocks a level, attention on 16x16."""
+    widths = (128, 128, 256, 256, 512)
+    last = len(widths) - 1
+    return TokenizerConfig(
+        image_size=image_size,
+        encoder=tuple(Stage(width, 2, attention=i == last, resample=i < last) for i, width in enumerate(widths)),
+        decoder=tuple(Stage(widths[i], 3, attention=i == last, resample=i > 0) for i in reversed(range(len(widths)))),
+    )
+
+
+LAB_TOKENIZER = TokenizerConfig(
+    encoder=(Stage(128), Stage(128), Stage(256, resample=True), Stage(256), Stage(512, resample=True)),
+    decoder=(
+        Stage(512, 3, attention=True, resample=True),
+        Stage(256, 3),
+        Stage(256, 3, resample=True),
+        Stage(128, 3),
+        Stage(128, 3),
+    ),
+    output_activation=False,
+)
+"""The course lab's VQGAN: resampling at its stages 2 and 4, counted from 0 at full resolution."""
+
+EMBEDDED_TOKENIZER = TokenizerConfig(
+    codebook_dim=16,
+    latent_channels=128,
+    stem_channels=16,
+    # Little at full resolution: on a CPU the time goes there, and a flat 4x4 patch needs little.
+    encoder=(Stage(16, 0, resample=True), Stage(64, 1, resample=True), Stage(128, 2)),
+    decoder=(Stage(128, 2, resample=True), Stage(64, 2, resample=True), Stage(32, 1)),
+    middle_attention=False,
+    groups=16,
+)
+
+PRESETS: dict[str, ModelConfig] = {
+    "embedded": ModelConfig(
+        EMBEDDED_TOKENIZER,
+        TransformerConfig(dim=256, depth=8, heads=8, mlp_dim=1024, dropout=0.1),
+    ),
+    "lab": ModelConfig(
+        LAB_TOKENIZER,
+        TransformerConfig(dim=768, depth=15, heads=16, mlp_dim=1536, norm="post", norm_eps=1e-12, attention_dropout=0.1),
+    ),
+    "maskgit-256": ModelConfig(taming_tokenizer(256), TransformerConfig(num_classes=1000)),
+    "maskgit-512": ModelConfig(taming_tokenizer(512), TransformerConfig(num_tokens=1024, num_classes=1000)),
+}
+"""The presets by name. `lab` is the course lab's model, `maskgit-*` the paper's with the head count of seed 004."""
+
+
+def preset(name: str) -> ModelConfig:
+    """The preset called `name`. Raises ConfigError if there is none."""
+    if name not in PRESETS:
+        raise ConfigError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """The JSON form of one of the dataclasses above."""
+    return dataclasses.asdict(config)
+
+
+def tokenizer_from_dict(values: dict[str, Any]) -> TokenizerConfig:
+    """Rebuild a tokenizer's config from its JSON form. Raises ConfigError for unknown or impossible fields."""
+    try:
+        values = dict(values)
+        for name in ("encoder", "decoder"):
+            values[name] = tuple(Stage(**stage) for stage in values[name])
+        return TokenizerConfig(**values)
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"not a tokenizer configuration: {error}") from error
+
+
+def transformer_from_dict(values: dict[str, Any]) -> TransformerConfig:
+    """Rebuild a transformer's config from its JSON form. Raises ConfigError for unknown or impossible fields."""
+    try:
+        return TransformerConfig(**values)
+    except TypeError as error:
+        raise ConfigError(f"not a transformer configuration: {error}") from error

@@ -1,0 +1,54 @@
+"""Training masks for masked visual token modelling (MVTM)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maskgit.schedules import ceil_count, gamma
+
+
+def mvtm_masks(
+    batch: int,
+    num_tokens: int,
+    schedule: str = "cosine",
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """A random training mask per image: ceil(gamma(r) * N) tokens with r ~ U[0, 1), each image its own r.
+
+    Chang et al., "MaskGIT", CVPR 2022, section 3.2.
+
+    Args:
+        batch: B.
+        num_tokens: N, at least 1.
+        schedule: a key of `maskgit.schedules.SCHEDULES`.
+        generator: source of the randomness; torch's global one by default.
+        device: where the masks are made; the generator's device, or else the CPU, by default.
+
+    Returns:
+        bool [B, N], True = masked; from 1 to N in each image.
+    """
+    if device is None and generator is not None:
+        device = generator.device
+    r = torch.rand(batch, generator=generator, device=device, dtype=torch.float64)
+    return random_masks(ceil_count(gamma(r, schedule), num_tokens).clamp(min=1), num_tokens, generator=generator)
+
+
+def random_masks(counts: Tensor, num_tokens: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Masks of exactly counts[b] tokens, chosen uniformly at random.
+
+    Args:
+        counts: int64 [B], each in [0, N].
+        num_tokens: N.
+        generator: source of the randomness, on the device of `counts`; torch's global one by default.
+
+    Returns:
+        bool [B, N] on the device of `counts`, True = masked.
+    """
+    noise = torch.rand(len(counts), num_tokens, generator=generator, device=counts.device)
+    # The ranks of the noise are a permutation even if two values are equal, so the counts are exact.
+    order = noise.argsort(dim=1)
+    chosen = torch.arange(num_tokens, device=counts.device) < counts[:, None]
+    return torch.zeros_like(chosen).scatter_(1, order, chosen)

@@ -1,0 +1,5 @@
+"""The VQGAN tokenizer and its training losses."""
+
+from maskgit.tokenizer.vqgan import VQGAN
+
+__all__ = ["VQGAN"]

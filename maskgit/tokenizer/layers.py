@@ -1,0 +1,133 @@
+"""Encoder and decoder of the VQGAN (Esser et al., CVPR 2021), built from a list of stages."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskgit.config import TokenizerConfig
+
+GROUP_NORM_EPS = 1e-6  # what every public VQGAN uses
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, 3x3 convolution, twice, around a shortcut (1x1 where the width changes)."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, inputs, GROUP_NORM_EPS)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, outputs, GROUP_NORM_EPS)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, h, w] -> [B, outputs, h, w]."""
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        return self.shortcut(x) + hidden
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over the positions of a feature map."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, GROUP_NORM_EPS)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C, h, w]."""
+        batch, channels, height, width = x.shape
+        normed = self.norm(x)
+        q, k, v = (layer(normed).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        # One head as wide as the feature map: wider than any fused kernel takes, so SDPA's own choice is right here.
+        out = F.scaled_dot_product_attention(q, k, v)  # [B, 1, h * w, C]
+        return x + self.proj(out.squeeze(1).transpose(1, 2).reshape(batch, channels, height, width))
+
+
+class Downsample(nn.Module):
+    """Halve the resolution: 3x3 convolution of stride 2, padded on the right and at the bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C, h / 2, w / 2]."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C, 2 h, 2 w]."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _middle(channels: int, config: TokenizerConfig) -> list[nn.Module]:
+    attention = [AttentionBlock(channels, config.groups)] if config.middle_attention else []
+    return [
+        ResidualBlock(channels, channels, config.groups),
+        *attention,
+        ResidualBlock(channels, channels, config.groups),
+    ]
+
+
+def _stages(width: int, encoding: bool, config: TokenizerConfig) -> tuple[list[nn.Module], int]:
+    layers: list[nn.Module] = []
+    for stage in config.encoder if encoding else config.decoder:
+        for _ in range(stage.blocks):
+            layers.append(ResidualBlock(width, stage.channels, config.groups))
+            width = stage.channels
+            if stage.attention:
+                layers.append(AttentionBlock(width, config.groups))
+        if stage.resample:
+            layers.append(Downsample(width) if encoding else Upsample(width))
+    return layers, width
+
+
+class Encoder(nn.Sequential):
+    """Images [B, 3, S, S] in [-1, 1] -> latents [B, latent_channels, S / patch, S / patch]."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        layers, width = _stages(config.stem_channels, True, config)
+        super().__init__(
+            nn.Conv2d(3, config.stem_channels, 3, padding=1),
+            *layers,
+            *_middle(width, config),
+            nn.GroupNorm(config.groups, width, GROUP_NORM_EPS),
+            nn.SiLU(),
+            nn.Conv2d(width, config.latent_channels, 3, padding=1),
+        )
+
+
+class Decoder(nn.Sequential):
+    """Latents [B, latent_channels, S / patch, S / patch] -> images [B, 3, S, S], about [-1, 1]."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        first = config.decoder[0].channels
+        layers, width = _stages(first, False, config)
+        super().__init__(
+            nn.Conv2d(config.latent_channels, first, 3, padding=1),
+            *_middle(first, config),
+            *layers,
+            nn.GroupNorm(config.groups, width, GROUP_NORM_EPS),
+            nn.SiLU() if config.output_activation else nn.Identity(),
+            nn.Conv2d(width, 3, 3, padding=1),
+        )
+
+    @property
+    def last_layer(self) -> Tensor:
+        """Weight of the last convolution, at which the adversarial loss is balanced."""
+        layer = self[-1]
+        assert isinstance(layer, nn.Conv2d)
+        return layer.weight

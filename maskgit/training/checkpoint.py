@@ -1,0 +1,80 @@
+"""Checkpoints that are whole or absent: a folder is written beside its place and renamed into it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+NAME = re.compile(r"step-(\d{9})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that can't be written or read; the message names the file and the reason."""
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every complete checkpoint, oldest first."""
+    found = []
+    for path in folder.glob("step-*"):
+        match = NAME.fullmatch(path.name)
+        if match:
+            found.append((int(match[1]), path))
+    return sorted(found)
+
+
+def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
+    """Write checkpoint `step`: weights as safetensors, the rest (optimizers) as a torch file; keep the newest `keep`.
+
+    A process killed at any moment leaves either the whole checkpoint or none: everything is written and flushed to a
+    temporary folder, which is then renamed. Raises CheckpointError when the disk refuses; older ones stay untouched.
+    """
+    target = folder / f"step-{step:09d}"
+    temporary = folder / f".{target.name}.partial"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / "weights.safetensors")
+        torch.save(state, temporary / "state.pt")
+        for path in (temporary / "weights.safetensors", temporary / "state.pt", temporary):
+            _flush(path)
+        if target.exists():  # a resumed run reaches the same step again
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _flush(folder)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"{target}: the checkpoint can't be written: {error}") from error
+    for _, old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What save_checkpoint wrote. Raises CheckpointError, naming the file, if it is missing or damaged."""
+    file = path / "weights.safetensors"
+    try:
+        weights = load_file(file)
+        file = path / "state.pt"
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError on a damaged file
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{file}: the checkpoint can't be read: {reason}; remove {path} to go on from the one before"
+        ) from error
+    return weights, state

@@ -1,0 +1,228 @@
+"""Stage 2: train the transformer by masked visual token modeling (Chang et al., "MaskGIT", CVPR 2022, section 3.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from maskgit.config import TransformerConfig, preset
+from maskgit.data import load_dataset
+from maskgit.data.images import AugmentConfig
+from maskgit.data.tokens import PLAIN_VIEWS, tokenize
+from maskgit.decoding import DecodeConfig, decode
+from maskgit.masking import mvtm_masks
+from maskgit.model_folder import Model, load_tokenizer, save_model
+from maskgit.schedules import check_schedule
+from maskgit.tokenizer import VQGAN
+from maskgit.training.loop import LoopConfig, StageTask, TrainingError, make_optimizer, pick_device, train
+from maskgit.training.pictures import save_image_grid
+from maskgit.transformer import Transformer
+
+BUCKETS = 4  # of the mask ratio, in the validation figures
+
+
+@dataclass(frozen=True)
+class TransformerTraining(LoopConfig):
+    """Settings of stage 2."""
+
+    output: Path = Path("runs/transformer")
+    """Folder of the run: checkpoints, tokens, TensorBoard log, pictures, and the trained model."""
+    tokenizer: Path = Path("runs/tokenizer/model")
+    """Folder of the trained tokenizer: what stage 1 wrote, or any model folder."""
+    steps: int = 20000
+    """Optimizer steps in all."""
+    batch_size: int = 32
+    """Images per step."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    beta2: float = 0.96
+    """AdamW's decay of the mean of the squared gradients."""
+    weight_decay: float = 0.05
+    """AdamW's weight decay, on matrices only."""
+    ema: float = 0.999
+    """Decay of the moving average of the weights, which is what is validated and saved; 0 for none."""
+    model: str = "embedded"
+    """Preset whose transformer is trained: embedded, lab, maskgit-256, maskgit-512."""
+    data: str = "emoji"
+    """A folder of images, or `emoji` for the embedded data set."""
+    views: int = 2
+    """Views of each image that are tokenized: itself, its mirror, and then random crops."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random resized crop and flip of the views after the first two."""
+    dropout: float | None = None
+    """Dropout of the transformer; by default what the preset says."""
+    schedule: str = "cosine"
+    """Mask schedule gamma: a share gamma(r) of the tokens is masked, r uniform in [0, 1)."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the training loss."""
+    validation_rounds: int = 4
+    """Masks drawn for each held-out image at each validation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        preset(self.model)
+        self.require_at_least(1, "views", "validation_rounds")
+        self.require_share("label_smoothing")
+        if self.dropout is not None:
+            self.require_share("dropout")
+        try:
+            check_schedule(self.schedule)
+        except ValueError as error:
+            raise TrainingError(f"--schedule {self.schedule}: {error}") from error
+
+
+class TransformerTask(StageTask):
+    """Cross-entropy of the masked tokens."""
+
+    def __init__(
+        self, config: TransformerTraining, architecture: TransformerConfig, tokenizer: VQGAN, device: torch.device
+    ) -> None:
+        self.config, self.device, self.tokenizer = config, device, tokenizer
+        size = tokenizer.config.image_size
+        images, held_out = (load_dataset(config.data, size, split) for split in ("train", "val"))
+        self.dataset = tokenize(
+            tokenizer,
+            images,
+            config.output / "tokens" / "train",
+            views=config.views,
+            augment=config.augment,
+            seed=config.seed,
+            device=device,
+        )
+        self.held_out = tokenize(
+            tokenizer,
+            held_out,
+            config.output / "tokens" / "val",
+            views=PLAIN_VIEWS,
+            augment=AugmentConfig(enabled=False),
+            seed=config.seed,
+            device=device,
+        )
+        torch.manual_seed(config.seed)
+        self.model = Transformer(architecture).to(device)
+        self.class_names = images.class_names if architecture.num_classes else []
+        self.optimizers = [make_optimizer(self.model, config)]
+        self.logits: Any = torch.compile(self.model) if config.compile else self.model
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"model": self.model}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _labels(self, labels: Tensor) -> Tensor | None:
+        return labels.to(self.device) if self.model.config.num_classes else None
+
+    def training_step(self, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
+        config = self.config
+        tokens = batch[0].to(self.device, non_blocking=True)
+        masked = mvtm_masks(len(tokens), tokens.shape[1], config.schedule, device=self.device)
+        with self._autocast():
+            logits = self.logits(
+                tokens.masked_fill(masked, self.model.config.mask_token_id), self._labels(batch[1])
+            ).float()
+        # Mean over the masked tokens without gathering them: their number differs from step to step.
+        losses = F.cross_entropy(
+            logits.transpose(1, 2), tokens, reduction="none", label_smoothing=config.label_smoothing
+        )
+        loss = (losses * masked).sum() / masked.sum()
+        self.optimizers[0].zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or float("inf"))
+        self.optimizers[0].step()
+        with torch.no_grad():
+            accuracy = ((logits.argmax(-1) == tokens) & masked).sum() / masked.sum()
+        return {"loss": loss.detach(), "accuracy": accuracy, "gradient_norm": norm}
+
+    def validate(self, model: nn.Module, writer: SummaryWriter, step: int, folder: Path) -> dict[str, float]:
+        loss, hits, count = (torch.zeros(BUCKETS, dtype=torch.float64) for _ in range(3))
+        image_losses = []
+        tokens = torch.from_numpy(self.held_out.tokens[0].astype(np.int64))
+        labels = torch.from_numpy(self.held_out.labels)
+        for _ in range(self.config.validation_rounds):
+            for part, part_labels in zip(tokens.split(64), labels.split(64), strict=True):
+                part = part.to(self.device)
+                masked = mvtm_masks(len(part), part.shape[1], self.config.schedule, device=self.device)
+                with self._autocast():
+                    logits = model(part.masked_fill(masked, self.model.config.mask_token_id), self._labels(part_labels))
+                losses = F.cross_entropy(logits.float().transpose(1, 2), part, reduction="none") * masked
+                right = (logits.argmax(-1) == part) & masked
+                image_losses.append((losses.sum(1) / masked.sum(1)).cpu())
+                bucket = (masked.float().mean(1) * BUCKETS).long().clamp_max(BUCKETS - 1).cpu()
+                for total, values in ((loss, losses), (hits, right), (count, masked)):
+                    total.index_add_(0, bucket, values.sum(1).double().cpu())
+        figures = {
+            # Every image, and so every r, counts the same; over all masked tokens, large masks count more.
+            "loss": float(torch.cat(image_losses).mean()),
+            "token_loss": float(loss.sum() / count.sum()),
+            "accuracy": float(hits.sum() / count.sum()),
+        }
+        for i in range(BUCKETS):
+            name = f"{100 * i // BUCKETS}-{100 * (i + 1) // BUCKETS}%"
+            if count[i]:
+                figures[f"loss at {name} masked"] = float(loss[i] / count[i])
+                figures[f"accuracy at {name} masked"] = float(hits[i] / count[i])
+        self._picture(model, tokens, labels, writer, step, folder)
+        return figures
+
+    def _picture(
+        self, model: nn.Module, tokens: Tensor, labels: Tensor, writer: SummaryWriter, step: int, folder: Path
+    ) -> None:
+        """The same held-out images at every validation: what is known, what the model fills in, the original."""
+        chosen = torch.linspace(0, len(tokens) - 1, min(16, len(tokens))).long()
+        originals = tokens[chosen].to(self.device)
+        grid = self.tokenizer.config.grid
+        hole = torch.zeros(grid, grid, dtype=torch.bool, device=self.device)
+        hole[grid // 4 : grid - grid // 4, grid // 4 : grid - grid // 4] = True
+        masked = hole.flatten().expand(len(originals), -1)
+        class_labels = self._labels(labels[chosen])
+        filled = decode(
+            lambda held: model(held, class_labels),
+            originals,
+            masked,
+            DecodeConfig(),
+            torch.arange(len(originals), device=self.device),
+            mask_token_id=self.model.config.mask_token_id,
+        )
+        pictures = self.tokenizer.decode(torch.cat([originals, filled]))
+        covered = hole.repeat_interleave(self.tokenizer.config.patch, 0)
+        covered = covered.repeat_interleave(self.tokenizer.config.patch, 1)
+        known = pictures[: len(originals)].masked_fill(covered, 0.0)
+        rows = torch.cat([known, pictures[len(originals) :], pictures[: len(originals)]])
+        image = save_image_grid(rows, folder / "inpaintings.png", columns=len(originals))
+        writer.add_image("masked, filled, original", image, step, dataformats="HWC")
+
+    def export(self, model: nn.Module, folder: Path, figures: dict[str, float]) -> None:
+        assert isinstance(model, Transformer)
+        save_model(folder / "model", Model(self.tokenizer, model, list(self.class_names), {"validation": figures}))
+
+
+def train_transformer(config: TransformerTraining) -> dict[str, float]:
+    """Run stage 2 and return the last validation's figures.
+
+    Raises:
+        TrainingError, DataError, ModelError, CheckpointError: what is wrong with the settings or the files.
+    """
+    device = pick_device(config.device)
+    tokenizer = load_tokenizer(config.tokenizer).to(device)
+    architecture = dataclasses.replace(
+        preset(config.model).transformer,
+        codebook_size=tokenizer.config.codebook_size,
+        num_tokens=tokenizer.config.num_tokens,
+    )
+    if config.dropout is not None:
+        architecture = dataclasses.replace(architecture, dropout=config.dropout)
+    if architecture.num_classes:
+        classes = len(load_dataset(config.data, tokenizer.config.image_size, "train").class_names)
+        if not classes:
+            raise TrainingError(f"{config.model} is class-conditional, but {config.data} has no classes")
+        architecture = dataclasses.replace(architecture, num_classes=classes)
+    return train(lambda: TransformerTask(config, architecture, tokenizer, device), config, device)

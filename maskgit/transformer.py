@@ -1,0 +1,138 @@
+"""The bidirectional transformer that predicts masked tokens: one class, one file, every preset.
+
+It is BERT over a token grid (Chang et al., "MaskGIT", CVPR 2022, section 3.2): learned position embeddings, no causal
+mask, and a head that scores every code at every position.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskgit.config import TransformerConfig
+from maskgit_kernels import attention
+
+EDGE_NORM_EPS = 1e-12  # of the LayerNorms before the first and after the last block, in every source
+INIT_STD = 0.02
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; the packed projection is read in place."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.attention_dropout
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.proj = nn.Linear(config.dim, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, dim] -> [B, N, dim]."""
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, N, D]
+        if self.training and self.dropout:
+            seed = torch.randint(2**62, (), device="cpu")
+            out = attention(q, k, v, dropout_p=self.dropout, seed=int(seed))
+        else:
+            out = attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each a residual branch, with the LayerNorm before the branch or after the sum."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.pre_norm = config.norm == "pre"
+        self.norm1 = nn.LayerNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.norm2 = nn.LayerNorm(config.dim, config.norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.dim, config.mlp_dim), nn.GELU(), nn.Linear(config.mlp_dim, config.dim)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, dim] -> [B, N, dim]."""
+        if self.pre_norm:
+            x = x + self.dropout(self.attention(self.norm1(x)))
+            return x + self.dropout(self.mlp(self.norm2(x)))
+        x = self.norm1(x + self.dropout(self.attention(x)))
+        return self.norm2(x + self.dropout(self.mlp(x)))
+
+
+class Transformer(nn.Module):
+    """Tokens with holes in, logits over the codes out.
+
+    The embedding table holds V codes, the mask token (id V) and, for a class-conditional model, C classes and one
+    "no class" label. The class token stands after the N image tokens; attention has no order, so this covers models
+    that put it first.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        labels = config.num_classes + 1 if config.num_classes else 0
+        length = config.num_tokens + (1 if labels else 0)
+        self.token_embedding = nn.Embedding(config.codebook_size + 1 + labels, config.dim)
+        self.position_embedding = nn.Parameter(torch.empty(length, config.dim))
+        self.embedding_norm = nn.LayerNorm(config.dim, EDGE_NORM_EPS)
+        self.dropout = nn.Dropout(config.dropout)
+        self.input_mlp: nn.Module = nn.Identity()
+        if config.input_mlp:
+            self.input_mlp = nn.Sequential(
+                nn.Linear(config.dim, config.dim),
+                nn.GELU(),
+                nn.LayerNorm(config.dim, EDGE_NORM_EPS),
+                nn.Dropout(config.dropout),
+                nn.Linear(config.dim, config.dim),
+            )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_norm = nn.LayerNorm(config.dim, EDGE_NORM_EPS) if config.norm == "pre" else nn.Identity()
+        self.head = nn.Sequential(
+            nn.Linear(config.dim, config.dim), nn.GELU(), nn.LayerNorm(config.dim, EDGE_NORM_EPS)
+        )
+        if config.tied:
+            self.bias = nn.Parameter(torch.zeros(config.num_tokens, config.codebook_size))
+        else:
+            self.unembedding = nn.Linear(config.dim, config.codebook_size)
+        self.apply(self._initialise)
+        nn.init.trunc_normal_(self.position_embedding, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
+
+    @staticmethod
+    def _initialise(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits over the codes at every position.
+
+        Args:
+            tokens: int64 [B, N]; positions to predict hold the mask token V.
+            labels: int64 [B] in [0, C]; C (or None) means no class. Only for models with classes.
+
+        Returns:
+            Logits [B, N, V]: the mask token has no column, so it can't be predicted.
+
+        Raises:
+            ValueError: N isn't the model's, or labels are given to a model without classes.
+        """
+        config = self.config
+        if tokens.shape[1] != config.num_tokens:
+            raise ValueError(f"the model takes {config.num_tokens} tokens an image, got {tokens.shape[1]}")
+        if config.num_classes:
+            if labels is None:
+                labels = torch.full_like(tokens[:, 0], config.num_classes)
+            tokens = torch.cat([tokens, (labels + config.codebook_size + 1)[:, None]], dim=1)
+        elif labels is not None:
+            raise ValueError("labels were given, but the model was trained without classes (num_classes is 0)")
+        x = self.token_embedding(tokens) + self.position_embedding
+        x = self.input_mlp(self.dropout(self.embedding_norm(x)))  # [B, N (+ 1), dim]
+        for block in self.blocks:
+            x = block(x)
+        x = self.head(self.final_norm(x[:, : config.num_tokens]))  # [B, N, dim]
+        if config.tied:
+            return F.linear(x, self.token_embedding.weight[: config.codebook_size]) + self.bias
+        return self.unembedding(x)

@@ -1,0 +1,204 @@
+import dataclasses
+
+import pytest
+import torch
+
+from maskgit.decoding import DECODERS, DecodeConfig, decode, decode_steps
+from maskgit.schedules import SCHEDULES, mask_counts
+
+V, N = 12, 30
+MASK = V
+
+
+class Model:
+    """Logits that depend on the whole image and on the position, and a record of what it was asked."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.table = torch.randn(V + 1, N, V + 1, generator=generator)
+        self.asked = []
+
+    def __call__(self, tokens):
+        self.asked.append(tokens)
+        own = self.table[tokens, torch.arange(N)]
+        return own + (tokens.float().sin().sum(1)[:, None, None] * torch.arange(V + 1)).sin()
+
+
+def problem(batch=4, share=0.6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(V, (batch, N), generator=generator)
+    masked = torch.rand(batch, N, generator=generator) < share
+    return tokens, masked, torch.arange(batch) - 2
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 2, 8, 40])
+def test_the_promised_number_is_left_at_every_step(schedule, steps):
+    tokens, masked, seeds = problem(6)
+    masked[0], masked[1], masked[2] = True, False, torch.arange(N) == 7
+    config = DecodeConfig(steps=steps, schedule=schedule)
+    promised = mask_counts(masked.sum(1), steps, schedule)
+    known, open_before, seen = ~masked, masked, 0
+    for step, now, still in decode_steps(Model(), tokens, masked, config, seeds, mask_token_id=MASK):
+        assert step == seen
+        assert torch.equal(still.sum(1), promised[step])
+        assert not (still & ~open_before).any()  # what is decided stays decided
+        assert torch.equal(now[known], tokens[known])
+        assert ((now >= 0) & (now < V)).all()
+        if seen:
+            assert torch.equal(now[~open_before], before[~open_before])  # noqa: F821
+        before, open_before, seen = now, still, seen + 1  # noqa: F841
+    assert seen == steps and not still.any()
+
+
+def test_the_model_sees_mask_tokens_exactly_where_masked():
+    tokens, masked, seeds = problem()
+    model = Model()
+    states = list(decode_steps(model, tokens, masked, DecodeConfig(), seeds, mask_token_id=MASK))
+    opens = [masked] + [still for _, _, still in states[:-1]]
+    assert len(model.asked) == 8
+    for asked, still in zip(model.asked, opens, strict=True):
+        assert torch.equal(asked == MASK, still)
+
+
+def test_the_callers_tensors_are_not_modified():
+    tokens, masked, seeds = problem()
+    copies = tokens.clone(), masked.clone(), seeds.clone()
+    decode(Model(), tokens, masked, DecodeConfig(), seeds, mask_token_id=MASK)
+    assert all(torch.equal(x, y) for x, y in zip((tokens, masked, seeds), copies, strict=True))
+
+
+def test_what_the_tokens_hold_where_masked_does_not_matter():
+    tokens, masked, seeds = problem()
+    first = decode(Model(), tokens, masked, DecodeConfig(), seeds, mask_token_id=MASK)
+    second = decode(Model(), tokens.masked_fill(masked, MASK), masked, DecodeConfig(), seeds, mask_token_id=MASK)
+    assert torch.equal(first, second)
+
+
+def test_decode_is_the_last_of_the_steps():
+    tokens, masked, seeds = problem()
+    *_, (_, last, _) = decode_steps(Model(), tokens, masked, DecodeConfig(), seeds, mask_token_id=MASK)
+    assert torch.equal(decode(Model(), tokens, masked, DecodeConfig(), seeds, mask_token_id=MASK), last)
+
+
+def test_nothing_masked_returns_the_tokens():
+    tokens, _, seeds = problem()
+    masked = torch.zeros_like(tokens, dtype=torch.bool)
+    assert torch.equal(decode(Model(), tokens, masked, DecodeConfig(), seeds, mask_token_id=MASK), tokens)
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    tokens, masked, seeds = problem(5)
+    together = decode(Model(), tokens, masked, DecodeConfig(), seeds, mask_token_id=MASK)
+    for b in range(5):
+        alone = decode(
+            Model(), tokens[b : b + 1], masked[b : b + 1], DecodeConfig(), seeds[b : b + 1], mask_token_id=MASK
+        )
+        assert torch.equal(alone[0], together[b])
+
+
+def test_seeds_decide():
+    tokens, masked, _ = problem(3)
+    tokens, masked = tokens[:1].expand(3, -1), masked[:1].expand(3, -1)
+    result = decode(Model(), tokens, masked, DecodeConfig(), torch.tensor([1, 2, 1]), mask_token_id=MASK)
+    assert torch.equal(result[0], result[2]) and not torch.equal(result[0], result[1])
+
+
+def test_stop_after_fills_from_the_last_prediction():
+    tokens, masked, seeds = problem()
+    full = DecodeConfig(steps=8)
+    short = dataclasses.replace(full, stop_after=3)
+    long_states = list(decode_steps(Model(), tokens, masked, full, seeds, mask_token_id=MASK))
+    states = list(decode_steps(Model(), tokens, masked, short, seeds, mask_token_id=MASK))
+    assert len(states) == 3 and not states[-1][2].any()
+    for (_, x, x_open), (_, y, y_open) in zip(states[:2], long_states[:2], strict=True):
+        assert torch.equal(x, y) and torch.equal(x_open, y_open)
+    assert torch.equal(states[2][1], long_states[2][1])  # the sample at every position, kept or not
+
+
+def test_annealing_ends_without_noise(monkeypatch):
+    temperatures = []
+
+    def record(logits, tokens, masked, *args, choice_temperature, **kwargs):
+        temperatures.append(choice_temperature)
+        return tokens, masked
+
+    monkeypatch.setattr("maskgit.decoding.decode_step", record)
+    tokens, masked, seeds = problem()
+    decode(Model(), tokens, masked, DecodeConfig(steps=4, choice_temperature=8.0), seeds, mask_token_id=MASK)
+    assert temperatures == [6.0, 4.0, 2.0, 0.0]
+
+
+def test_greedy_finds_the_likeliest_tokens():
+    answer = torch.randint(V, (2, N), generator=torch.Generator().manual_seed(3))
+
+    def sure(tokens):
+        return torch.nn.functional.one_hot(answer, V + 1) * 50.0
+
+    tokens, masked, seeds = problem(2)
+    masked[:] = True
+    for config in (DecodeConfig(), DecodeConfig(draw="greedy"), DecodeConfig(draw="perturbed", confidence="prob")):
+        config = dataclasses.replace(config, choice_temperature=0.0)
+        assert torch.equal(decode(sure, tokens, masked, config, seeds, mask_token_id=MASK), answer)
+
+
+def test_the_loop_never_looks_at_the_device():
+    """On tensors without data every read of a value raises."""
+    tokens, masked, seeds = (x.to("meta") for x in problem())
+
+    def model(tokens):
+        return torch.zeros(*tokens.shape, V, device=tokens.device)
+
+    assert decode(model, tokens, masked, DecodeConfig(stop_after=5), seeds, mask_token_id=MASK).shape == (4, N)
+
+
+def test_no_gradients_are_recorded():
+    tokens, masked, seeds = problem()
+    weight = torch.ones((), requires_grad=True)
+    recorded = []
+
+    def model(tokens):
+        logits = torch.zeros(*tokens.shape, V) * weight
+        recorded.append(logits.requires_grad)
+        return logits
+
+    decode(model, tokens, masked, DecodeConfig(), seeds, mask_token_id=MASK)
+    assert recorded == [False] * 8
+
+
+def test_nan_logits_are_an_error():
+    tokens, masked, seeds = problem()
+    with pytest.raises(ValueError, match="logits hold NaN"):
+        decode(lambda t: torch.full((4, N, V), torch.nan), tokens, masked, DecodeConfig(), seeds, mask_token_id=MASK)
+
+
+def test_arguments_that_do_not_fit():
+    tokens, masked, seeds = problem()
+    with pytest.raises(ValueError, match=r"tokens and masked must both be \[B, N\], got \(4, 30\) and \(4, 29\)"):
+        decode(Model(), tokens, masked[:, 1:], DecodeConfig(), seeds, mask_token_id=MASK)
+    with pytest.raises(ValueError, match=r"num_codes must be in \[1, 13\], the columns of logits, got 14"):
+        decode(lambda t: torch.zeros(4, N, 13), tokens, masked, DecodeConfig(), seeds, mask_token_id=14)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (dict(steps=0), "steps must be at least 1, got 0"),
+        (dict(schedule="cos"), "schedule must be one of"),
+        (dict(draw="best"), "draw must be one of"),
+        (dict(confidence="p"), "confidence must be one of"),
+        (dict(softmax_temperature=0.0), "softmax_temperature must be positive"),
+        (dict(choice_temperature=float("inf")), "choice_temperature must be"),
+        (dict(stop_after=9), r"stop_after must be in \[1, 8\], the steps, got 9"),
+        (dict(stop_after=0), r"stop_after must be in \[1, 8\]"),
+    ],
+)
+def test_config_is_checked(values, message):
+    with pytest.raises(ValueError, match=message):
+        DecodeConfig(**values)
+
+
+def test_presets():
+    assert DECODERS["maskgit"] == DecodeConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DECODERS["maskgit"].steps = 3

@@ -1,0 +1,15 @@
+"""Train a MaskGIT: first the tokenizer (VQGAN), then the transformer over its tokens (MVTM).
+
+    python train.py tokenizer --output runs/tokenizer
+    python train.py transformer --tokenizer runs/tokenizer/model --output runs/transformer
+
+on the embedded emoji, or on any folder of images with `--data FOLDER`. Add `--resume` to go on after an interruption,
+`--help` for every setting. `tensorboard --logdir runs` shows the curves and pictures.
+"""
+
+import sys
+
+from maskgit.training.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
