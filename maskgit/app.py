@@ -1,0 +1,112 @@
+"""A web page: paint over a picture, see it filled. `python -m maskgit.app`, with the extra [app]."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from maskgit.data.images import to_rgb
+from maskgit.pipeline import MaskGIT
+from maskgit.schedules import SCHEDULES
+
+
+@dataclass(frozen=True)
+class Options:
+    """Serve a web page on this machine in which holes are painted and filled."""
+
+    model: str = "embedded"
+    """"embedded", a model folder, or a repository on the Hugging Face Hub."""
+    device: str | None = None
+    """Such as cpu or cuda:0. Default: a GPU if there is one."""
+    port: int = 7860
+    """Port of the page."""
+
+
+def painted(editor: dict[str, Any] | None) -> tuple[Image.Image, np.ndarray]:
+    """Picture and hole from what the page's editor holds.
+
+    Args:
+        editor: "background" and "layers" as PIL images; what has been painted is not transparent.
+
+    Returns:
+        The RGB picture, and bool [H, W], True where anything is painted.
+
+    Raises:
+        ValueError: there is no picture, or nothing is painted.
+    """
+    if not editor or editor.get("background") is None:
+        raise ValueError("put in a picture first")
+    image = to_rgb(editor["background"])
+    mask = np.zeros((image.height, image.width), dtype=bool)
+    for layer in editor["layers"]:
+        mask |= np.asarray(layer.convert("RGBA").resize(image.size, Image.Resampling.NEAREST))[..., 3] > 0
+    if not mask.any():
+        raise ValueError("paint over what is to be filled")
+    return image, mask
+
+
+def build(model: MaskGIT) -> Any:
+    """The page, a gradio.Blocks. Raises ImportError where gradio is missing."""
+    import gradio as gr
+
+    def fill(
+        editor: dict[str, Any] | None, steps: float, schedule: str, temperature: float, seed: float
+    ) -> tuple[Image.Image, list[Image.Image]]:
+        try:
+            image, mask = painted(editor)
+            (result,) = model.inpaint(
+                [image],
+                [mask],
+                seed=int(seed or 0),
+                save_steps=True,
+                steps=int(steps),
+                schedule=schedule,
+                choice_temperature=temperature,
+            )
+        except ValueError as error:
+            raise gr.Error(str(error)) from error
+        return result.image, [step.image for step in result.steps]
+
+    with resources.as_file(resources.files("maskgit") / "assets" / "samples") as samples:
+        examples = [[{"background": str(p), "layers": [], "composite": str(p)}] for p in sorted(samples.glob("*.png"))]
+    with gr.Blocks(title="MaskGIT inpainting") as page:
+        gr.Markdown("# MaskGIT inpainting\nPut in a picture, paint over what is to be filled, press *Fill*.")
+        with gr.Row():
+            editor = gr.ImageMask(type="pil", label="Picture and hole")
+            output = gr.Image(label="Filled", format="png")
+        with gr.Row():
+            steps = gr.Slider(1, 32, value=8, step=1, label="Steps")
+            schedule = gr.Dropdown(sorted(SCHEDULES), value="cosine", label="Schedule")
+            temperature = gr.Slider(0, 10, value=4.5, label="Choice temperature")
+            seed = gr.Number(value=0, precision=0, label="Seed")
+        button = gr.Button("Fill", variant="primary")
+        gallery = gr.Gallery(label="Step by step", columns=8, format="png")
+        gr.Examples(examples, inputs=[editor])
+        button.click(fill, [editor, steps, schedule, temperature, seed], [output, gallery], api_name="fill")
+    return page
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve the page until Ctrl-C. Returns the exit status: 0, or 2 for a model or option that can't be used."""
+    options = tyro.cli(Options, args=arguments)
+    try:
+        page = build(MaskGIT.from_pretrained(options.model, device=options.device))
+        page.launch(server_port=options.port)
+    except ImportError:
+        print("error: the page needs gradio: pip install 'maskgit-inpaint[app]'", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
