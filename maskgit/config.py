@@ -212,7 +212,7 @@ EMBEDDED_TOKENIZER = TokenizerConfig(
 PRESETS: dict[str, ModelConfig] = {
     "embedded": ModelConfig(
         EMBEDDED_TOKENIZER,
-        TransformerConfig(dim=256, depth=8, heads=8, mlp_dim=1024, dropout=0.1),
+        TransformerConfig(dim=256, depth=8, heads=4, mlp_dim=1024, dropout=0.1),
     ),
     "lab": ModelConfig(
         LAB_TOKENIZER,
