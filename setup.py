@@ -22,7 +22,10 @@ setup(
     python_requires=">=3.10",
     packages=[
         *find_packages(include=["maskgit", "maskgit.*"]),
-        *(f"maskgit_kernels{name}" for name in ["", *(f".{name}" for name in find_packages("kernels/maskgit_kernels"))]),
+        *(
+            f"maskgit_kernels{name}"
+            for name in ["", *(f".{name}" for name in find_packages("kernels/maskgit_kernels"))]
+        ),
     ],
     package_dir={"maskgit_kernels": "kernels/maskgit_kernels"},
     package_data={"maskgit": ["assets/*", "assets/*/*", "py.typed"], "maskgit_kernels": ["py.typed"]},

@@ -1,10 +1,10 @@
 """MaskGIT: VQGAN tokenizer, masked visual token modeling, iterative decoding, inpainting.
 
-    from maskgit import MaskGIT
+from maskgit import MaskGIT
 
-    model = MaskGIT.from_pretrained("embedded")
-    results = model.inpaint([image], [mask])  # mask: bool [H, W], True = fill
-    results[0].image.save("filled.png")
+model = MaskGIT.from_pretrained("embedded")
+results = model.inpaint([image], [mask])  # mask: bool [H, W], True = fill
+results[0].image.save("filled.png")
 """
 
 from maskgit.decoding import DecodeConfig

@@ -59,6 +59,9 @@ class TokenizerConfig:
     """Stages in the order in which they run, from full resolution to the latent grid."""
     decoder: tuple[Stage, ...] = ()
     """Stages in the order in which they run, from the latent grid to full resolution."""
+    encoder_middle: bool = True
+    """Two residual blocks (and attention) at the bottom of the encoder. Without them a token sees little beyond its own
+    patch: the same patch gives the same token anywhere, which is easier to predict."""
     middle_attention: bool = True
     """Self-attention between the two residual blocks at the bottom of encoder and decoder."""
     output_activation: bool = True
@@ -134,7 +137,7 @@ class TransformerConfig:
     num_classes: int = 0
     """Number of classes C; 0 for an unconditional model. One more label, C, stands for a dropped class."""
     input_mlp: bool = False
-    """Linear, GELU, LayerNorm, Linear between the embeddings and the first block (the model of Besnier & Chen, 2023)."""
+    """Linear, GELU, LayerNorm, Linear between the embeddings and the first block (as in Besnier & Chen, 2023)."""
 
     def __post_init__(self) -> None:
         _at_least(1, self, "codebook_size", "num_tokens", "dim", "depth", "heads", "mlp_dim")
@@ -199,24 +202,27 @@ LAB_TOKENIZER = TokenizerConfig(
 """The course lab's VQGAN: resampling at its stages 2 and 4, counted from 0 at full resolution."""
 
 EMBEDDED_TOKENIZER = TokenizerConfig(
+    codebook_size=512,
     codebook_dim=16,
     latent_channels=128,
-    stem_channels=16,
-    # Little at full resolution: on a CPU the time goes there, and a flat 4x4 patch needs little.
-    encoder=(Stage(16, 0, resample=True), Stage(64, 1, resample=True), Stage(128, 2)),
+    stem_channels=32,
+    # Little at full resolution, where a CPU spends its time, and a small field of view: flat areas get few codes.
+    encoder=(Stage(32, 0, resample=True), Stage(128, 1, resample=True)),
+    encoder_middle=False,
     decoder=(Stage(128, 2, resample=True), Stage(64, 2, resample=True), Stage(32, 1)),
     middle_attention=False,
-    groups=16,
 )
 
 PRESETS: dict[str, ModelConfig] = {
     "embedded": ModelConfig(
         EMBEDDED_TOKENIZER,
-        TransformerConfig(dim=256, depth=8, heads=4, mlp_dim=1024, dropout=0.1),
+        TransformerConfig(codebook_size=512, dim=256, depth=8, heads=4, mlp_dim=1024, dropout=0.1),
     ),
     "lab": ModelConfig(
         LAB_TOKENIZER,
-        TransformerConfig(dim=768, depth=15, heads=16, mlp_dim=1536, norm="post", norm_eps=1e-12, attention_dropout=0.1),
+        TransformerConfig(
+            dim=768, depth=15, heads=16, mlp_dim=1536, norm="post", norm_eps=1e-12, attention_dropout=0.1
+        ),
     ),
     "maskgit-256": ModelConfig(taming_tokenizer(256), TransformerConfig(num_classes=1000)),
     "maskgit-512": ModelConfig(taming_tokenizer(512), TransformerConfig(num_tokens=1024, num_classes=1000)),

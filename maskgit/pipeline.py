@@ -1,8 +1,8 @@
 """MaskGIT, the pipeline: pictures in, pictures out.
 
-    model = MaskGIT.from_pretrained()
-    results = model.inpaint([image], [mask])  # mask: bool [H, W], True = fill
-    results[0].image.save("filled.png")
+model = MaskGIT.from_pretrained()
+results = model.inpaint([image], [mask])  # mask: bool [H, W], True = fill
+results[0].image.save("filled.png")
 """
 
 from __future__ import annotations

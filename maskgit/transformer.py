@@ -89,9 +89,7 @@ class Transformer(nn.Module):
             )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_norm = nn.LayerNorm(config.dim, EDGE_NORM_EPS) if config.norm == "pre" else nn.Identity()
-        self.head = nn.Sequential(
-            nn.Linear(config.dim, config.dim), nn.GELU(), nn.LayerNorm(config.dim, EDGE_NORM_EPS)
-        )
+        self.head = nn.Sequential(nn.Linear(config.dim, config.dim), nn.GELU(), nn.LayerNorm(config.dim, EDGE_NORM_EPS))
         if config.tied:
             self.bias = nn.Parameter(torch.zeros(config.num_tokens, config.codebook_size))
         else:

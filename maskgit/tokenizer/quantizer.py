@@ -26,35 +26,63 @@ class Codebook(nn.Module):
         return nn.functional.embedding(tokens, self.weight)
 
 
+def spread(vectors: Tensor, count: int) -> Tensor:
+    """A number `count` of the vectors [M, D], drawn one by one with probability by squared distance to those drawn before.
+
+    k-means++ (Arthur and Vassilvitskii, 2007): dense regions, such as a white background, get few.
+    """
+    chosen = vectors[torch.randint(len(vectors), (1,), device=vectors.device)]
+    distance = (vectors - chosen).square().sum(1)
+    for _ in range(count - 1):
+        new = vectors[torch.multinomial(distance + 1e-12, 1)]
+        distance = torch.minimum(distance, (vectors - new).square().sum(1))
+        chosen = torch.cat([chosen, new])
+    return chosen
+
+
 class CodebookTracker(nn.Module):
     """Training state of a codebook: running means of what each code attracts, and revival of dead codes.
 
-    Exponential moving averages are the update of VQ-VAE's appendix A.1; a code that attracts less than
-    `dead_fraction` of its fair share is moved to a random vector of the batch.
+    Exponential moving averages are the update of VQ-VAE's appendix A.1. The codes start spread over the first batch. A
+    code that attracts less than `dead_fraction` of its fair share is moved to a vector of the batch, drawn by its
+    squared distance to the nearest code, so that codes go where they are missed.
     """
 
     count: Tensor
     total: Tensor
+    started: Tensor
 
-    def __init__(self, codebook: Codebook, decay: float = 0.99, dead_fraction: float = 0.05) -> None:
+    def __init__(self, codebook: Codebook, decay: float = 0.98, dead_fraction: float = 0.05) -> None:
         super().__init__()
         self.decay, self.dead_fraction = decay, dead_fraction
         size, dim = codebook.weight.shape
         self.register_buffer("count", torch.zeros(size))
         self.register_buffer("total", torch.zeros(size, dim))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def start(self, codebook: Codebook, vectors: Tensor) -> None:
+        """Place the codes among the first batch's vectors [M, D], once; later calls do nothing."""
+        if self.started:
+            return
+        codebook.weight.copy_(spread(vectors.float(), len(self.count)))
+        self.count.fill_(len(vectors) / len(self.count))
+        self.total.copy_(codebook.weight * self.count[:, None])
+        self.started.fill_(True)
 
     @torch.no_grad()
     def update(self, codebook: Codebook, vectors: Tensor, tokens: Tensor) -> Tensor:
-        """Move the codes towards the vectors [M, D] that chose them (ids int64 [M]); how many were revived, int64 []."""
+        """Move the codes towards the vectors [M, D] that chose them (ids int64 [M]); returns the number revived, []."""
         vectors = vectors.float()
         size = len(self.count)
+        error = (vectors - codebook(tokens)).square().sum(1)
         count = torch.zeros_like(self.count).index_add_(0, tokens, torch.ones_like(vectors[:, 0]))
         total = torch.zeros_like(self.total).index_add_(0, tokens, vectors)
         self.count.lerp_(count, 1 - self.decay)
         self.total.lerp_(total, 1 - self.decay)
         dead = self.count < self.dead_fraction * len(vectors) / size
         # A revived code starts with a fair share, so that it has time to find its place before the next check.
-        fresh = vectors[torch.randint(len(vectors), (size,), device=vectors.device)]
+        fresh = vectors[torch.multinomial(error + 1e-12, size, replacement=True)]
         share = torch.full_like(self.count, len(vectors) / size)
         self.count.copy_(torch.where(dead, share, self.count))
         self.total.copy_(torch.where(dead[:, None], fresh * share[:, None], self.total))

@@ -22,28 +22,22 @@ Command = (
 )
 
 
-def _parse(arguments: Sequence[str] | None) -> TokenizerTraining | TransformerTraining:
-    try:
-        return tyro.cli(
-            Command,  # type: ignore[arg-type]
-            args=arguments,
-            prog="train.py",
-            description="Train a MaskGIT: first the tokenizer, then the transformer.",
-            config=(tyro.conf.OmitSubcommandPrefixes,),
-        )
-    except ValueError as error:  # how a dataclass of settings refuses a value
-        raise TrainingError(str(error)) from error
+# ImportError: a package that an option needs. OSError: a folder that can't be written, a full disk.
+KNOWN_ERRORS = (CheckpointError, ConfigError, DataError, ImageError, ModelError, TrainingError, ImportError, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage. Returns the exit status: 0, 1 for a run that failed, 130 when interrupted."""
     try:
-        config = _parse(arguments)
+        config = tyro.cli(
+            Command,
+            args=arguments,
+            prog="train.py",
+            description="Train a MaskGIT: first the tokenizer, then the transformer.",
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+        )
         figures = train_tokenizer(config) if isinstance(config, TokenizerTraining) else train_transformer(config)
-    except (
-        *(CheckpointError, ConfigError, DataError, ImageError, ModelError, TrainingError),
-        *(ImportError, OSError),  # a package that an option needs; a folder that can't be written
-    ) as error:
+    except KNOWN_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -15,22 +15,34 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from maskgit.files import write_atomically
 from maskgit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 
 class TrainingError(RuntimeError):
     """A run that can't start or go on; the message says what to change."""
+
+
+def open_log(folder: Path, first_step: int) -> SummaryWriter:
+    """The TensorBoard log of a run. Raises ImportError, naming the extra to install, where TensorBoard is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("training needs TensorBoard: pip install 'maskgit-inpaint[train]'") from error
+    # purge_step drops what a killed run logged after its last checkpoint: those steps are done again.
+    return SummaryWriter(str(folder), purge_step=first_step)
 
 
 @dataclass(frozen=True)
@@ -234,10 +246,9 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, device: torch.
         pin_memory=device.type == "cuda",
         persistent_workers=False,
     )
+    writer = open_log(config.output / "log", first_step)
     figures: dict[str, float] = {}
     started, last_log = time.monotonic(), (time.monotonic(), first_step)
-    # purge_step drops what a killed run logged after its last checkpoint: those steps are done again.
-    writer = SummaryWriter(str(config.output / "log"), purge_step=first_step)
     with writer, tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True) as progress:
         for step, batch in enumerate(loader, start=first_step):
             torch.manual_seed(config.seed * 1_000_003 + step)

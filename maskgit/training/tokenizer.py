@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torch.utils.tensorboard import SummaryWriter
 
 from maskgit.config import TokenizerConfig, preset
 from maskgit.data import AugmentConfig, ImageDataset, load_dataset
@@ -28,6 +27,9 @@ from maskgit.tokenizer.losses import (
 from maskgit.tokenizer.quantizer import CodebookTracker
 from maskgit.training.loop import LoopConfig, StageTask, make_optimizer, pick_device, train
 from maskgit.training.pictures import save_image_grid
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,6 @@ class TokenizerTraining(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        preset(self.model)
         self.require_at_least(1, "validation_images")
         self.require_at_least(0, "commitment", "perceptual_weight", "adversarial_weight", "adversarial_start")
 
@@ -79,7 +80,7 @@ class ViewDataset(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> Tensor:  # type: ignore[override]
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
         index, position = key
         rng = np.random.default_rng((self.seed, 1, position))
         return torch.from_numpy(self.images.view(index, rng, self.augment)).permute(2, 0, 1)
@@ -97,6 +98,8 @@ def plain_views(images: ImageDataset, indices: Any) -> Tensor:
 
 class TokenizerTask(StageTask):
     """Reconstruction, commitment, perceptual and adversarial losses over one VQGAN."""
+
+    model: VQGAN
 
     def __init__(self, config: TokenizerTraining, architecture: TokenizerConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -135,6 +138,7 @@ class TokenizerTask(StageTask):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             latents = self.latents(images).float()  # [B, D, h, w]
             vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, D]
+            self.tracker.start(model.codebook, vectors.detach())
             tokens = model.codebook.nearest(vectors.detach())
             codes = model.codebook(tokens).view(latents.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
             commitment = F.mse_loss(latents, codes)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from maskgit.config import TransformerConfig, preset
 from maskgit.data import load_dataset
@@ -27,6 +26,10 @@ from maskgit.training.pictures import save_image_grid
 from maskgit.transformer import Transformer
 
 BUCKETS = 4  # of the mask ratio, in the validation figures
+
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,6 @@ class TransformerTraining(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        preset(self.model)
         self.require_at_least(1, "views", "validation_rounds")
         self.require_share("label_smoothing")
         if self.dropout is not None:
@@ -81,6 +83,8 @@ class TransformerTraining(LoopConfig):
 
 class TransformerTask(StageTask):
     """Cross-entropy of the masked tokens."""
+
+    model: Transformer
 
     def __init__(
         self, config: TransformerTraining, architecture: TransformerConfig, tokenizer: VQGAN, device: torch.device

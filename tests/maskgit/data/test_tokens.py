@@ -1,0 +1,174 @@
+"""Token shards: what is in them, when they are reused, and when they are made again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskgit.config import TokenizerConfig
+from maskgit.data import AugmentConfig, DataError, ImageDataset
+from maskgit.data.tokens import TokenShard, tokenize
+from maskgit.tokenizer import VQGAN
+
+
+class Noise(ImageDataset):
+    """Five random pictures."""
+
+    image_size = 16
+    class_names = ["a", "b"]
+    labels = np.array([0, 1, 1, 0, 1])
+
+    def __init__(self, seed: int = 0) -> None:
+        self.pixels = np.random.default_rng(seed).integers(256, size=(5, 20, 24, 3), dtype=np.uint8)
+
+    def picture(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+
+class Job:
+    """A call of `tokenize` whose arguments can be changed, and which tells whether the tokenizer was asked."""
+
+    def __init__(self, tokenizer: VQGAN, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.options = {"views": 3, "augment": AugmentConfig(), "seed": 7, "device": torch.device("cpu")}
+        self.tokenizer, self.folder, self.calls = tokenizer, folder, 0
+        encode = VQGAN.encode
+
+        def counting(model: VQGAN, images: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return encode(model, images)
+
+        monkeypatch.setattr(VQGAN, "encode", counting)
+
+    def __call__(
+        self, images: ImageDataset | None = None, tokenizer: VQGAN | None = None, **changes: object
+    ) -> TokenShard:
+        self.calls = 0
+        options = self.options | changes
+        return tokenize(tokenizer or self.tokenizer, images or Noise(), self.folder, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def job(tiny_tokenizer: VQGAN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    return Job(tiny_tokenizer, tmp_path / "tokens", monkeypatch)
+
+
+def encode(tokenizer: VQGAN, pixels: np.ndarray) -> list[int]:
+    with torch.no_grad():
+        return tokenizer.encode(torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1)[0].tolist()
+
+
+def test_views(job: Job) -> None:
+    images = Noise()
+    shard = job(images, batch_size=2)
+    assert len(shard) == 5 and shard.tokens.shape == (3, 5, 16) and shard.tokens.dtype == np.uint16
+    assert isinstance(shard.tokens, np.memmap)
+    for index in range(5):
+        plain = images.image(index)
+        crop = images.view(index, np.random.default_rng((7, 2, 2, index)), AugmentConfig())
+        for view, pixels in enumerate((plain, plain[:, ::-1].copy(), crop)):
+            assert shard.tokens[view, index].tolist() == encode(job.tokenizer, pixels), (view, index)
+    assert (shard.tokens[0] != shard.tokens[1]).any() and (shard.tokens[0] != shard.tokens[2]).any()
+
+
+def test_items(job: Job) -> None:
+    shard = job()
+    chosen = set()
+    for position in range(30):
+        tokens, label = shard[2, position]
+        assert tokens.dtype == torch.int64 and label == 1
+        again, _ = shard[2, position]
+        assert torch.equal(tokens, again)
+        chosen.add(next(view for view in range(3) if shard.tokens[view, 2].tolist() == tokens.tolist()))
+    assert chosen == {0, 1, 2}  # the position decides the view
+
+
+def test_reused_if_nothing_changed(job: Job) -> None:
+    first = job().tokens.copy()
+    assert job.calls == 3
+    again = job()
+    assert job.calls == 0 and np.array_equal(again.tokens, first)
+
+
+@pytest.mark.parametrize("change", ["tokenizer", "images", "views", "augment", "seed"])
+def test_redone_if_something_changed(job: Job, change: str) -> None:
+    job()
+    other = VQGAN(job.tokenizer.config).eval()
+    other.load_state_dict(job.tokenizer.state_dict())
+    with torch.no_grad():
+        other.decoder.last_layer[0, 0, 0, 0] += 1  # even where it makes no difference to the tokens
+    changes = {
+        "tokenizer": {"tokenizer": other},
+        "images": {"images": Noise(1)},
+        "views": {"views": 2},
+        "augment": {"augment": AugmentConfig(crop_scale=(0.2, 0.3))},
+        "seed": {"seed": 8},
+    }[change]
+    shard = job(**changes)
+    assert job.calls == len(shard.tokens)
+    job(**changes)
+    assert job.calls == 0
+
+
+def damage_json(folder: Path) -> None:
+    (folder / "tokens.json").write_text('{"tokenizer": "12')
+
+
+def kill_before_the_end(folder: Path) -> None:
+    (folder / "tokens.json").unlink()
+    tokens = np.load(folder / "tokens.npy", mmap_mode="r+")
+    tokens[1:] = 0
+    tokens.flush()
+
+
+def truncate(folder: Path) -> None:
+    data = (folder / "tokens.npy").read_bytes()
+    (folder / "tokens.npy").write_bytes(data[:-10])
+
+
+def lose(folder: Path) -> None:
+    (folder / "tokens.npy").unlink()
+
+
+@pytest.mark.parametrize("damage", [kill_before_the_end, damage_json, truncate, lose])
+def test_half_of_a_shard_is_redone(job: Job, damage: object) -> None:
+    first = job().tokens.copy()
+    damage(job.folder)  # type: ignore[operator]
+    again = job()
+    assert job.calls == 3 and np.array_equal(again.tokens, first)
+
+
+def test_interrupted_midway(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a shard is written over an older one of other inputs, neither counts."""
+    job(seed=1)
+    encode, calls = VQGAN.encode, 0
+
+    def fail(model: VQGAN, images: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return encode(model, images)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(VQGAN, "encode", fail)
+        job()
+    assert not (job.folder / "tokens.json").exists()
+    job(seed=1)
+    assert job.calls == 3
+
+
+def test_impossible_arguments(job: Job, tiny_tokenizer_config: TokenizerConfig) -> None:
+    with pytest.raises(DataError, match="views=0"):
+        job(views=0)
+    huge = VQGAN(dataclasses.replace(tiny_tokenizer_config, codebook_size=2**16 + 1))
+    with pytest.raises(DataError, match="65537 codes does not fit"):
+        job(tokenizer=huge)
+    largest = VQGAN(dataclasses.replace(tiny_tokenizer_config, codebook_size=2**16)).eval()
+    largest.codebook.weight.fill_(1e3)
+    largest.codebook.weight[-1] = 0
+    assert (job(tokenizer=largest, views=1).tokens == 2**16 - 1).all()

@@ -1,0 +1,134 @@
+"""The pieces of the loop: order of samples, learning rate, settings, devices."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from maskgit.training.loop import (
+    LoopConfig,
+    SampleOrder,
+    TrainingError,
+    learning_rate,
+    make_optimizer,
+    pick_device,
+    run_settings,
+)
+from maskgit.training.tokenizer import TokenizerTraining
+from maskgit.training.transformer import TransformerTraining
+
+
+def config(**changes: object) -> LoopConfig:
+    values = {"output": Path("out"), "steps": 20, "batch_size": 4, "lr": 1e-3}
+    return LoopConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_each_epoch_is_a_permutation() -> None:
+    batches = list(SampleOrder(10, config(), 0))
+    assert [len(batch) for batch in batches] == [4] * 20
+    samples = [sample for batch in batches for sample in batch]
+    assert [position for _, position in samples] == list(range(80))
+    epochs = [[index for index, _ in samples[start : start + 10]] for start in range(0, 80, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 8  # another order each time
+
+
+@pytest.mark.parametrize("start", [1, 2, 3, 19, 20])
+def test_any_start_continues_the_same_order(start: int) -> None:
+    order = SampleOrder(10, config(), start)
+    assert list(order) == list(SampleOrder(10, config(), 0))[start:]
+    assert len(order) == 20 - start
+
+
+def test_order_depends_on_the_seed() -> None:
+    assert list(SampleOrder(10, config(seed=1), 0)) != list(SampleOrder(10, config(), 0))
+    # But not on the batch size.
+    first, second, *_ = SampleOrder(3, config(batch_size=2), 0)
+    assert next(iter(SampleOrder(3, config(), 0))) == first + second
+
+
+def test_empty_set() -> None:
+    with pytest.raises(TrainingError, match="empty"):
+        SampleOrder(0, config(), 0)
+
+
+def test_learning_rate() -> None:
+    schedule = config(steps=110, warmup=10, lr=1.0, min_lr=0.2)
+    rates = [learning_rate(schedule, step) for step in range(111)]
+    assert rates[:11] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0])
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert rates[60] == pytest.approx(0.6)  # half of the cosine
+    assert rates[35] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2)
+    assert rates[110] == pytest.approx(0.2)
+    assert learning_rate(config(warmup=0), 0) == 1e-3
+    assert learning_rate(config(warmup=100), 19) == pytest.approx(2e-4)  # shorter than its warm-up
+
+
+def test_weight_decay_is_for_matrices() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 4))
+    model[2].weight.requires_grad_(False)
+    groups = make_optimizer(model, config(weight_decay=0.1)).param_groups
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 1), (0.0, 4)]
+    assert groups[0]["params"][0] is model[0].weight
+
+
+def test_settings_that_count() -> None:
+    settings = run_settings(TokenizerTraining())
+    assert {"lr", "seed", "batch_size", "steps", "data", "augment", "precision"} <= settings.keys()
+    assert settings.keys().isdisjoint({"output", "workers", "resume", "save_every", "device"})
+    assert settings["augment"]["crop_scale"] == [0.8, 1.0]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"steps": 0}, "--steps 0: must be at least 1"),
+        ({"batch_size": -1}, "--batch-size -1"),
+        ({"keep": 0}, "--keep 0"),
+        ({"lr": -1e-3}, "--lr -0.001: must be at least 0"),
+        ({"lr": math.nan}, "--lr nan"),
+        ({"clip": math.inf}, "--clip inf"),
+        ({"warmup": -1}, "--warmup -1"),
+        ({"seed": -1}, "--seed -1"),
+        ({"workers": -1}, "--workers -1"),
+        ({"beta1": 1.0}, r"--beta1 1.0: must be in \[0, 1\)"),
+        ({"ema": 1.0}, "--ema 1.0"),
+        ({"precision": "fp16"}, "--precision fp16: must be bf16 or float32"),
+    ],
+)
+def test_impossible_settings(changes: dict, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        config(**changes)
+
+
+@pytest.mark.parametrize(
+    "stage, changes, message",
+    [
+        (TokenizerTraining, {"validation_images": 0}, "--validation-images 0"),
+        (TokenizerTraining, {"adversarial_weight": -1.0}, "--adversarial-weight -1.0"),
+        (TransformerTraining, {"views": 0}, "--views 0: must be at least 1"),
+        (TransformerTraining, {"validation_rounds": 0}, "--validation-rounds 0"),
+        (TransformerTraining, {"dropout": 1.5}, "--dropout 1.5"),
+        (TransformerTraining, {"label_smoothing": 1.0}, "--label-smoothing 1.0"),
+        (TransformerTraining, {"schedule": "steep"}, "--schedule steep: .*cosine, linear"),
+        (TransformerTraining, {"lr": -1.0}, "--lr -1.0"),
+    ],
+)
+def test_impossible_settings_of_a_stage(stage: type, changes: dict, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        stage(**changes)
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(TrainingError, match="--device nonsense: .+"):
+        pick_device("nonsense")
+    if torch.cuda.is_available():
+        pytest.skip("cuda is there")
+    with pytest.raises(TrainingError, match="--device cuda: .+"):
+        pick_device("cuda")

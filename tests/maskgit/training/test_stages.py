@@ -1,0 +1,344 @@
+"""Both stages, run for a few steps: they learn, resume exactly, refuse what can't be, survive SIGKILL."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import random
+import runpy
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from maskgit.model_folder import load_model, load_tokenizer
+from maskgit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
+from maskgit.training.loop import TrainingError
+from maskgit.training.tokenizer import TokenizerTask
+from maskgit.training.transformer import TransformerTask
+
+STAGES = ("tokenizer", "transformer")
+STEPS, SAVED = 8, 5  # as in conftest.py
+TASKS: dict[str, Any] = {"tokenizer": TokenizerTask, "transformer": TransformerTask}
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+def curve(output: Path, name: str = "train/loss") -> list[tuple[int, float]]:
+    """(step, value) of every logged step, as TensorBoard shows them: in order, without what a resumed run replaced."""
+    log = EventAccumulator(str(output / "log"), size_guidance={"scalars": 0})
+    return [(event.step, event.value) for event in log.Reload().Scalars(name)]
+
+
+def last_state(output: Path) -> tuple[dict[str, Tensor], list[Any]]:
+    weights, state = load_checkpoint(list_checkpoints(output / "checkpoints")[-1][1])
+    return weights, [optimizer["state"] for optimizer in state["optimizers"]]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The logged losses and everything in the last checkpoint are equal, bit for bit."""
+    assert curve(a) == curve(b)
+    torch.testing.assert_close(last_state(a), last_state(b), rtol=0, atol=0)
+
+
+def interrupt_at(step: int, stage: str, patch: pytest.MonkeyPatch) -> None:
+    real = TASKS[stage].training_step
+
+    def training_step(self: Any, batch: Any, now: int) -> dict[str, Tensor]:
+        if now == step:
+            raise Interrupted
+        return real(self, batch, now)
+
+    patch.setattr(TASKS[stage], "training_step", training_step)
+
+
+@pytest.fixture
+def copy(unbroken: dict[str, Path], tmp_path: Path) -> Any:
+    """copy(stage): the unbroken run, to be damaged."""
+
+    def copy(stage: str) -> Path:
+        return Path(shutil.copytree(unbroken[stage], tmp_path / stage))
+
+    return copy
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+def test_what_stage_1_leaves(unbroken: dict[str, Path]) -> None:
+    output = unbroken["tokenizer"]
+    figures = json.loads((output / "validation.json").read_text())
+    assert figures.keys() == {"step", "psnr", "ssim", "l1", "codes_used", "perplexity"} and figures["step"] == STEPS
+    assert [step for step, _ in curve(output)] == list(range(STEPS))
+    assert [step for step, _ in curve(output, "validation/psnr")] == [4, 8]
+    assert [step for step, _ in curve(output, "train/discriminator")] == list(range(2, STEPS))
+    assert any(revived for step, revived in curve(output, "train/revived") if step >= SAVED)
+    assert [rate for _, rate in curve(output, "train/lr")][:3] == pytest.approx([2.5e-3, 5e-3, 5e-3])
+    assert [step for step, _ in list_checkpoints(output / "checkpoints")] == [SAVED, STEPS]
+    # The averaged weights are what is saved.
+    weights, _ = last_state(output)
+    saved = load_tokenizer(output / "model").state_dict()
+    for name, tensor in saved.items():
+        assert torch.equal(tensor, weights[f"ema.module.{name}"]), name
+    assert any(not torch.equal(tensor, weights[f"model.{name}"]) for name, tensor in saved.items())
+    assert Image.open(output / "reconstructions.png").size[0] == 16 * 16
+
+
+def test_what_stage_2_leaves(unbroken: dict[str, Path]) -> None:
+    output = unbroken["transformer"]
+    model = load_model(output / "model")
+    assert model.class_names == ["above", "below"] and model.transformer.config.num_classes == 2
+    figures = json.loads((output / "validation.json").read_text())
+    assert {"loss", "token_loss", "accuracy"} < figures.keys()
+    assert model.metadata["validation"] == {name: value for name, value in figures.items() if name != "step"}
+    assert (output / "inpaintings.png").exists()
+    shards = {name: np.load(output / "tokens" / name / "tokens.npy").shape for name in ("train", "val")}
+    assert shards["train"][0] == 3 and shards["val"][0] == 2 and shards["train"][1] + shards["val"][1] == 30
+    ours, theirs = model.tokenizer.state_dict(), load_tokenizer(unbroken["tokenizer"] / "model").state_dict()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_loss_falls(stage: str, run: Any, unbroken: dict[str, Path], tmp_path: Path) -> None:
+    plain = {"perceptual": "none", "adversarial_weight": 0.0} if stage == "tokenizer" else {"dropout": 0.0}
+    changes = {"steps": 60, "batch_size": 8, "save_every": 100, "validate_every": 100, "precision": "float32"}
+    run(stage, tmp_path, **changes, **plain)
+    losses = [value for _, value in curve(tmp_path)]
+    first, last = np.mean(losses[:5]), np.mean(losses[-5:])
+    assert last < 0.6 * first, (first, last)
+
+
+def test_loss_is_over_masked_tokens_only(run: Any, unbroken: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
+    """The first logged loss is the cross-entropy written out for the masks and views of that step."""
+    seen: dict[str, Any] = {}
+    real = TransformerTask.training_step
+
+    def training_step(self: Any, batch: Any, step: int) -> dict[str, Tensor]:
+        self.model.register_forward_hook(lambda _, inputs, output: seen.update(held=inputs[0], logits=output))
+        logged = real(self, batch, step)
+        seen.update(tokens=batch[0], loss=logged["loss"])
+        return logged
+
+    monkeypatch.setattr(TransformerTask, "training_step", training_step)
+    run("transformer", tmp_path, steps=1, precision="float32")
+    masked = seen["held"] == 16
+    assert torch.equal(seen["held"][~masked], seen["tokens"][~masked])
+    assert 1 <= masked.sum(1).min() and len(masked.sum(1).unique()) > 1  # each image its own share
+    scores = seen["logits"].detach().double().log_softmax(-1)
+    picked = scores.gather(-1, seen["tokens"][..., None])[..., 0]
+    assert float(seen["loss"]) == pytest.approx(-float(picked[masked].mean()), rel=1e-5)
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_equals_unbroken(
+    stage: str, workers: int, run: Any, unbroken: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_at(7, stage, patch)  # two steps behind the checkpoint at 5
+        run(stage, tmp_path)
+    assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == [SAVED]
+    # A killed process also leaves this.
+    leftover = tmp_path / "checkpoints" / ".step-000000008.partial"
+    shutil.copytree(tmp_path / "checkpoints" / "step-000000005", leftover)
+    (leftover / "weights.safetensors").write_bytes(b"half")
+    run(stage, tmp_path, resume=True, workers=workers)
+    assert_same_run(tmp_path, unbroken[stage])
+    assert not leftover.exists()
+    file = "tokenizer.safetensors" if stage == "tokenizer" else "transformer.safetensors"
+    assert (tmp_path / "model" / file).read_bytes() == (unbroken[stage] / "model" / file).read_bytes()
+
+
+def test_the_seed_matters(run: Any, unbroken: dict[str, Path], tmp_path: Path) -> None:
+    """Else the equalities above would show nothing."""
+    run("tokenizer", tmp_path, seed=1, steps=3)
+    assert curve(tmp_path)[0] != curve(unbroken["tokenizer"])[0]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_resume_without_a_checkpoint_starts(
+    stage: str, run: Any, unbroken: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_at(3, stage, patch)
+        run(stage, tmp_path)
+    run(stage, tmp_path, resume=True)
+    assert_same_run(tmp_path, unbroken[stage])
+
+
+def test_resume_after_the_end(run: Any, copy: Any, unbroken: dict[str, Path]) -> None:
+    """Killed between the last checkpoint and the export: the model is written all the same."""
+    output = copy("transformer")
+    shutil.rmtree(output / "model")
+    run("transformer", output, resume=True)
+    for path in (unbroken["transformer"] / "model").iterdir():
+        assert (output / "model" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_occupied_output(stage: str, run: Any, copy: Any) -> None:
+    output = copy(stage)
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(TrainingError, match=f"{output} already holds a run: go on with --resume"):
+        run(stage, output, seed=3)
+    with pytest.raises(TrainingError, match=r"other settings: lr \(was 0.005, now 0.1\), seed \(was 0, now 3\)"):
+        run(stage, output, resume=True, lr=0.1, seed=3)
+    # Nothing has been written over, the tokens of stage 2 included.
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_another_stage_in_the_output(run: Any, copy: Any) -> None:
+    with pytest.raises(TrainingError, match="other settings: "):
+        run("transformer", copy("tokenizer"), resume=True)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt"])
+def test_truncated_checkpoint(name: str, run: Any, copy: Any) -> None:
+    output = copy("tokenizer")
+    damaged = output / "checkpoints" / "step-000000008" / name
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match=f"{damaged}: the checkpoint can't be read"):
+        run("tokenizer", output, resume=True)
+
+
+def test_checkpoint_of_other_networks(run: Any, copy: Any, pictures: Path, tmp_path: Path) -> None:
+    """The same settings, but the pictures now have three classes."""
+    output, settings = copy("transformer"), tmp_path / "transformer" / "checkpoints" / "step-000000008"
+    third = pictures / "third"
+    third.mkdir()
+    try:
+        Image.new("RGB", (20, 20)).save(third / "1.png")
+        with pytest.raises(
+            CheckpointError, match=f"{settings}: does not fit the networks of this run: .*size mismatch"
+        ):
+            run("transformer", output, resume=True)
+    finally:
+        shutil.rmtree(third)
+
+
+# --- failing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("changes", [{"log_every": 1}, {"log_every": 100, "save_every": 3}], ids=["logged", "saved"])
+def test_a_loss_that_is_not_finite(
+    stage: str, changes: dict, run: Any, unbroken: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    real = TASKS[stage].training_step
+
+    def training_step(self: Any, batch: Any, step: int) -> dict[str, Tensor]:
+        logged = real(self, batch, step)
+        return logged | {"loss": logged["loss"] * float("nan")} if step >= 4 else logged
+
+    monkeypatch.setattr(TASKS[stage], "training_step", training_step)
+    with pytest.raises(TrainingError, match=r"step [45]: the loss is nan; start again with a lower --lr"):
+        run(stage, tmp_path, **changes)
+    assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] in ([], [3])
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    run: Any, unbroken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TokenizerTask.training_step
+
+    def training_step(self: TokenizerTask, batch: Tensor, step: int) -> dict[str, Tensor]:
+        logged = real(self, batch, step)
+        if step == 4:
+            self.model.decoder.last_layer.detach().fill_(float("inf"))
+        return logged
+
+    monkeypatch.setattr(TokenizerTask, "training_step", training_step)
+    with pytest.raises(TrainingError, match="step 4: 2 tensors are no longer finite"):  # averaged ones included
+        run("tokenizer", tmp_path)
+    assert list_checkpoints(tmp_path / "checkpoints") == []
+
+
+def test_classes_are_needed(run: Any, unbroken: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for i in range(30):
+        Image.new("RGB", (16, 16), (8 * i, 0, 0)).save(folder / f"{i}.png")
+    with pytest.raises(TrainingError, match="tiny-classes is class-conditional, but .*flat has no classes"):
+        run("transformer", tmp_path / "out", data=str(folder))
+
+
+# --- SIGKILL ----------------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import dataclasses, sys
+import torch
+from maskgit.config import PRESETS, ModelConfig, tokenizer_from_dict, transformer_from_dict
+from maskgit.training.cli import main
+
+torch.set_num_threads(1)
+PRESETS["tiny"] = ModelConfig(tokenizer_from_dict(TOKENIZER), transformer_from_dict(TRANSFORMER))
+sys.exit(main(ARGUMENTS))
+"""
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments(
+    pictures: Path, unbroken: dict[str, Path], tmp_path: Path, tiny_tokenizer_config: Any, tiny_transformer_config: Any
+) -> None:
+    """Each stage is killed again and again, in the middle of whatever it does, and ends where an unbroken run ends."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    # Every process is forked from one that has imported PyTorch already.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["maskgit.training.cli", "torch._dynamo"])
+    rng = random.Random(time.time_ns())
+
+    def start(stage: str, output: Path) -> Any:
+        options = {"output": output, "data": pictures, "model": "tiny", "device": "cpu"}
+        options |= {"steps": 24, "batch-size": 4, "warmup": 2, "ema": 0.9, "save-every": 1, "log-every": 1}
+        options |= {"tokenizer": unbroken["tokenizer"] / "model"} if stage == "transformer" else {}
+        values = {
+            "ARGUMENTS": [stage, "--resume", *(str(x) for k, v in options.items() for x in (f"--{k}", v))],
+            "TOKENIZER": dataclasses.asdict(tiny_tokenizer_config),
+            "TRANSFORMER": dataclasses.asdict(tiny_transformer_config),
+        }
+        process = processes.Process(target=runpy.run_path, args=(str(script), values))
+        process.start()
+        return process
+
+    def newest(output: Path) -> int:
+        return max((step for step, _ in list_checkpoints(output / "checkpoints")), default=0)
+
+    for stage in STAGES:
+        whole, broken = tmp_path / f"{stage}-whole", tmp_path / f"{stage}-broken"
+        process = start(stage, whole)
+        process.join()
+        assert process.exitcode == 0
+        for kill in range(4):
+            process, before = start(stage, broken), newest(broken)
+            # The first one anywhere, setting up included; the others a little after they have got somewhere.
+            while kill and process.is_alive() and newest(broken) <= before:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.1))
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL, "the run was over before it could be killed"
+        process = start(stage, broken)
+        process.join()
+        assert process.exitcode == 0
+        assert_same_run(broken, whole)
+        for path in (whole / "model").iterdir():
+            assert (broken / "model" / path.name).read_bytes() == path.read_bytes(), path.name
+        assert not list((broken / "checkpoints").glob(".*"))
