@@ -11,6 +11,8 @@ METRICS = [
 APP = ["gradio>=6"]
 DEV = ["fonttools>=4.40", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"]
 
+KERNELS = ["maskgit_kernels", *(f"maskgit_kernels.{name}" for name in find_packages("kernels/maskgit_kernels"))]
+
 setup(
     name="maskgit-inpaint",
     version="0.1.0",
@@ -20,13 +22,7 @@ setup(
     license="MIT",
     license_files=["LICENSE", "maskgit/assets/NOTO_EMOJI_LICENSE.txt"],
     python_requires=">=3.10",
-    packages=[
-        *find_packages(include=["maskgit", "maskgit.*"]),
-        *(
-            f"maskgit_kernels{name}"
-            for name in ["", *(f".{name}" for name in find_packages("kernels/maskgit_kernels"))]
-        ),
-    ],
+    packages=[*find_packages(include=["maskgit", "maskgit.*"]), *KERNELS],
     package_dir={"maskgit_kernels": "kernels/maskgit_kernels"},
     package_data={"maskgit": ["assets/*", "assets/*/*", "py.typed"], "maskgit_kernels": ["py.typed"]},
     install_requires=[

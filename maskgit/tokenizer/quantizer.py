@@ -27,7 +27,7 @@ class Codebook(nn.Module):
 
 
 def spread(vectors: Tensor, count: int) -> Tensor:
-    """A number `count` of the vectors [M, D], drawn one by one with probability by squared distance to those drawn before.
+    """Some of the vectors [M, D], drawn one by one by squared distance to those drawn before: float [count, D].
 
     k-means++ (Arthur and Vassilvitskii, 2007): dense regions, such as a white background, get few.
     """
