@@ -26,6 +26,11 @@ class Codebook(nn.Module):
         return nn.functional.embedding(tokens, self.weight)
 
 
+def _odds(distance: Tensor) -> Tensor:
+    # Of a run that has diverged, nothing may stop here: the training loop says what happened, multinomial does not.
+    return distance.nan_to_num(0.0, 0.0) + 1e-12
+
+
 def spread(vectors: Tensor, count: int) -> Tensor:
     """Some of the vectors [M, D], drawn one by one by squared distance to those drawn before: float [count, D].
 
@@ -34,7 +39,7 @@ def spread(vectors: Tensor, count: int) -> Tensor:
     chosen = vectors[torch.randint(len(vectors), (1,), device=vectors.device)]
     distance = (vectors - chosen).square().sum(1)
     for _ in range(count - 1):
-        new = vectors[torch.multinomial(distance + 1e-12, 1)]
+        new = vectors[torch.multinomial(_odds(distance), 1)]
         distance = torch.minimum(distance, (vectors - new).square().sum(1))
         chosen = torch.cat([chosen, new])
     return chosen
@@ -82,7 +87,7 @@ class CodebookTracker(nn.Module):
         self.total.lerp_(total, 1 - self.decay)
         dead = self.count < self.dead_fraction * len(vectors) / size
         # A revived code starts with a fair share, so that it has time to find its place before the next check.
-        fresh = vectors[torch.multinomial(error + 1e-12, size, replacement=True)]
+        fresh = vectors[torch.multinomial(_odds(error), size, replacement=True)]
         share = torch.full_like(self.count, len(vectors) / size)
         self.count.copy_(torch.where(dead, share, self.count))
         self.total.copy_(torch.where(dead[:, None], fresh * share[:, None], self.total))

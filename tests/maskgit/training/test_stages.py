@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import os
 import random
 import runpy
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -253,6 +255,13 @@ def test_a_loss_that_is_not_finite(
     assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] in ([], [3])
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_diverges(stage: str, run: Any, unbroken: Any, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="step [1-7]: .*(nan|inf|no longer finite).* start again with a lower --lr"):
+        run(stage, tmp_path, lr=1e30, warmup=0, clip=0.0, precision="float32")
+    assert list_checkpoints(tmp_path / "checkpoints") == []
+
+
 def test_weights_that_are_not_finite_are_not_saved(
     run: Any, unbroken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,12 +304,19 @@ sys.exit(main(ARGUMENTS))
 
 @pytest.mark.slow
 def test_sigkill_at_random_moments(
-    pictures: Path, unbroken: dict[str, Path], tmp_path: Path, tiny_tokenizer_config: Any, tiny_transformer_config: Any
+    pictures: Path,
+    unbroken: dict[str, Path],
+    tmp_path: Path,
+    tiny_tokenizer_config: Any,
+    tiny_transformer_config: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each stage is killed again and again, in the middle of whatever it does, and ends where an unbroken run ends."""
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    # Every process is forked from one that has imported PyTorch already.
+    # Every process is forked from one that has imported PyTorch already, and that only the environment can tell where
+    # the packages are (before Python 3.13).
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["maskgit.training.cli", "torch._dynamo"])
     rng = random.Random(time.time_ns())
