@@ -11,6 +11,7 @@ import runpy
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,13 @@ class Interrupted(Exception):
 
 def curve(output: Path, name: str = "train/loss") -> list[tuple[int, float]]:
     """(step, value) of every logged step, as TensorBoard shows them: in order, without what a resumed run replaced."""
-    log = EventAccumulator(str(output / "log"), size_guidance={"scalars": 0})
-    return [(event.step, event.value) for event in log.Reload().Scalars(name)]
+    with tempfile.TemporaryDirectory() as folder:
+        # TensorBoard reads the files of a run in the order of their names, which hold the time in seconds only: two of
+        # them may have been started within the same one here.
+        for i, path in enumerate(sorted((output / "log").iterdir(), key=lambda path: path.stat().st_mtime_ns)):
+            shutil.copy(path, Path(folder, f"events.out.tfevents.{i:010d}"))
+        log = EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in log.Scalars(name)]
 
 
 def last_state(output: Path) -> tuple[dict[str, Tensor], list[Any]]:
@@ -346,7 +352,7 @@ def test_sigkill_at_random_moments(
             process, before = start(stage, broken), newest(broken)
             # The first one anywhere, setting up included; the others a little after they have got somewhere.
             while kill and process.is_alive() and newest(broken) <= before:
-                time.sleep(0.002)
+                time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.1))
             process.kill()
             process.join()
