@@ -62,6 +62,9 @@ class TokenizerConfig:
     encoder_middle: bool = True
     """Two residual blocks (and attention) at the bottom of the encoder. Without them a token sees little beyond its own
     patch: the same patch gives the same token anywhere, which is easier to predict."""
+    encoder_norm: Literal["group", "position"] = "group"
+    """GroupNorm, whose statistics are those of the whole picture, or a LayerNorm over the channels of each position:
+    then nothing but the pixels around a patch has a say in its token."""
     middle_attention: bool = True
     """Self-attention between the two residual blocks at the bottom of encoder and decoder."""
     output_activation: bool = True
@@ -71,6 +74,8 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, self, "image_size", "codebook_size", "codebook_dim", "latent_channels", "stem_channels", "groups")
+        if self.encoder_norm not in ("group", "position"):
+            raise ConfigError(f"encoder_norm {self.encoder_norm!r} is neither 'group' nor 'position'")
         down, up = (sum(stage.resample for stage in stages) for stages in (self.encoder, self.decoder))
         if not self.encoder or not self.decoder:
             raise ConfigError("a tokenizer needs at least one encoder and one decoder stage")
@@ -209,6 +214,7 @@ EMBEDDED_TOKENIZER = TokenizerConfig(
     # Little at full resolution, where a CPU spends its time, and a small field of view: flat areas get few codes.
     encoder=(Stage(32, 0, resample=True), Stage(128, 1, resample=True)),
     encoder_middle=False,
+    encoder_norm="position",
     decoder=(Stage(128, 2, resample=True), Stage(64, 2, resample=True), Stage(32, 1)),
     middle_attention=False,
 )
@@ -216,7 +222,7 @@ EMBEDDED_TOKENIZER = TokenizerConfig(
 PRESETS: dict[str, ModelConfig] = {
     "embedded": ModelConfig(
         EMBEDDED_TOKENIZER,
-        TransformerConfig(codebook_size=512, dim=256, depth=8, heads=4, mlp_dim=1024, dropout=0.1),
+        TransformerConfig(codebook_size=512, dim=256, depth=8, heads=4, mlp_dim=1024, dropout=0.1, num_classes=10),
     ),
     "lab": ModelConfig(
         LAB_TOKENIZER,

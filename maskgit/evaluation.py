@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from maskgit import visualize
-from maskgit.data import DataError, EmojiDataset, ImageDataset, ImageError, load_dataset
+from maskgit.data import DataError, ImageDataset, ImageError, load_dataset
 from maskgit.data.masks import make_mask
 from maskgit.decoding import DecodeConfig
 from maskgit.features import efficientnet_lite0
@@ -93,6 +93,8 @@ class Options:
     """Masks per image for the masked-token loss."""
     steps: int = DecodeConfig.steps
     """Decoding steps."""
+    classes: bool = False
+    """Tell a class-conditional model the class of each image."""
     feature_size: int = 224
     """Side that images are enlarged to for the features of the Fréchet distance."""
     batch_size: int = 16
@@ -124,7 +126,7 @@ class HeldOut(NamedTuple):
     tokens: Tensor
     """int64 [n, N], on the CPU."""
     labels: list[int] | None
-    """Classes, for a model of just these classes."""
+    """Classes, if the model is to know them."""
     subsets: Subsets
 
 
@@ -200,11 +202,11 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
         images, training = (load_dataset(options.data, size, split) for split in ("val", "train"))
         chosen = choose_images(len(images), options.max_images, options.seed)
         pixels = torch.cat(list(plain_views(images, chosen)))
-        families = images.families if isinstance(images, EmojiDataset) else [str(i) for i in range(len(images))]
-        families = [families[i] for i in chosen]
+        families = [int(family) for family in images.family_numbers()[chosen]]
         subsets = make_subsets(families, options.seed)
-        by_class = bool(model.class_names) and model.class_names == images.class_names
-        labels = [int(images.labels[i]) for i in chosen] if by_class else None
+        if options.classes and (not model.class_names or model.class_names != images.class_names):
+            raise DataError(f"--classes: the classes of {options.model} are not those of {options.data}")
+        labels = [int(images.labels[i]) for i in chosen] if options.classes else None
     with watch("tokenizer"):
         tokens, tokenizer_figures, decoded = measure_tokenizer(model, pixels, subsets)
         held_out = HeldOut(pixels, tokens, labels, subsets)
@@ -262,7 +264,7 @@ def choose_images(count: int, max_images: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng((seed, 1)).permutation(count)[:max_images])
 
 
-def make_subsets(families: Sequence[str], seed: int) -> Subsets:
+def make_subsets(families: Sequence[int], seed: int) -> Subsets:
     """The sets of images that figures are given for.
 
     Emoji come in families (skin tones, genders) of near copies, and a few families are huge: over all images, the
@@ -271,7 +273,7 @@ def make_subsets(families: Sequence[str], seed: int) -> Subsets:
     """
     everything = np.arange(len(families))
     order = np.random.default_rng((seed, 2)).permutation(len(families))
-    first: dict[str, int] = {}
+    first: dict[int, int] = {}
     for index in order:
         first.setdefault(families[index], int(index))
     if len(first) == len(families) or len(first) < 2:

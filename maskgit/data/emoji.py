@@ -82,6 +82,9 @@ class EmojiDataset(ImageDataset):
     def picture(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
 
+    def family_numbers(self) -> np.ndarray:
+        return np.unique(self.families, return_inverse=True)[1]
+
     def image(self, index: int) -> np.ndarray:
         if self.image_size == self.pixels.shape[1]:
             return self.pixels[index].copy()

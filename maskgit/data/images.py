@@ -194,6 +194,10 @@ class ImageDataset(abc.ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def family_numbers(self) -> np.ndarray:
+        """int64 [n]: images with the same number are near copies of each other. Here every image is its own family."""
+        return np.arange(len(self))
+
     def image(self, index: int) -> np.ndarray:
         """The plain view: centre square, resized. uint8 [S, S, 3]."""
         return resize(self.picture(index), self.image_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,14 +12,26 @@ from maskgit.config import TokenizerConfig
 GROUP_NORM_EPS = 1e-6  # what every public VQGAN uses
 
 
-class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, 3x3 convolution, twice, around a shortcut (1x1 where the width changes)."""
+Norm = Callable[[int], nn.Module]
+"""Makes the normalization of a feature map, given its channels."""
 
-    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
+
+class PositionNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each position of a feature map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C, h, w]."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ResidualBlock(nn.Module):
+    """Normalization, SiLU, 3x3 convolution, twice, around a shortcut (1x1 where the width changes)."""
+
+    def __init__(self, inputs: int, outputs: int, norm: Norm) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, inputs, GROUP_NORM_EPS)
+        self.norm1 = norm(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, outputs, GROUP_NORM_EPS)
+        self.norm2 = norm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
@@ -31,9 +45,9 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Single-head self-attention over the positions of a feature map."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, GROUP_NORM_EPS)
+        self.norm = norm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -73,23 +87,25 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def _middle(channels: int, config: TokenizerConfig) -> list[nn.Module]:
-    attention = [AttentionBlock(channels, config.groups)] if config.middle_attention else []
-    return [
-        ResidualBlock(channels, channels, config.groups),
-        *attention,
-        ResidualBlock(channels, channels, config.groups),
-    ]
+def _norm(config: TokenizerConfig, encoding: bool) -> Norm:
+    if encoding and config.encoder_norm == "position":
+        return lambda channels: PositionNorm(channels, GROUP_NORM_EPS)
+    return lambda channels: nn.GroupNorm(config.groups, channels, GROUP_NORM_EPS)
 
 
-def _stages(width: int, encoding: bool, config: TokenizerConfig) -> tuple[list[nn.Module], int]:
+def _middle(channels: int, norm: Norm, config: TokenizerConfig) -> list[nn.Module]:
+    attention = [AttentionBlock(channels, norm)] if config.middle_attention else []
+    return [ResidualBlock(channels, channels, norm), *attention, ResidualBlock(channels, channels, norm)]
+
+
+def _stages(width: int, encoding: bool, norm: Norm, config: TokenizerConfig) -> tuple[list[nn.Module], int]:
     layers: list[nn.Module] = []
     for stage in config.encoder if encoding else config.decoder:
         for _ in range(stage.blocks):
-            layers.append(ResidualBlock(width, stage.channels, config.groups))
+            layers.append(ResidualBlock(width, stage.channels, norm))
             width = stage.channels
             if stage.attention:
-                layers.append(AttentionBlock(width, config.groups))
+                layers.append(AttentionBlock(width, norm))
         if stage.resample:
             layers.append(Downsample(width) if encoding else Upsample(width))
     return layers, width
@@ -99,12 +115,13 @@ class Encoder(nn.Sequential):
     """Images [B, 3, S, S] in [-1, 1] -> latents [B, latent_channels, S / patch, S / patch]."""
 
     def __init__(self, config: TokenizerConfig) -> None:
-        layers, width = _stages(config.stem_channels, True, config)
+        norm = _norm(config, encoding=True)
+        layers, width = _stages(config.stem_channels, True, norm, config)
         super().__init__(
             nn.Conv2d(3, config.stem_channels, 3, padding=1),
             *layers,
-            *(_middle(width, config) if config.encoder_middle else []),
-            nn.GroupNorm(config.groups, width, GROUP_NORM_EPS),
+            *(_middle(width, norm, config) if config.encoder_middle else []),
+            norm(width),
             nn.SiLU(),
             nn.Conv2d(width, config.latent_channels, 3, padding=1),
         )
@@ -114,13 +131,13 @@ class Decoder(nn.Sequential):
     """Latents [B, latent_channels, S / patch, S / patch] -> images [B, 3, S, S], about [-1, 1]."""
 
     def __init__(self, config: TokenizerConfig) -> None:
-        first = config.decoder[0].channels
-        layers, width = _stages(first, False, config)
+        norm, first = _norm(config, encoding=False), config.decoder[0].channels
+        layers, width = _stages(first, False, norm, config)
         super().__init__(
             nn.Conv2d(config.latent_channels, first, 3, padding=1),
-            *_middle(first, config),
+            *_middle(first, norm, config),
             *layers,
-            nn.GroupNorm(config.groups, width, GROUP_NORM_EPS),
+            norm(width),
             nn.SiLU() if config.output_activation else nn.Identity(),
             nn.Conv2d(width, 3, 3, padding=1),
         )

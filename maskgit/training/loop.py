@@ -77,6 +77,9 @@ class LoopConfig:
     compile: bool = False
     """Run the networks through torch.compile: a minute or two of compilation first. On a CPU it
     speeds up the tokenizer and does nothing for the transformer."""
+    one_per_family: bool = False
+    """Show one image of each family of near copies in an epoch (of the emoji: skin tones, genders, directions), a
+    random one each time, instead of all of them."""
     seed: int = 0
     """Seed of everything that is random in the run."""
     workers: int = 0
@@ -150,26 +153,37 @@ class SampleOrder(Sampler[list[tuple[int, int]]]):
     """Batches of (index, position): a new shuffle each epoch, from (seed, epoch), starting at any step.
 
     `position` counts samples from the start of the run; the augmentation of a sample is drawn from it.
+
+    Args:
+        families: int64 [n], the family of each sample; with config.one_per_family, an epoch has one of each.
     """
 
-    def __init__(self, length: int, config: LoopConfig, first_step: int) -> None:
-        if length < 1:
+    def __init__(self, families: np.ndarray, config: LoopConfig, first_step: int) -> None:
+        if not len(families):
             raise TrainingError("the training set is empty")
-        self.length, self.config, self.first_step = length, config, first_step
+        self.families, self.config, self.first_step = families, config, first_step
 
     def __len__(self) -> int:
         return self.config.steps - self.first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        length = len(np.unique(self.families)) if self.config.one_per_family else len(self.families)
         epoch, order = -1, np.empty(0, dtype=np.int64)
         for step in range(self.first_step, self.config.steps):
             batch = []
             for position in range(step * self.config.batch_size, (step + 1) * self.config.batch_size):
-                if position // self.length != epoch:
-                    epoch = position // self.length
-                    order = np.random.default_rng((self.config.seed, epoch)).permutation(self.length)
-                batch.append((int(order[position % self.length]), position))
+                if position // length != epoch:
+                    epoch = position // length
+                    order = self._shuffled(epoch)
+                batch.append((int(order[position % length]), position))
             yield batch
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self.families))
+        if self.config.one_per_family:
+            _, first = np.unique(self.families[order], return_index=True)
+            order = order[np.sort(first)]
+        return order
 
 
 class StageTask(abc.ABC):
@@ -179,6 +193,8 @@ class StageTask(abc.ABC):
     """What is trained, averaged and saved."""
     optimizers: list[torch.optim.Optimizer]
     dataset: Dataset[Any]
+    families: np.ndarray
+    """int64 [n]: the family of each of the data set's samples, as `ImageDataset.family_numbers` gives them."""
     """Indexed by (index, position); see SampleOrder."""
 
     @abc.abstractmethod
@@ -236,7 +252,7 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, device: torch.
     del saved  # it is as large as the model and its optimizer
     validated = averaged.module if averaged is not None else task.model
 
-    order = SampleOrder(len(task.dataset), config, first_step)  # type: ignore[arg-type]
+    order = SampleOrder(task.families, config, first_step)
     loader = DataLoader(
         task.dataset,
         batch_sampler=order,

@@ -104,9 +104,8 @@ class TokenizerTask(StageTask):
     def __init__(self, config: TokenizerTraining, architecture: TokenizerConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         torch.manual_seed(config.seed)
-        self.dataset = ViewDataset(
-            load_dataset(config.data, architecture.image_size, "train"), config.augment, config.seed
-        )
+        images = load_dataset(config.data, architecture.image_size, "train")
+        self.dataset, self.families = ViewDataset(images, config.augment, config.seed), images.family_numbers()
         held_out = load_dataset(config.data, architecture.image_size, "val")
         chosen = np.linspace(0, len(held_out) - 1, min(len(held_out), config.validation_images)).astype(int)
         self.validation = plain_views(held_out, chosen)

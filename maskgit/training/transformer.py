@@ -62,8 +62,14 @@ class TransformerTraining(LoopConfig):
     """Random resized crop and flip of the views after the first two."""
     dropout: float | None = None
     """Dropout of the transformer; by default what the preset says."""
+    class_dropout: float = 0.1
+    """Share of the images whose class is hidden, for a class-conditional model: it then works without a class too, and
+    with guidance."""
     schedule: str = "cosine"
     """Mask schedule gamma: a share gamma(r) of the tokens is masked, r uniform in [0, 1)."""
+    box_share: float = 0.0
+    """Share of the images whose masked tokens lie in a random box, as when a hole is filled; the rest are masked all
+    over, as in the paper."""
     label_smoothing: float = 0.0
     """Label smoothing of the training loss."""
     validation_rounds: int = 4
@@ -72,7 +78,7 @@ class TransformerTraining(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least(1, "views", "validation_rounds")
-        self.require_share("label_smoothing")
+        self.require_share("label_smoothing", "box_share", "class_dropout")
         if self.dropout is not None:
             self.require_share("dropout")
         try:
@@ -110,6 +116,7 @@ class TransformerTask(StageTask):
             seed=config.seed,
             device=device,
         )
+        self.families = images.family_numbers()
         torch.manual_seed(config.seed)
         self.model = Transformer(architecture).to(device)
         self.class_names = images.class_names if architecture.num_classes else []
@@ -128,11 +135,15 @@ class TransformerTask(StageTask):
     def training_step(self, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
         config = self.config
         tokens = batch[0].to(self.device, non_blocking=True)
-        masked = mvtm_masks(len(tokens), tokens.shape[1], config.schedule, device=self.device)
+        masked = mvtm_masks(
+            len(tokens), tokens.shape[1], config.schedule, box_share=config.box_share, device=self.device
+        )
+        labels = self._labels(batch[1])
+        if labels is not None:
+            hidden = torch.rand(len(labels), device=self.device) < config.class_dropout
+            labels = labels.masked_fill(hidden, self.model.config.num_classes)
         with self._autocast():
-            logits = self.logits(
-                tokens.masked_fill(masked, self.model.config.mask_token_id), self._labels(batch[1])
-            ).float()
+            logits = self.logits(tokens.masked_fill(masked, self.model.config.mask_token_id), labels).float()
         # Mean over the masked tokens without gathering them: their number differs from step to step.
         losses = F.cross_entropy(
             logits.transpose(1, 2), tokens, reduction="none", label_smoothing=config.label_smoothing
@@ -227,6 +238,6 @@ def train_transformer(config: TransformerTraining) -> dict[str, float]:
     if architecture.num_classes:
         classes = len(load_dataset(config.data, tokenizer.config.image_size, "train").class_names)
         if not classes:
-            raise TrainingError(f"{config.model} is class-conditional, but {config.data} has no classes")
+            print(f"{config.data} has no classes (folders of their own): training without")
         architecture = dataclasses.replace(architecture, num_classes=classes)
     return train(lambda: TransformerTask(config, architecture, tokenizer, device), config, device)

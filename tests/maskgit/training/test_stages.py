@@ -28,6 +28,7 @@ from maskgit.training.checkpoint import CheckpointError, list_checkpoints, load_
 from maskgit.training.loop import TrainingError
 from maskgit.training.tokenizer import TokenizerTask
 from maskgit.training.transformer import TransformerTask
+from maskgit.transformer import Transformer
 
 STAGES = ("tokenizer", "transformer")
 STEPS, SAVED = 8, 5  # as in conftest.py
@@ -285,13 +286,33 @@ def test_weights_that_are_not_finite_are_not_saved(
     assert list_checkpoints(tmp_path / "checkpoints") == []
 
 
-def test_classes_are_needed(run: Any, unbroken: Any, tmp_path: Path) -> None:
+def test_pictures_without_classes(run: Any, unbroken: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = tmp_path / "flat"
     folder.mkdir()
     for i in range(30):
         Image.new("RGB", (16, 16), (8 * i, 0, 0)).save(folder / f"{i}.png")
-    with pytest.raises(TrainingError, match="tiny-classes is class-conditional, but .*flat has no classes"):
-        run("transformer", tmp_path / "out", data=str(folder))
+    run("transformer", tmp_path / "out", data=str(folder), steps=1)
+    assert "flat has no classes" in capsys.readouterr().out
+    assert load_model(tmp_path / "out" / "model").transformer.config.num_classes == 0
+
+
+def test_class_dropout(run: Any, unbroken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    forward = Transformer.forward
+
+    def spy(self: Transformer, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+        assert labels is not None
+        if self.training:
+            seen.append(labels)
+        return forward(self, tokens, labels)
+
+    monkeypatch.setattr(Transformer, "forward", spy)
+    run("transformer", tmp_path / "half", class_dropout=0.5, steps=4, batch_size=64)
+    hidden = (torch.cat(seen) == 2).double().mean()  # of two classes
+    assert abs(hidden - 0.5) < 4.5 * (0.25 / 256) ** 0.5
+    seen.clear()
+    run("transformer", tmp_path / "none", class_dropout=0.0, steps=4)
+    assert set(torch.cat(seen).tolist()) == {0, 1}
 
 
 # --- SIGKILL ----------------------------------------------------------------------------------------------------------
