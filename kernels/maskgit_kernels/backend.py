@@ -1,15 +1,24 @@
 """Which implementation of the operators runs.
 
 `torch` is the fastest PyTorch way to the same function on the device at hand, `triton` the Triton kernels, `auto` the
-better of the two that is there. The environment variable MASKGIT_KERNELS sets it for a process, `use` overrides that,
-and an operator's own `backend` argument overrides both.
+better of the two that is there: Triton on an NVIDIA GPU of compute capability 8.0 or later, PyTorch elsewhere. The
+environment variable MASKGIT_KERNELS sets it for a process, `use` overrides that, and an operator's own `backend`
+argument overrides both.
+
+With TRITON_INTERPRET=1 in the environment, `triton` also runs on a CPU, through Triton's interpreter: slow, and meant
+for tests.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 
+import torch
+
 BACKENDS = ("auto", "triton", "torch")
+OLDEST_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16 matrix instructions
 
 _requested = os.environ.get("MASKGIT_KERNELS", "auto")
 
@@ -19,27 +28,62 @@ def use(backend: str) -> None:
 
     Raises:
         ValueError: no such implementation.
-        RuntimeError: "triton", where it cannot run.
+        RuntimeError: "triton", where it can't run.
     """
     global _requested
     resolve(backend)
     _requested = backend
 
 
-def resolve(backend: str | None = None) -> str:
-    """The implementation that `backend` (by default what `use` or MASKGIT_KERNELS asked for) stands for.
+def resolve(backend: str | None = None, device: torch.device | str | None = None) -> str:
+    """The implementation, "torch" or "triton", that `backend` stands for.
+
+    Args:
+        backend: by default what `use` or MASKGIT_KERNELS asked for.
+        device: where the tensors are; None asks for the GPU if there is one, else for the CPU.
 
     Raises:
         ValueError: no such implementation.
-        RuntimeError: "triton", where it cannot run: never a silent fallback.
+        RuntimeError: "triton", where it can't run: never a silent fallback.
     """
     wanted = _requested if backend is None else backend
     if wanted not in BACKENDS:
         source = "MASKGIT_KERNELS" if backend is None else "backend"
         raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {wanted!r}")
-    if wanted == "triton":
-        raise RuntimeError(
-            "backend 'triton' was asked for, but this version of maskgit_kernels has no Triton kernels: "
-            "use 'auto' or 'torch'"
+    if wanted == "torch":
+        return wanted
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if wanted == "auto":
+        return "triton" if device.type == "cuda" and why_not_triton(device) is None else "torch"
+    reason = why_not_triton(device)
+    if reason is not None:
+        raise RuntimeError(f"backend 'triton' was asked for, but {reason}: use 'auto' or 'torch'")
+    return wanted
+
+
+def interpreting() -> bool:
+    """Whether Triton's kernels run in its interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
+
+
+def why_not_triton(device: torch.device) -> str | None:
+    """Why the Triton kernels can't run on `device`, or None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if interpreting():
+        return None
+    if device.type != "cuda" or torch.version.hip:
+        return (
+            f"it needs an NVIDIA GPU, and the tensors are on {device.type} "
+            "(TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)"
         )
-    return "torch"
+    capability = _capability(device)
+    if capability < OLDEST_CAPABILITY:
+        oldest, this = (".".join(map(str, version)) for version in (OLDEST_CAPABILITY, capability))
+        return f"it needs a GPU of compute capability {oldest} or later, and {device} has {this}"
+    return None
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)

@@ -11,10 +11,12 @@ depend on the batch, the device or the number of threads. Everything that decide
 
     STREAM_TOKEN       the noise that draws a token, one word per code
     STREAM_CONFIDENCE  the noise on a position's confidence: the word of "code" 0
-    STREAM_DROPOUT     attention dropout: "code" is the key's index, "position" the query's, "step" is batch * H + head
+    STREAM_DROPOUT     attention dropout, with 7 rounds: counter (key // 8, query, batch * H + head, stream); the
+                       decision on a key is made by half key % 8 of the four words' eight 16-bit halves (low half of
+                       word 0, high half of word 0, low half of word 1, ...)
 
 The words are those of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), and of Triton's
-`tl.philox(seed, c0, c1, c2, c3)`.
+`tl.philox(seed, c0, c1, c2, c3)`; `maskgit_kernels.philox_triton` has them for kernels.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ STREAM_TOKEN = 0
 STREAM_CONFIDENCE = 1
 STREAM_DROPOUT = 2
 
-_ROUNDS = 10
+ROUNDS = 10
+DROPOUT_ROUNDS = 7  # the fewest that pass every test of the paper; what FlashAttention-2 uses
 _MULTIPLIER_A, _MULTIPLIER_B = 0xD2511F53, 0xCD9E8D57  # of counter words 0 and 2
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85  # what each round adds to the key
 _MASK = 0xFFFFFFFF
@@ -36,7 +39,12 @@ _MAX_UNIFORM = 1.0 - 2.0**-24
 
 
 def philox_4x32(
-    seeds: Tensor, c0: Tensor | int, c1: Tensor | int, c2: Tensor | int, c3: Tensor | int
+    seeds: Tensor,
+    c0: Tensor | int,
+    c1: Tensor | int,
+    c2: Tensor | int,
+    c3: Tensor | int,
+    rounds: int = ROUNDS,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four random 32-bit words for each key and counter.
 
@@ -44,13 +52,14 @@ def philox_4x32(
         seeds: int64 tensor, the 64-bit keys.
         c0, c1, c2, c3: int64 tensors or ints, the counter's words; only their low 32 bits count.
             All five broadcast against each other.
+        rounds: of the generator.
 
     Returns:
         Four int64 tensors of the broadcast shape (or one that broadcasts to it) with values in [0, 2**32).
     """
     key0, key1 = seeds & _MASK, (seeds >> 32) & _MASK
     w0, w1, w2, w3 = (torch.as_tensor(c, dtype=torch.int64, device=seeds.device) & _MASK for c in (c0, c1, c2, c3))
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         # int64 products wrap modulo 2**64, so one product holds both halves. The low halves w1 and w3 keep their
         # upper bits as rubbish, which the mask after the next round's xor removes.
         product_a, product_b = w0 * _MULTIPLIER_A, w2 * _MULTIPLIER_B
@@ -87,6 +96,20 @@ def random_words(seeds: Tensor, positions: Tensor, step: Tensor | int, stream: i
         step = step[..., None]
     words = philox_4x32(seeds[..., None], quads, positions[..., None], step, stream)
     return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(-2)[..., :count]
+
+
+def random_halves(seeds: Tensor, positions: Tensor, step: Tensor | int, stream: int, count: int) -> Tensor:
+    """The 16-bit halves that decide attention dropout: see the module's docstring. Arguments as `random_words`.
+
+    Returns:
+        int64 [..., count] in [0, 2**16).
+    """
+    octets = torch.arange((count + 7) // 8, device=seeds.device)
+    if isinstance(step, Tensor):
+        step = step[..., None]
+    words = philox_4x32(seeds[..., None], octets, positions[..., None], step, stream, DROPOUT_ROUNDS)
+    halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
+    return torch.stack(torch.broadcast_tensors(*halves), dim=-1).flatten(-2)[..., :count]
 
 
 def uniform(words: Tensor) -> Tensor:

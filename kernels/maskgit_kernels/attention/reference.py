@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskgit_kernels.philox import STREAM_DROPOUT, random_words
+from maskgit_kernels.philox import STREAM_DROPOUT, random_halves
 
 
 def attention_reference(
@@ -37,7 +37,7 @@ def attention_reference(
 
 
 def keep_mask(q: Tensor, k: Tensor, dropout_p: float, seed: int | Tensor, first_image: int = 0) -> Tensor:
-    """Which attention weights dropout keeps: those whose Philox word is at least dropout_p * 2**32.
+    """Which attention weights dropout keeps: those whose 16 random bits are at least dropout_p * 2**16.
 
     Args:
         q: [B, H, Nq, D], k: [B, H, Nk, D]; only their shapes and device are used.
@@ -50,5 +50,5 @@ def keep_mask(q: Tensor, k: Tensor, dropout_p: float, seed: int | Tensor, first_
     seeds = torch.as_tensor(seed, dtype=torch.int64, device=q.device).view(1, 1)
     positions = torch.arange(queries, device=q.device)[None, :]
     pairs = torch.arange(first_image * heads, (first_image + batch) * heads, device=q.device)[:, None]
-    words = random_words(seeds, positions, pairs, STREAM_DROPOUT, k.shape[2])
-    return (words >= round(dropout_p * 2**32)).view(batch, heads, queries, k.shape[2])
+    halves = random_halves(seeds, positions, pairs, STREAM_DROPOUT, k.shape[2])
+    return (halves >= round(dropout_p * 2**16)).view(batch, heads, queries, k.shape[2])

@@ -1,0 +1,86 @@
+"""Kernel tests: Triton's interpreter where there is no GPU, no read or write outside a tensor, no unwritten output."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where Triton's kernels run: a GPU, or the CPU under the interpreter."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill what torch.empty and its kin return with NaN (integers: with their lowest value)."""
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, _poisoning(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoning(torch.Tensor.new_empty))
+
+
+def _poisoning(make: Any) -> Any:
+    def poisoned(*args: Any, **options: Any) -> Any:
+        tensor = make(*args, **options)
+        if type(tensor) is not torch.Tensor or tensor.device.type == "meta":
+            return tensor
+        if tensor.dtype.is_floating_point:
+            return tensor.fill_(torch.nan)
+        return tensor.fill_(True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).min)
+
+    return poisoned
+
+
+@pytest.fixture(autouse=True)
+def checked_bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Under the interpreter: every load and store must fall into a tensor that was passed to the kernel."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    pytest.importorskip("triton")
+    from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+
+    ranges: list[tuple[int, int]] = []
+    launch = GridExecutor.__call__
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def checked_launch(self: Any, *args: Any, **options: Any) -> Any:
+        ranges[:] = [_extent(x) for x in (*args, *options.values()) if isinstance(x, torch.Tensor) and x.numel()]
+        return launch(self, *args, **options)
+
+    def check(pointers: Any, mask: Any, size: int, what: str) -> None:
+        addresses = np.asarray(pointers.data).astype(np.uint64)
+        used = np.broadcast_to(np.asarray(mask.data), addresses.shape).astype(bool)
+        inside = np.zeros(addresses.shape, bool)
+        for first, end in ranges:
+            inside |= (addresses >= first) & (addresses + np.uint64(size) <= end)
+        outside = int((used & ~inside).sum())
+        if outside:
+            raise IndexError(f"{what}: {outside} of {int(used.sum())} lanes are outside every tensor of the launch")
+
+    def checked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        check(pointers, mask, max(1, pointers.get_element_ty().primitive_bitwidth // 8), "load")
+        return load(self, pointers, mask, *rest)
+
+    def checked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        check(pointers, mask, max(1, value.dtype.scalar.primitive_bitwidth // 8), "store")
+        return store(self, pointers, value, mask, *rest)
+
+    monkeypatch.setattr(GridExecutor, "__call__", checked_launch)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", checked_load)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", checked_store)
+    yield
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    elements = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return tensor.data_ptr(), tensor.data_ptr() + elements * tensor.element_size()

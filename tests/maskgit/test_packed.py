@@ -1,0 +1,81 @@
+"""The packed copy computes what the transformer computes."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from maskgit.config import TransformerConfig
+from maskgit.packed import PackedLinear, can_pack, pack
+from maskgit.transformer import Transformer
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="PyTorch was built without oneDNN")
+
+CONFIG = TransformerConfig(codebook_size=40, num_tokens=16, dim=48, depth=2, heads=3, mlp_dim=80)
+KINDS = {
+    "pre-norm": {},
+    "post-norm": {"norm": "post"},
+    "untied": {"tied": False},
+    "classes": {"num_classes": 3},
+    "input mlp": {"input_mlp": True},
+}
+
+
+def make(**changes) -> Transformer:
+    model = Transformer(dataclasses.replace(CONFIG, **changes)).eval()
+    for parameter in model.parameters():  # larger than at initialisation, so that every part counts
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+def test_same_logits_in_float32(changes):
+    model = make(**changes)
+    packed = pack(model, torch.float32)
+    assert not any(isinstance(module, nn.Linear | nn.GELU) for module in packed.modules())
+    tokens = torch.randint(41, (3, 16))
+    labels = torch.tensor([0, 2, 3]) if changes.get("num_classes") else None
+    with torch.inference_mode():
+        exact = copy.deepcopy(model).double()(tokens, labels)
+        ours, theirs = ((network(tokens, labels) - exact).abs().max() for network in (packed, model))
+    assert ours <= 2 * theirs + 1e-6 * exact.abs().max()
+
+
+def test_bfloat16_is_as_good_as_autocast():
+    model = make()
+    packed = pack(model, torch.bfloat16)
+    tokens = torch.randint(41, (8, 16))
+    with torch.inference_mode():
+        exact = model(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, theirs = (network(tokens).float() for network in (packed, model))
+    assert (ours - exact).square().mean() <= 1.5 * (theirs - exact).square().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_image_does_not_depend_on_its_batch(dtype):
+    packed = pack(make(dim=96, heads=2, mlp_dim=256), dtype)
+    tokens = torch.randint(41, (17, 16))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        together = packed(tokens)
+        for size in (1, 2, 5, 16):
+            assert torch.equal(torch.cat([packed(part) for part in tokens.split(size)]), together)
+
+
+def test_the_original_stays_as_it_is_and_is_shared():
+    model = make()
+    before = {name: (tensor, tensor.clone()) for name, tensor in model.named_parameters()}
+    packed = pack(model, torch.bfloat16)
+    for name, tensor in model.named_parameters():
+        assert tensor is before[name][0] and torch.equal(tensor, before[name][1])
+    assert packed.token_embedding.weight is model.token_embedding.weight
+    assert isinstance(model.blocks[0].attention.qkv, nn.Linear)
+    assert isinstance(packed.blocks[0].attention.qkv, PackedLinear)
+
+
+def test_without_onednn(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="no oneDNN"):
+        pack(make(), torch.float32)
