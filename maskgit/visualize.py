@@ -1,13 +1,28 @@
-"""Pictures to look at: the strip of one inpainting, and grids of many."""
+"""Pictures to look at: the strip of one inpainting, grids of many, how masks and images evolve, still and moving.
+
+python -m maskgit.visualize                                      # a sample image, filled by three schedules
+python -m maskgit.visualize photo.png --mask hole.png --schedules cosine arccos --steps 12 --animation webp
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+import tyro
 from PIL import Image, ImageDraw, ImageFont
 
-from maskgit.pipeline import InpaintResult
+from maskgit.data.images import read_image
+from maskgit.data.masks import MAKERS, load_mask, make_mask
+from maskgit.decoding import DecodeConfig
+from maskgit.files import write_atomically
+from maskgit.pipeline import InpaintResult, MaskGIT
 
 BACKGROUND = (255, 255, 255)
 INK = (40, 40, 40)
@@ -23,6 +38,9 @@ _HATCH_WIDTH = 4
 _GAP = 6
 _CAPTION = 16  # height of a line of text
 _SMALLEST, _LARGEST = 128, 256  # what the longer side of a picture is brought to: small ones by whole factors
+
+FRAME, LAST_FRAME = 400, 2000
+"""Milliseconds that the frames of an animation stay."""
 
 
 def strip(result: InpaintResult) -> Image.Image:
@@ -60,6 +78,78 @@ def triples(results: Sequence[InpaintResult], columns: int = 4) -> Image.Image:
         pictures += [masked_picture(result), _resize(result.image, size), _resize(result.original, size)]
     columns = min(columns, len(results))
     return grid(pictures, 3 * columns, ["masked", "filled", "original"] * columns)
+
+
+def evolution(results: Mapping[str, InpaintResult]) -> Image.Image:
+    """How masks and images evolve, step by step from left to right, for each of several ways to decode.
+
+    Two rows for each: its masks, black where tokens are still masked and white where they are known, with the number
+    that are left; and what decoding all tokens predicted so far gives.
+
+    Args:
+        results: by the name of what differs, such as the schedule; with their steps kept (`save_steps`). They may
+            differ in how many there are.
+
+    Raises:
+        ValueError: no results, or one without its steps.
+    """
+    _check_steps(results)
+    columns = 1 + max(len(result.steps) for result in results.values())
+    pictures: list[Image.Image | None] = []
+    for name, result in results.items():
+        size = _display_size(result.original.size)
+        masks = [result.masked, *(step.masked for step in result.steps)]
+        images = [masked_picture(result), *(_resize(step.image, size) for step in result.steps)]
+        empty = [None] * (columns - len(masks))
+        pictures += [_label(name), *(_mask_picture(mask, size) for mask in masks), *empty]
+        pictures += [None, *images, *empty]
+    return grid(pictures, 1 + columns, ["", "start", *(f"step {number}" for number in range(1, columns))])
+
+
+def animation(results: Mapping[str, InpaintResult], kind: Literal["gif", "webp"] = "gif") -> bytes:
+    """How images and tokens evolve, as a moving picture that starts over at its end: the file's content.
+
+    Side by side for each result: the hole, then each step, then the result; the tokens below, colored as in strips.
+
+    Args:
+        results: by the caption above each (which may be empty); with their steps kept (`save_steps`).
+        kind: "gif" (256 colors a frame) or "webp" (lossless).
+
+    Raises:
+        ValueError: no results, one without its steps, or another kind.
+    """
+    _check_steps(results)
+    if kind not in ("gif", "webp"):
+        raise ValueError(f"unknown kind of animation {kind!r}: choose gif or webp")
+    columns = [_frames(result) for result in results.values()]
+    frames = []
+    for number in range(max(len(column) for column in columns)):
+        now = [column[min(number, len(column) - 1)] for column in columns]
+        frames.append(grid([*(top for top, _ in now), *(bottom for _, bottom in now)], len(columns), list(results)))
+    file = io.BytesIO()
+    durations = [FRAME] * (len(frames) - 1) + [LAST_FRAME]
+    options = {"lossless": True} if kind == "webp" else {}
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:], duration=durations, loop=0, **options)
+    return file.getvalue()
+
+
+def _frames(result: InpaintResult) -> list[tuple[Image.Image, Image.Image]]:
+    """Picture and tokens at the start, after each step, and at the end."""
+    size = _display_size(result.original.size)
+    start = before = result.masked
+    frames = [(masked_picture(result), _token_picture(start, start, start, size))]
+    for step in result.steps:
+        frames.append((_resize(step.image, size), _token_picture(start, before, step.masked, size)))
+        before = step.masked
+    return [*frames, (_resize(result.image, size), _token_picture(start, before, before, size))]
+
+
+def _check_steps(results: Mapping[str, InpaintResult]) -> None:
+    if not results:
+        raise ValueError("no results to show")
+    for name, result in results.items():
+        if not result.steps:
+            raise ValueError(f"the steps of {name!r} were not kept (save_steps), or nothing was masked")
 
 
 def grid(images: Sequence[Image.Image | None], columns: int, captions: Sequence[str] = ()) -> Image.Image:
@@ -116,6 +206,26 @@ def _token_picture(start: np.ndarray, before: np.ndarray, after: np.ndarray, siz
     return Image.fromarray(colours[state]).resize(size, Image.Resampling.NEAREST)
 
 
+def _mask_picture(masked: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """bool [h, w], True = masked -> black on white in a thin frame, with the number of masked tokens below."""
+    tokens = Image.fromarray(np.where(masked, 0, 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    picture = Image.new("RGB", (size[0] + 2, size[1] + 2 + _CAPTION), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, 0, size[0] + 1, size[1] + 1), outline=INK)
+    picture.paste(tokens, (1, 1))
+    font, text = ImageFont.load_default(), f"{int(masked.sum())} masked"
+    draw.text(((picture.width - font.getlength(text)) // 2, size[1] + 4), text, fill=INK, font=font)
+    return picture
+
+
+def _label(text: str) -> Image.Image:
+    """A line of text as a picture."""
+    font = ImageFont.load_default()
+    picture = Image.new("RGB", (int(font.getlength(text)) + 1, _CAPTION), BACKGROUND)
+    ImageDraw.Draw(picture).text((0, 2), text, fill=INK, font=font)
+    return picture
+
+
 def _display_size(size: tuple[int, int]) -> tuple[int, int]:
     longest = max(size)
     if longest > _LARGEST:
@@ -128,3 +238,67 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Enlarged by whole factors, pixels stay squares; anything else is smooth."""
     whole = size[0] % image.width == 0 and size[1] % image.height == 0
     return image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
+
+
+# --- command ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """Fill one hole by several schedules and show how: evolution.png and evolution.gif, or .webp."""
+
+    image: Annotated[Path | None, tyro.conf.Positional] = None
+    """The image. Default: a sample."""
+    mask: str = "center"
+    """A mask image (white is filled), or one of center, boxes, strokes, half, left, right, top, bottom."""
+    schedules: tuple[str, ...] = ("linear", "cosine", "square")
+    """Which to compare."""
+    steps: int = DecodeConfig.steps
+    """Decoding steps."""
+    seed: int = 0
+    """Another seed gives other pictures, and another hole where there is chance in it."""
+    model: str = "embedded"
+    """"embedded", a model folder, or a repository on the Hugging Face Hub."""
+    device: str | None = None
+    """Such as cpu or cuda:0. Default: a GPU if there is one."""
+    animation: Literal["gif", "webp"] = "gif"
+    """Format of the moving picture."""
+    output: Path = Path("outputs/evolution")
+    """Folder for the two files."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status: 0, 1 if anything fails, 2 for bad usage."""
+    try:
+        options = tyro.cli(Options, args=argv, prog="python -m maskgit.visualize", config=(tyro.conf.DisallowNone,))
+    except SystemExit as stop:  # --help, or options that tyro could not read
+        return int(stop.code or 0)
+    try:
+        sample = resources.files("maskgit") / "assets" / "samples" / "fox.png"
+        with resources.as_file(sample) as path:
+            image = read_image(options.image or path)
+        if options.mask in MAKERS:
+            mask = make_mask(options.mask, image.height, image.width, options.seed)
+        else:
+            mask = load_mask(options.mask, image.size)
+        model = MaskGIT.from_pretrained(options.model, device=options.device)
+        results = {}
+        for schedule in options.schedules:
+            (results[schedule],) = model.inpaint(
+                [image], [mask], steps=options.steps, schedule=schedule, seed=options.seed, save_steps=True
+            )
+        file = io.BytesIO()
+        evolution(results).save(file, "png")
+        moving = options.output / f"evolution.{options.animation}"
+        write_atomically(
+            {options.output / "evolution.png": file.getvalue(), moving: animation(results, options.animation)}
+        )
+    except (OSError, RuntimeError, ValueError) as error:  # they all say what to do
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.output / 'evolution.png'} and {moving.name}: {', '.join(results)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

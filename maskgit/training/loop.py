@@ -27,6 +27,7 @@ from tqdm import tqdm
 from maskgit.files import write_atomically
 from maskgit.pipeline import resolve_device
 from maskgit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
+from maskgit_kernels.backend import BACKENDS, resolve, use
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -86,6 +87,9 @@ class LoopConfig:
     """Processes that read images; 0 reads in the training process."""
     device: str = "auto"
     """cuda, cpu, ... ; auto takes a GPU where there is one."""
+    kernels: str | None = None
+    """Implementation of attention: triton, torch, or auto, the better of them that can run. By default what the
+    environment variable MASKGIT_KERNELS says, or auto."""
     log_every: int = 20
     """Steps between two lines of the log."""
     validate_every: int = 500
@@ -101,6 +105,8 @@ class LoopConfig:
         self.require_at_least(1, "steps", "batch_size", "log_every", "validate_every", "save_every", "keep")
         self.require_at_least(0, "lr", "min_lr", "warmup", "weight_decay", "clip", "seed", "workers")
         self.require_share("beta1", "beta2", "ema")
+        if self.kernels is not None and self.kernels not in BACKENDS:
+            raise TrainingError(f"--kernels {self.kernels}: must be one of {', '.join(BACKENDS)}")
         if self.precision not in ("bf16", "float32"):
             raise TrainingError(f"--precision {self.precision}: must be bf16 or float32")
 
@@ -235,9 +241,15 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, device: torch.
     The task is made only once the output folder is known to be free or to hold this run, because making it may write.
 
     Raises:
-        TrainingError: the output folder holds another run, or the loss isn't finite.
+        TrainingError: the output folder holds another run, the kernels can't run, or the loss isn't finite.
         CheckpointError: a checkpoint can't be written or read.
     """
+    if config.kernels is not None:
+        try:
+            resolve(config.kernels, device)
+        except RuntimeError as error:
+            raise TrainingError(f"--kernels {config.kernels}: {error}") from error
+        use(config.kernels)
     config.output.mkdir(parents=True, exist_ok=True)
     checkpoints = config.output / "checkpoints"
     saved = _newest(config, checkpoints)

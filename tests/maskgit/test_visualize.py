@@ -1,6 +1,9 @@
-"""Strips and grids."""
+"""Strips, grids, evolutions and animations."""
 
 from __future__ import annotations
+
+import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,3 +69,80 @@ def test_triples_and_grid() -> None:
             visualize.grid(*arguments)
     with pytest.raises(ValueError, match="at least one image"):
         visualize.triples([])
+
+
+# --- how masks and images evolve --------------------------------------------------------------------------------------
+
+
+def test_evolution_shows_each_way_to_decode() -> None:
+    results = {"linear": result(64, 64, steps=4), "a rather long name of a schedule": result(64, 64, steps=2)}
+    picture = np.asarray(visualize.evolution(results))
+    # A column of names, the start, and four steps; two rows for each result.
+    width, height = 128 + 2, 128 + 2 + 16
+    name_width = 1 + (picture.shape[1] - visualize._GAP) // 6
+    assert name_width >= width and 4 * height < picture.shape[0] < 4 * (height + 10) + 30
+
+    # The masks of the first row: black cells, 8 of 16 tokens at the start and two fewer at each step.
+    pitch = (picture.shape[1] - visualize._GAP) / 6
+    head = visualize._GAP + visualize._CAPTION
+    for step in range(5):
+        left, right = round(visualize._GAP + (1 + step) * pitch), round((2 + step) * pitch)
+        cell = picture[head : head + 130, left:right]
+        black = (cell == 0).all(-1).mean() * cell.shape[0] * cell.shape[1]
+        assert black == pytest.approx((8 - 2 * step) * 32 * 32, rel=0.02, abs=40)
+    below = picture[head + height : head + 2 * height]  # the images: blue at every step, and the hole at the start
+    assert (below == (0, 0, 255)).all(-1).sum() == 4 * 128 * 128
+    second = picture[head + 2 * (height + visualize._GAP) :]
+    assert (second == (0, 0, 255)).all(-1).sum() == 2 * 128 * 128  # two steps only, the rest stays empty
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_animation(kind: str) -> None:
+    data = visualize.animation({"one": result(64, 64, steps=3), "two": result(32, 64, steps=1)}, kind)
+    with Image.open(io.BytesIO(data)) as moving:
+        assert moving.format == kind.upper() and moving.n_frames == 5 and moving.info["loop"] == 0
+        seen, durations = [], []
+        for number in range(5):
+            moving.seek(number)
+            moving.load()
+            durations.append(moving.info["duration"])
+            seen.append(np.asarray(moving.convert("RGB")).astype(int))
+
+    def share(frame: np.ndarray, color: tuple[int, int, int], columns: slice) -> float:
+        return float((abs(frame[:, columns] - color).max(-1) < 12).mean())
+
+    half = seen[0].shape[1] // 2
+    first, second = slice(0, half), slice(half, None)
+    blue, green, tokens_open = (0, 0, 255), (0, 255, 0), visualize.OPEN
+    assert durations == [visualize.FRAME] * 4 + [visualize.LAST_FRAME]
+    assert share(seen[0], blue, first) == 0 and share(seen[0], tokens_open, first) > 0.1
+    for number in (1, 2, 3):
+        assert share(seen[number], blue, first) > 0.3 and share(seen[number], visualize.FRESH, first) > 0.01
+    opens = [share(frame, tokens_open, first) for frame in seen]
+    assert opens[:3] == sorted(opens[:3], reverse=True) and opens[2] > 0.01 > 0.001 > max(opens[3:])  # but for captions
+    assert share(seen[4], green, first) > 0.3
+    # The one with fewer steps waits at its end.
+    assert share(seen[1], blue, second) > 0.1 and all(share(frame, green, second) > 0.1 for frame in seen[2:])
+
+
+def test_evolution_and_animation_need_steps() -> None:
+    for make in (visualize.evolution, visualize.animation):
+        with pytest.raises(ValueError, match="no results"):
+            make({})
+        with pytest.raises(ValueError, match="'cosine' were not kept"):
+            make({"linear": result(64, 64), "cosine": result(64, 64, steps=0)})
+    with pytest.raises(ValueError, match="gif or webp"):
+        visualize.animation({"one": result(64, 64)}, "mp4")  # type: ignore[arg-type]
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--schedules", "linear", "square", "--steps", "2", "--device", "cpu", "--output", str(tmp_path)]
+    assert visualize.main([*arguments, "--animation", "webp"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"evolution.png", "evolution.webp"}
+    with Image.open(tmp_path / "evolution.webp") as moving:
+        assert moving.n_frames == 4
+    wrong = (["missing.png"], "no such file"), (["--model", "missing"], "no such model"), (["--steps", "0"], "steps")
+    for wrong_arguments, reason in wrong:
+        assert visualize.main([*arguments, *wrong_arguments]) == 1
+        assert reason in capsys.readouterr().err
+    assert visualize.main(["--steps", "many"]) == 2

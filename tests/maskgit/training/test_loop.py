@@ -18,6 +18,7 @@ from maskgit.training.loop import (
     make_optimizer,
     pick_device,
     run_settings,
+    train,
 )
 from maskgit.training.tokenizer import TokenizerTraining
 from maskgit.training.transformer import TransformerTraining
@@ -142,3 +143,12 @@ def test_devices() -> None:
         pytest.skip("cuda is there")
     with pytest.raises(TrainingError, match="--device cuda: .+"):
         pick_device("cuda")
+
+
+def test_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(TrainingError, match="--kernels cuda: must be one of auto, triton, torch"):
+        config(kernels="cuda")
+    with pytest.raises(TrainingError, match="--kernels triton: .*needs an NVIDIA GPU"):
+        train(pytest.fail, config(kernels="triton", output=tmp_path / "out"), torch.device("cpu"))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,34 @@
+"""How good are the pictures: of one picture against its original, of one set of pictures against another, of tokens.
+
+`python -m maskgit.metrics REAL GENERATED` measures two folders.
+"""
+
+from maskgit.features import pooled_features
+from maskgit.metrics.pairs import hole_errors, perceptual_distance, psnr, psnr_of_mean_error, ssim
+from maskgit.metrics.sets import (
+    Gaussian,
+    Manifold,
+    class_score,
+    fit_gaussian,
+    frechet_distance,
+    gaussian_of_moments,
+    manifold_scores,
+)
+from maskgit.metrics.tokens import codebook_usage
+
+__all__ = [
+    "Gaussian",
+    "Manifold",
+    "class_score",
+    "codebook_usage",
+    "fit_gaussian",
+    "frechet_distance",
+    "gaussian_of_moments",
+    "hole_errors",
+    "manifold_scores",
+    "perceptual_distance",
+    "pooled_features",
+    "psnr",
+    "psnr_of_mean_error",
+    "ssim",
+]

@@ -1,0 +1,383 @@
+"""How good are generated or filled pictures: `python -m maskgit.metrics REAL GENERATED`. Needs the extra [metrics].
+
+python -m maskgit.metrics photos samples                                # two sets of pictures
+python -m maskgit.metrics photos outputs/inpaint --masks holes          # pictures and originals of the same name
+python -m maskgit.metrics statistics.npz samples --network inception    # statistics made by pytorch-fid
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from maskgit.data.images import DataError, read_image
+from maskgit.data.masks import MAKERS, find_mask_for, load_mask, make_mask
+from maskgit.features import EfficientNetFeatures, FeatureNetwork, WeightsError, extract_features, inception
+from maskgit.metrics.folders import cache_folder, find_pictures, folder_features, match_pictures
+from maskgit.metrics.pairs import SSIM_WINDOW, hole_errors, perceptual_distance, psnr_of_mean_error, ssim
+from maskgit.metrics.sets import Gaussian, class_score, frechet_distance, gaussian_of_moments, manifold_scores
+from maskgit.pipeline import resolve_device
+from maskgit.tokenizer.losses import PerceptualLoss, efficientnet_stages
+
+DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses."""
+
+SPLITS, SPLIT_SIZE = 10, 500
+"""A class score is the mean over so many splits, where each has at least so many pictures; else there is one split."""
+
+FIXED_MASKS = ("center", "left", "right", "top", "bottom")
+"""Masks that can be made again, because there is no chance in them."""
+
+NETWORKS = {
+    "inception": {
+        "title": "Inception v3",
+        "note": "",
+        "frechet": "FID",
+        "class_score": "Inception score",
+    },
+    "efficientnet-lite0": {
+        "title": "EfficientNet-Lite0",
+        "note": "not FID, not Inception score: not comparable with published figures",
+        "frechet": "Fréchet distance",
+        "class_score": "class-entropy score",
+    },
+}
+"""What figures of each network are called."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare generated pictures with real ones.
+
+    As sets: FID, Inception score, precision, recall, density and coverage, in the features of the Inception network
+    (whose weights you have to download once) and of a network that comes with its weights. With --pairs or --masks
+    also picture by picture: PSNR, SSIM and a perceptual distance.
+    """
+
+    real: Annotated[Path, tyro.conf.Positional]
+    """Folder of real pictures, at any depth; or pytorch-fid's statistics of some, an .npz file of mu and sigma, which
+    is enough for the FID."""
+    generated: Annotated[Path, tyro.conf.Positional]
+    """Folder of generated pictures. Picture strips of inpaint.py (*.strip.png) are left out."""
+    network: Literal["all", "inception", "efficientnet-lite0", "none"] = "all"
+    """Whose features sets are compared in; none: only pairs. `all` says so and goes on where Inception's weights are
+    missing, `inception` fails."""
+    inception_weights: Path | None = None
+    """File of Inception's weights. Default: where pytorch-fid keeps it, in $TORCH_HOME/hub/checkpoints."""
+    pairs: bool = False
+    """Compare each generated picture with the real one of its name, too."""
+    masks: str | None = None
+    """Compare pairs in a hole only: an image (white is the hole), a folder of them named like the pictures, or one of
+    center, left, right, top, bottom, as inpaint.py's --mask. Implies --pairs."""
+    invert_mask: bool = False
+    """Black is the hole."""
+    neighbors: int = 3
+    """k of precision, recall, density and coverage."""
+    batch_size: int = 32
+    """Pictures that go through a network together."""
+    device: str | None = None
+    """Such as cpu or cuda:0. Default: a GPU if there is one."""
+    cache: bool = True
+    """Keep the real pictures' features for the next time."""
+    cache_folder: Path | None = None
+    """Where they are kept. Default: maskgit in $XDG_CACHE_HOME, or in ~/.cache."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+    def problem(self) -> str | None:
+        """What is wrong with the values, if anything."""
+        if self.batch_size < 1:
+            return f"--batch-size {self.batch_size}: must be at least 1"
+        if self.neighbors < 1:
+            return f"--neighbors {self.neighbors}: must be at least 1"
+        if self.network == "none" and not self.pairwise:
+            return "--network none leaves nothing to do without --pairs or --masks"
+        if self.real.suffix == ".npz" and (self.network != "inception" or self.pairwise):
+            return f"{self.real}: statistics are enough for the FID only: use --network inception, without pairs"
+        if self.invert_mask and self.masks is None:
+            return "--invert-mask without --masks"
+        return None
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether pictures are compared one by one."""
+        return self.pairs or self.masks is not None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: arguments without the program's name; None: those of the process.
+
+    Returns:
+        The exit status: 0; 1 if pictures, weights, a package or the disk fail; 2 for bad usage; 130 after Ctrl-C.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no valid text
+    try:
+        options = tyro.cli(Options, args=argv, prog="python -m maskgit.metrics", config=(tyro.conf.DisallowNone,))
+    except SystemExit as stop:  # --help, or options that tyro could not read
+        return int(stop.code or 0)
+    if problem := options.problem():
+        print(f"error: {problem}", file=sys.stderr)
+        return BAD_USAGE
+    try:
+        report = measure(options)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:  # they all say what to do
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+    print(json.dumps(report, indent=2, ensure_ascii=False) if options.json else table(report))
+    return DONE
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Everything that the options ask for.
+
+    Raises:
+        DataError, ImageError, MaskError: pictures or masks that are missing, damaged or don't fit each other.
+        WeightsError, ImportError: a network's weights or packages are missing.
+        OSError, RuntimeError, ValueError: a device, file or option that can't be used.
+    """
+    start = time.perf_counter()
+    device = resolve_device(options.device)
+    # What is wrong with the folders is found out before the first network runs.
+    pairs = match_pictures(options.real, options.generated) if options.pairwise else []
+    get_mask = mask_source(options)
+    real = [] if options.real.suffix == ".npz" else find_pictures(options.real)
+    generated = find_pictures(options.generated)
+    report: dict[str, Any] = {
+        "real": str(options.real),
+        "generated": str(options.generated),
+        "real_images": len(real) or None,
+        "generated_images": len(generated),
+    }
+    names = {"all": list(NETWORKS), "none": []}.get(options.network, [options.network])
+    for folder, files in ((options.real, real), (options.generated, generated)):
+        if names and files and len(files) <= max(1, options.neighbors * bool(real)):
+            raise DataError(
+                f"{folder}: {len(files)} image(s): sets are compared from 2 on, and with more than the --neighbors "
+                f"{options.neighbors} (--network none for pairs only)"
+            )
+    for name in names:
+        try:
+            network = load_network(name, options).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        except WeightsError as error:
+            if options.network == "inception" or options.inception_weights is not None:
+                raise
+            print(f"note: {error}\n  Going on without the FID.", file=sys.stderr)
+            report[name] = {"missing": str(error)}
+            continue
+        report[name] = compare_sets(network, real, generated, options)
+    if options.pairwise:
+        where = "picture" if options.masks is None else "hole"
+        report["pairs"] = {"where": where, **compare_pairs(pairs, get_mask, device)}
+    report["seconds"] = round(time.perf_counter() - start, 1)
+    return report
+
+
+def load_network(name: str, options: Options) -> FeatureNetwork:
+    """The network of that name. Raises WeightsError or ImportError."""
+    return inception(options.inception_weights) if name == "inception" else EfficientNetFeatures()
+
+
+# --- sets -------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def compare_sets(
+    network: FeatureNetwork, real: Sequence[Path], generated: Sequence[Path], options: Options
+) -> dict[str, Any]:
+    """The figures of one network; `real` is empty where there are statistics only."""
+
+    def extract(folder: Path, files: Sequence[Path]) -> Tensor:
+        with progress_bar(len(files), f"{network.name}, {folder.name}") as bar:
+            return extract_features(network, files, options.batch_size, bar.update)
+
+    reference: Gaussian | Tensor
+    if real:
+        cache = (options.cache_folder or cache_folder()) if options.cache else None
+        reference = folder_features(network, options.real, real, lambda: extract(options.real, real), cache)
+    else:
+        reference = read_statistics(options.real)
+    ours = extract(options.generated, generated)
+    device = next(network.parameters()).device
+    splits = SPLITS if len(generated) >= SPLITS * SPLIT_SIZE else 1
+    mean, std = class_score(network.logits(ours.to(device)), splits)
+    words = NETWORKS[network.name]
+    figures: dict[str, Any] = {
+        "note": words["note"] or None,
+        key(words["frechet"]): frechet_distance(reference, ours),
+        key(words["class_score"]): {"mean": mean, "splits": splits, **({"std": std} if splits > 1 else {})},
+    }
+    if isinstance(reference, Tensor):
+        scores = manifold_scores(reference.to(device), ours.to(device), options.neighbors)
+        figures |= {"neighbors": options.neighbors, **scores._asdict()}
+    smallest, dimensions = min(len(files) for files in (real, generated) if files), ours.shape[1]
+    if smallest <= dimensions:
+        figures["caution"] = (
+            f"{smallest} pictures for {dimensions} features: the distance is far above that of large sets; "
+            "compare it between sets of equal size only"
+        )
+    return figures
+
+
+def read_statistics(path: Path) -> Gaussian:
+    """pytorch-fid's statistics of a set: an .npz file with mu [2048] and sigma [2048, 2048].
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    try:
+        with np.load(path) as file:
+            mean, covariance = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
+        return gaussian_of_moments(mean, covariance)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: no statistics as pytorch-fid writes them (mu, sigma): {error}") from error
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+MaskSource = Callable[[Path, tuple[int, int]], np.ndarray]
+"""Gives the mask bool [H, W] of an original file of a size (W, H): where it is compared."""
+
+
+def compare_pairs(pairs: Sequence[tuple[Path, Path]], get_mask: MaskSource, device: torch.device) -> dict[str, Any]:
+    """PSNR, SSIM and perceptual distance of pictures where their masks are True.
+
+    Raises:
+        DataError: sizes that differ, pictures too small for SSIM, a mask with no hole.
+        ImageError, MaskError: a file that can't be used.
+    """
+    network = PerceptualLoss(efficientnet_stages()).to(device)
+    squares, absolutes, similarities, distances = [], [], [], []
+    with progress_bar(len(pairs), "pairs") as bar:
+        for original_path, result_path in pairs:
+            original, result = read_image(original_path), read_image(result_path)
+            if original.size != result.size:
+                sizes = " and ".join("x".join(map(str, picture.size)) for picture in (original, result))
+                raise DataError(f"{original_path} and {result_path} differ in size: {sizes}")
+            if min(original.size) < SSIM_WINDOW:
+                raise DataError(f"{original_path}: smaller than {SSIM_WINDOW} pixels, the window of SSIM")
+            hole = get_mask(original_path, original.size)
+            if not hole.any():
+                raise DataError(f"{original_path}: its mask has no hole")
+            masks = torch.from_numpy(hole)[None].to(device)
+            a, b = (
+                torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(device).float() / 127.5 - 1
+                for picture in (original, result)
+            )
+            absolute, square = hole_errors(a, b, masks)
+            absolutes.append(127.5 * float(absolute))
+            squares.append(float(square))
+            similarities.append(float(ssim(a, b, masks)))
+            distances.append(float(perceptual_distance(network, a, b, masks)))
+            bar.update()
+    return {
+        "images": len(pairs),
+        # Of the mean error: a hole that is filled perfectly has no PSNR that could be averaged.
+        "psnr": psnr_of_mean_error(statistics.fmean(squares)),
+        "l1_of_255": statistics.fmean(absolutes),
+        "ssim": statistics.fmean(similarities),
+        "perceptual_distance_not_lpips": statistics.fmean(distances),
+    }
+
+
+def mask_source(options: Options) -> MaskSource:
+    """The masks that --masks names; all of the picture without it.
+
+    Raises:
+        DataError: --masks is none of what it may be.
+    """
+    wanted = options.masks
+    if wanted is None:
+        return lambda path, size: np.ones((size[1], size[0]), dtype=bool)
+    folder = Path(wanted)
+    if wanted in FIXED_MASKS:
+        return lambda path, size: make_mask(wanted, size[1], size[0]) ^ options.invert_mask
+    if wanted in MAKERS:
+        raise DataError(f"--masks {wanted}: there is chance in it; name a folder of the masks that were used")
+    if folder.is_dir():
+
+        def find(path: Path, size: tuple[int, int]) -> np.ndarray:
+            mirrored = folder / path.relative_to(options.real).parent
+            return load_mask(find_mask_for(path, mirrored if mirrored.is_dir() else folder), size, options.invert_mask)
+
+        return find
+    if folder.is_file():
+        return lambda path, size: load_mask(folder, size, options.invert_mask)
+    raise DataError(f"--masks {wanted}: no such file or folder, and not one of {', '.join(FIXED_MASKS)}")
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+def progress_bar(total: int, description: str) -> tqdm:
+    """A bar that counts pictures, on standard error."""
+    return tqdm(total=total, desc=description, unit="image", dynamic_ncols=True)
+
+
+def key(words: str) -> str:
+    """A figure's name as a key of the report."""
+    return words.lower().replace("é", "e").replace(" ", "_").replace("-", "_")
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report in lines of text."""
+    lines = []
+    for side in ("real", "generated"):
+        count = report[f"{side}_images"]
+        lines.append(f"{side:<10} {report[side]} ({'statistics' if count is None else f'{count} images'})")
+    for name, words in NETWORKS.items():
+        figures = report.get(name)
+        if figures is None:
+            continue
+        lines += ["", words["title"] + (f": {words['note']}" if words["note"] else "")]
+        if "missing" in figures:
+            lines.append("  weights missing: no FID")
+            continue
+        score = figures[key(words["class_score"])]
+        deviation = f" ± {score['std']:.3f} ({score['splits']} splits)" if "std" in score else ""
+        lines.append(f"  {words['frechet']:<22}{figures[key(words['frechet'])]:.3f}")
+        lines.append(f"  {words['class_score']:<22}{score['mean']:.3f}{deviation}")
+        for figure in ("precision", "recall", "density", "coverage"):
+            if figure in figures:
+                lines.append(f"  {figure:<22}{figures[figure]:.4f}  (k = {figures['neighbors']})")
+        if "caution" in figures:
+            lines.append(f"  ({figures['caution']})")
+    if pairs := report.get("pairs"):
+        where = "in the hole" if pairs["where"] == "hole" else "whole pictures"
+        lines += [
+            "",
+            f"{pairs['images']} pairs, {where}",
+            f"  {'PSNR':<22}{pairs['psnr']:.2f} dB (of the mean squared error)",
+            f"  {'L1':<22}{pairs['l1_of_255']:.2f} of 255",
+            f"  {'SSIM':<22}{pairs['ssim']:.4f}",
+            f"  {'perceptual distance':<22}{pairs['perceptual_distance_not_lpips']:.4f} "
+            "(as LPIPS, in EfficientNet-Lite0: not LPIPS)",
+        ]
+    return "\n".join([*lines, "", f"{report['seconds']} s"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
