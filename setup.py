@@ -11,6 +11,7 @@ METRICS = [
     "scipy<1.18",  # the last that pytorch-fid's own distance runs with
 ]
 APP = ["gradio>=6"]
+CONVERT = ["msgpack>=1.0"]
 DEV = ["fonttools>=4.40", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"]
 
 KERNELS = ["maskgit_kernels", *(f"maskgit_kernels.{name}" for name in find_packages("kernels/maskgit_kernels"))]
@@ -42,7 +43,8 @@ setup(
         "train": TRAIN,
         "metrics": METRICS,
         "app": APP,
-        "dev": [*TRAIN, *METRICS, *DEV],
+        "convert": CONVERT,
+        "dev": [*TRAIN, *METRICS, *CONVERT, *DEV],
     },
     entry_points={
         "console_scripts": [

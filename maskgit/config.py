@@ -23,6 +23,11 @@ def _at_least(minimum: int, config: object, *names: str) -> None:
             raise ConfigError(f"{name} {value} is less than {minimum}")
 
 
+def _one_of(choices: tuple[str, ...], config: object, name: str) -> None:
+    if getattr(config, name) not in choices:
+        raise ConfigError(f"{name} {getattr(config, name)!r} is neither {' nor '.join(map(repr, choices))}")
+
+
 @dataclass(frozen=True)
 class Stage:
     """One level of the VQGAN's encoder or decoder: residual blocks, then, if asked, a change of resolution."""
@@ -65,17 +70,21 @@ class TokenizerConfig:
     encoder_norm: Literal["group", "position"] = "group"
     """GroupNorm, whose statistics are those of the whole picture, or a LayerNorm over the channels of each position:
     then nothing but the pixels around a patch has a say in its token."""
+    downsample: Literal["convolution", "mean"] = "convolution"
+    """How the encoder halves the resolution: a convolution of stride 2, or the mean of 2x2 (google-research)."""
     middle_attention: bool = True
     """Self-attention between the two residual blocks at the bottom of encoder and decoder."""
     output_activation: bool = True
     """SiLU between the decoder's last GroupNorm and its last convolution (the lab's VQGAN has none)."""
     groups: int = 32
     """Groups of every GroupNorm."""
+    unit_pixels: bool = False
+    """The layers see and make pixels in [0, 1] (google-research); what goes in and out is in [-1, 1] all the same."""
 
     def __post_init__(self) -> None:
         _at_least(1, self, "image_size", "codebook_size", "codebook_dim", "latent_channels", "stem_channels", "groups")
-        if self.encoder_norm not in ("group", "position"):
-            raise ConfigError(f"encoder_norm {self.encoder_norm!r} is neither 'group' nor 'position'")
+        _one_of(("group", "position"), self, "encoder_norm")
+        _one_of(("convolution", "mean"), self, "downsample")
         down, up = (sum(stage.resample for stage in stages) for stages in (self.encoder, self.decoder))
         if not self.encoder or not self.decoder:
             raise ConfigError("a tokenizer needs at least one encoder and one decoder stage")
@@ -113,8 +122,38 @@ class TokenizerConfig:
         return self.grid**2
 
 
+class _OverGrid:
+    """What the configurations of all transformers have in common."""
+
+    codebook_size: int
+    num_tokens: int
+    dim: int
+    heads: int
+
+    @property
+    def mask_token_id(self) -> int:
+        """The id that stands for a token to be predicted: V."""
+        return self.codebook_size
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.heads
+
+    def _check_sizes(self) -> None:
+        _at_least(1, self, "codebook_size", "num_tokens", "dim", "depth", "heads", "mlp_dim")
+        _at_least(0, self, "num_classes")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} is not in [0, 1)")
+        if self.dim % self.heads:
+            raise ConfigError(f"dim {self.dim} does not divide into {self.heads} heads")
+        if math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
+            raise ConfigError(f"num_tokens {self.num_tokens} is not a square grid")
+
+
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(_OverGrid):
     """A bidirectional transformer over the token grid."""
 
     codebook_size: int = 1024
@@ -143,29 +182,57 @@ class TransformerConfig:
     """Number of classes C; 0 for an unconditional model. One more label, C, stands for a dropped class."""
     input_mlp: bool = False
     """Linear, GELU, LayerNorm, Linear between the embeddings and the first block (as in Besnier & Chen, 2023)."""
+    gelu: Literal["exact", "tanh"] = "exact"
+    """Every GELU: exact, or the approximation by a tanh that is JAX's default (google-research)."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "codebook_size", "num_tokens", "dim", "depth", "heads", "mlp_dim")
-        _at_least(0, self, "num_classes")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} is not in [0, 1)")
-        if self.norm not in ("pre", "post"):
-            raise ConfigError(f"norm {self.norm!r} is neither 'pre' nor 'post'")
-        if self.dim % self.heads:
-            raise ConfigError(f"dim {self.dim} does not divide into {self.heads} heads")
-        if math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
-            raise ConfigError(f"num_tokens {self.num_tokens} is not a square grid")
+        self._check_sizes()
+        _one_of(("pre", "post"), self, "norm")
+        _one_of(("exact", "tanh"), self, "gelu")
 
-    @property
-    def mask_token_id(self) -> int:
-        """The id that stands for a token to be predicted: V."""
-        return self.codebook_size
 
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.dim // self.heads
+@dataclass(frozen=True)
+class HaltonConfig(_OverGrid):
+    """The transformer of Halton-MaskGIT (Besnier et al., ICLR 2025); the defaults are its released model, for 384x384.
+
+    A diffusion transformer's blocks: the class sets shift, scale and gate of RMSNorms. SwiGLU, RMSNorm on queries and
+    keys, register tokens.
+    """
+
+    kind: Literal["halton"] = "halton"
+    """Tells this from a TransformerConfig in the JSON form."""
+    codebook_size: int = 16384
+    """Number of codes V; the mask token has id V."""
+    num_tokens: int = 576
+    """Tokens per image N (a square grid, row-major)."""
+    dim: int = 1024
+    """Width of the residual stream."""
+    depth: int = 24
+    """Number of blocks."""
+    heads: int = 16
+    """Attention heads; the head_dim is dim / heads."""
+    mlp_dim: int = 2816
+    """Hidden width of the SwiGLU."""
+    dropout: float = 0.1
+    """Dropout inside the SwiGLU and behind the attention."""
+    attention_dropout: float = 0.1
+    """Dropout on the attention weights."""
+    num_classes: int = 1000
+    """Number of classes C. One more label, C, stands for a dropped class."""
+    registers: int = 1
+    """Learned tokens that the image's tokens can attend to, without a place in the grid."""
+
+    def __post_init__(self) -> None:
+        self._check_sizes()
+        _at_least(0, self, "registers")
+
+
+def check_fit(tokenizer: TokenizerConfig, transformer: TransformerConfig | HaltonConfig) -> None:
+    """Raise ConfigError where a transformer isn't one over the tokens of a tokenizer."""
+    for field in ("codebook_size", "num_tokens"):
+        ours, theirs = getattr(tokenizer, field), getattr(transformer, field)
+        if ours != theirs:
+            raise ConfigError(f"{field} is {ours} in the tokenizer and {theirs} in the transformer")
 
 
 @dataclass(frozen=True)
@@ -176,10 +243,7 @@ class ModelConfig:
     transformer: TransformerConfig
 
     def __post_init__(self) -> None:
-        for field in ("codebook_size", "num_tokens"):
-            ours, theirs = getattr(self.tokenizer, field), getattr(self.transformer, field)
-            if ours != theirs:
-                raise ConfigError(f"{field} is {ours} in the tokenizer and {theirs} in the transformer")
+        check_fit(self.tokenizer, self.transformer)
 
 
 def taming_tokenizer(image_size: int) -> TokenizerConfig:
@@ -259,9 +323,9 @@ def tokenizer_from_dict(values: dict[str, Any]) -> TokenizerConfig:
         raise ConfigError(f"not a tokenizer configuration: {error}") from error
 
 
-def transformer_from_dict(values: dict[str, Any]) -> TransformerConfig:
+def transformer_from_dict(values: dict[str, Any]) -> TransformerConfig | HaltonConfig:
     """Rebuild a transformer's config from its JSON form. Raises ConfigError for unknown or impossible fields."""
     try:
-        return TransformerConfig(**values)
+        return HaltonConfig(**values) if values.get("kind") == "halton" else TransformerConfig(**values)
     except TypeError as error:
         raise ConfigError(f"not a transformer configuration: {error}") from error

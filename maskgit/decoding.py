@@ -1,8 +1,9 @@
 """Iterative parallel decoding: pure functions over a `tokens_to_logits` callable.
 
 Chang et al., "MaskGIT: Masked Generative Image Transformer", CVPR 2022, section 3.2. At each step every masked token
-is predicted at once; the most confident predictions are kept, the rest are masked again, by a schedule that ends with
-nothing masked.
+is predicted at once; some predictions are kept, the rest are masked again, by a schedule that ends with nothing
+masked. The systems that grew from the paper differ in a few choices, the fields of `DecodeConfig`; `DECODERS` has each
+system's.
 """
 
 from __future__ import annotations
@@ -10,26 +11,41 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from maskgit.schedules import check_schedule, mask_counts
+from maskgit.schedules import PROGRESSES, check_counts, check_schedule, gamma, halton_order, mask_counts
 from maskgit_kernels import check_draw, decode_step
+
+ORDERS = ("confidence", "halton")
+ANNEALINGS = ("progress", "schedule")
+RAMPS = ("constant", "linear")
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How tokens are decoded. Raises a ValueError if a value makes no sense."""
+    """How tokens are decoded; r is the progress of a step. Raises a ValueError if a value makes no sense."""
 
     steps: int = 8
     """T, the number of steps; each is one pass through the transformer."""
 
     schedule: str = "cosine"
-    """Share left masked as a function of progress: a key of `maskgit.schedules.SCHEDULES`."""
+    """gamma, the share left masked as a function of r: a key of `maskgit.schedules.SCHEDULES`."""
+
+    progress: str = "after"
+    """r at step t = 0 ... T - 1: "after" the step, (t + 1) / T; "before" it, t / T; "inclusive", t / (T - 1)."""
+
+    counts: str = "official"
+    """How gamma(r) becomes a number of tokens: official, floor, decisive or compound (see `mask_counts`)."""
 
     draw: str = "categorical"
     """How a token is drawn from its distribution: categorical, greedy or perturbed (see `decode_step`)."""
+
+    order: str = "confidence"
+    """Which tokens are kept first: "confidence", the most confident; "halton", by their place in the image (see
+    `halton_order`), whatever the confidence."""
 
     confidence: str = "log_prob"
     """What ranks the drawn tokens: log_prob or prob, plus the annealed Gumbel noise."""
@@ -38,7 +54,16 @@ class DecodeConfig:
     """Divides the logits. Below 1 the likely tokens become likelier."""
 
     choice_temperature: float = 4.5
-    """tau0, the weight of the Gumbel noise on the confidence; annealed as tau0 * (1 - (t + 1) / T)."""
+    """tau0, the weight of the Gumbel noise on the confidence."""
+
+    annealing: str = "progress"
+    """How the noise changes: "progress", tau0 * (1 - r); "schedule", tau0 * (1 - gamma(r))."""
+
+    guidance_scale: float = 0.0
+    """w of classifier-free guidance: (1 + w) * logits - w * those without the class. 0 is none."""
+
+    guidance_ramp: str = "constant"
+    """"constant", w at every step; "linear", w * r."""
 
     stop_after: int | None = None
     """Stop after this many of the T steps and fill what is left from the last prediction ("sweet spot")."""
@@ -47,19 +72,113 @@ class DecodeConfig:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         check_schedule(self.schedule)
+        check_counts(self.counts, self.progress)
         check_draw(self.draw, self.confidence)
+        for field, choices in (("order", ORDERS), ("annealing", ANNEALINGS), ("guidance_ramp", RAMPS)):
+            if getattr(self, field) not in choices:
+                raise ValueError(f"{field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}")
         if not (self.softmax_temperature > 0 and math.isfinite(self.softmax_temperature)):
             raise ValueError(f"softmax_temperature must be positive and finite, got {self.softmax_temperature}")
         if not (self.choice_temperature >= 0 and math.isfinite(self.choice_temperature)):
             raise ValueError(f"choice_temperature must be at least 0 and finite, got {self.choice_temperature}")
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
         if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
             raise ValueError(f"stop_after must be in [1, {self.steps}], the steps, got {self.stop_after}")
 
+    def progress_at(self, step: int) -> float:
+        """r in [0, 1] at step 0, 1, ..."""
+        return PROGRESSES[self.progress](step, self.steps)
+
+    def temperature_at(self, step: int) -> float:
+        """tau, the annealed choice temperature, at step 0, 1, ..."""
+        r = self.progress_at(step)
+        return self.choice_temperature * (1 - (r if self.annealing == "progress" else gamma(r, self.schedule)))
+
+    def guidance_at(self, step: int) -> float:
+        """The guidance scale at step 0, 1, ..."""
+        return self.guidance_scale * (1.0 if self.guidance_ramp == "constant" else self.progress_at(step))
+
 
 DECODERS: dict[str, DecodeConfig] = {
-    # The paper's official code, google-research/maskgit, maskgit/libml/parallel_decode.py.
+    # The paper's official code: google-research/maskgit, maskgit/libml/parallel_decode.py.
     "maskgit": DecodeConfig(),
+    # Three student reports on inpainting 64-pixel cats with MaskGIT; steps and temperature are those they settled on.
+    # The first draws and ranks by the same noise on the probability of every code. Its progress starts at 0, so the
+    # first step decides nothing and the last one all that the schedule leaves.
+    "lab-perturbed": DecodeConfig(steps=20, progress="before", counts="floor", draw="perturbed", confidence="prob"),
+    # The second draws from the distribution, and ranks by the probability of what was drawn. It calls its progress
+    # t / T in [0, 1), so it too starts at 0.
+    "lab-sampled": DecodeConfig(steps=7, progress="before", counts="floor", confidence="prob"),
+    # The third takes the likeliest code. It counts from what is still masked, so the shares multiply up, and its noise
+    # grows with the steps: what it calls a ratio there is gamma of the progress.
+    "lab-greedy": DecodeConfig(steps=5, counts="compound", draw="greedy", confidence="prob", annealing="schedule"),
+    # Besnier & Chen, "A PyTorch reproduction of masked generative image transformer", 2023, table 2, 256 pixels. The
+    # temperature divides the logits, as its name says; the authors' code multiplies by it (it is 1 in the table). One
+    # token more is decided at each step, as their code says it should be; it makes sure of t + 1 after step t only.
+    # Where there is one step, their ramps divide 0 by 0: here it is the last one, without noise and fully guided.
+    "valeo": DecodeConfig(
+        schedule="arccos", progress="inclusive", counts="decisive", guidance_scale=3.0, guidance_ramp="linear"
+    ),
+    # Besnier et al., "Halton scheduler for masked generative image transformer", ICLR 2025. No noise on the order, and
+    # no guidance unless asked for (theirs is constant).
+    "halton": DecodeConfig(steps=32, schedule="arccos", counts="decisive", order="halton", choice_temperature=0.0),
 }
+
+
+def decoder(name: str) -> DecodeConfig:
+    """The preset of that name. Raises a ValueError if there is none."""
+    if name not in DECODERS:
+        raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {name!r}")
+    return DECODERS[name]
+
+
+class DecodePlan(NamedTuple):
+    """What a config comes to for images of N tokens: the tables that the loop needs, on the images' device."""
+
+    counts: Tensor
+    """int64 [S, N + 1]: how many of 0 ... N tokens masked at first are still masked after each of the S steps."""
+
+    order: Tensor | None
+    """int64 [N]: the positions in the order in which they are kept; None where the confidence decides."""
+
+    places: Tensor | None
+    """int64 [N]: each position's place in `order`."""
+
+
+def decode_plan(
+    config: DecodeConfig,
+    num_tokens: int,
+    device: torch.device | str = "cpu",
+    *,
+    grid: tuple[int, int] | None = None,
+) -> DecodePlan:
+    """Make the tables for `decode_steps`, which makes its own if it isn't given any.
+
+    A CUDA graph needs them beforehand, because making them copies from the host.
+
+    Args:
+        config: see `DecodeConfig`.
+        num_tokens: N.
+        device: where the images are.
+        grid: (rows, columns) of the tokens, for order="halton"; square by default.
+
+    Raises:
+        ValueError: a grid that doesn't have N cells, or none given where N isn't a square.
+    """
+    # One column for every possible number of masked tokens, looked up on the device: the host need not know the
+    # numbers, and the device need not know float64.
+    counts = mask_counts(
+        torch.arange(num_tokens + 1), config.steps, config.schedule, rule=config.counts, progress=config.progress
+    )[: config.stop_after]
+    counts[-1] = 0
+    if config.order == "confidence":
+        return DecodePlan(counts.to(device), None, None)
+    rows, columns = grid or (math.isqrt(num_tokens),) * 2
+    if rows * columns != num_tokens:
+        raise ValueError(f"the grid must have {num_tokens} tokens for order='halton', got {rows} x {columns}")
+    order = torch.tensor(halton_order(rows, columns))
+    return DecodePlan(counts.to(device), order.to(device), order.argsort().to(device))
 
 
 @torch.no_grad()
@@ -71,6 +190,8 @@ def decode_steps(
     seeds: Tensor,
     *,
     mask_token_id: int,
+    tokens_to_guided: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    plan: DecodePlan | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Fill the masked tokens step by step, without waiting for the device in between. No gradients are recorded.
 
@@ -83,6 +204,9 @@ def decode_steps(
         config: see `DecodeConfig`.
         seeds: int64 [B], one per image.
         mask_token_id: V. Ids from V on are never drawn.
+        tokens_to_guided: maps the same to a pair of logits, with the condition and without it, as one pass through
+            the model can give them. It is asked instead of `tokens_to_logits` at the steps whose guidance isn't 0.
+        plan: `decode_plan(config, N, device)`, made here if it is missing.
 
     Yields:
         (step, tokens, masked) after each of the config's steps: tokens int64 [B, N] hold a prediction wherever they
@@ -93,27 +217,38 @@ def decode_steps(
     """
     if tokens.dim() != 2 or masked.shape != tokens.shape:
         raise ValueError(f"tokens and masked must both be [B, N], got {tuple(tokens.shape)} and {tuple(masked.shape)}")
-    # A table for every possible number of masked tokens, looked up on the device: the host need not know the numbers,
-    # and the device need not know float64.
-    table = mask_counts(torch.arange(tokens.shape[1] + 1), config.steps, config.schedule)  # [T, N + 1]
-    counts = table.to(tokens.device)[:, masked.sum(1)]  # [T, B]
+    if config.guidance_scale != 0 and tokens_to_guided is None:
+        raise ValueError(f"guidance_scale is {config.guidance_scale}, but tokens_to_guided is missing")
+    if plan is None:
+        plan = decode_plan(config, tokens.shape[1], tokens.device)
+    holes, num_holes = masked, masked.sum(1)  # [B, N], [B]
+    counts = plan.counts[:, num_holes]  # [S, B]
+    if plan.order is not None:
+        number = holes[:, plan.order].cumsum(1)[:, plan.places]  # [B, N]; 1 for the first masked token in the order
 
-    last = (config.stop_after or config.steps) - 1
-    for step in range(last + 1):
-        logits = tokens_to_logits(tokens.masked_fill(masked, mask_token_id))
+    for step in range(len(counts)):
+        held, guidance = tokens.masked_fill(masked, mask_token_id), config.guidance_at(step)
+        if guidance != 0 and tokens_to_guided is not None:
+            logits, unguided = tokens_to_guided(held)
+        else:
+            logits, unguided = tokens_to_logits(held), None
         tokens, masked = decode_step(
             logits,
             tokens,
             masked,
-            counts[step] if step < last else torch.zeros_like(counts[step]),
+            counts[step],
             seeds=seeds,
             step=step,
             num_codes=mask_token_id,
             softmax_temperature=config.softmax_temperature,
-            choice_temperature=config.choice_temperature * (1 - (step + 1) / config.steps),
+            choice_temperature=config.temperature_at(step),
             draw=config.draw,
             confidence=config.confidence,
+            guidance_logits=unguided,
+            guidance_scale=guidance,
         )
+        if plan.order is not None:
+            masked = holes & (number > (num_holes - counts[step])[:, None])
         yield step, tokens, masked
 
 
@@ -125,9 +260,20 @@ def decode(
     seeds: Tensor,
     *,
     mask_token_id: int,
+    tokens_to_guided: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    plan: DecodePlan | None = None,
 ) -> Tensor:
     """Fill the masked tokens: the last tokens, int64 [B, N], that `decode_steps` yields."""
     result = tokens
-    for _, step_tokens, _ in decode_steps(tokens_to_logits, tokens, masked, config, seeds, mask_token_id=mask_token_id):
+    for _, step_tokens, _ in decode_steps(
+        tokens_to_logits,
+        tokens,
+        masked,
+        config,
+        seeds,
+        mask_token_id=mask_token_id,
+        tokens_to_guided=tokens_to_guided,
+        plan=plan,
+    ):
         result = step_tokens
     return result

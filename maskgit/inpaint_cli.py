@@ -1,8 +1,17 @@
-"""The command line of inpainting: `python inpaint.py`, or `maskgit-inpaint` once installed."""
+"""The command line of inpainting: `python inpaint.py`, or `maskgit-inpaint` once installed.
+
+python inpaint.py                                                       # the samples, with the embedded model
+python inpaint.py --images photos --mask holes --output filled          # a folder, with a folder of masks
+python inpaint.py --images photos --outpaint 0 0 50% 0                  # half a picture more on the right
+python inpaint.py --images photos --box 25% 25% 50% 50% --class Flags   # paste a class into a box
+python inpaint.py --generate 16 --class "Food & Drink"                  # from nothing
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import re
 import sys
 import time
 import unicodedata
@@ -10,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -18,13 +28,17 @@ from tqdm import tqdm
 
 from maskgit.data.images import ImageError, find_images, read_image
 from maskgit.data.masks import MAKERS, MaskError, find_mask_for, load_mask, make_mask
-from maskgit.decoding import DecodeConfig
+from maskgit.decoding import DecodeConfig, decoder
 from maskgit.files import write_atomically
-from maskgit.pipeline import InpaintResult, MaskGIT, Precision, image_seed
+from maskgit.outpainting import Margins
+from maskgit.pipeline import MaskGIT, Precision, image_seed
 from maskgit.visualize import strip
 
 DONE, SOME_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
+
+Lengths = tuple[str, str, str, str]
+"""Four lengths, each in pixels ("12") or in percent of the picture's side ("25%")."""
 
 _LISTED = 10  # results named at the end; of more, only the number
 _BATCH_PIXELS = 2**26  # a batch of huge images is cut short here, so that memory stays bounded
@@ -32,7 +46,7 @@ _BATCH_PIXELS = 2**26  # a batch of huge images is cut short here, so that memor
 
 @dataclass(frozen=True)
 class Options:
-    """Fill holes in images.
+    """Fill holes in images; continue images beyond their borders; make images from nothing.
 
     With no options, the embedded model fills the sample images that come with it. Each image NAME.* gives NAME.png
     and a picture strip NAME.strip.png: original, hole, every decoding step, result.
@@ -40,24 +54,45 @@ class Options:
 
     images: Path | None = None
     """An image file or a folder of them, at any depth. Default: the sample images."""
-    mask: str = "center"
+    mask: str | None = None
     """What to fill: a mask image (white is filled), a folder of masks named like the images, or one of
-    center, boxes, strokes, half, left, right, top, bottom (a file of such a name: ./center)."""
+    center, boxes, strokes, half, left, right, top, bottom (a file of such a name: ./center). Default: center."""
     invert_mask: bool = False
     """Fill what is black in the mask and keep what is white. Works with made masks too: the outside is filled."""
+    box: Lengths | None = None
+    """Instead of a mask: fill the box of this left, top, width and height, in pixels or percent of the picture."""
+    outpaint: Lengths | None = None
+    """Instead of filling holes: add this much on the left, at the top, on the right, at the bottom, in pixels or
+    percent of the picture's side."""
+    generate: int | None = None
+    """Instead of all that: make so many pictures from nothing."""
+    class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    """What the filled part is to show, for a model with classes: the name of one, or its number."""
     output: Path = Path("outputs/inpaint")
     """Folder for the results, with the same sub-folders as the input."""
     model: str = "embedded"
     """"embedded", a model folder, or a repository on the Hugging Face Hub."""
-    steps: int = DecodeConfig.steps
-    """Decoding steps."""
-    schedule: str = DecodeConfig.schedule
+    decoder: str = "maskgit"
+    """Whose way of decoding, with all its settings; the next four options and --guidance change single settings.
+    - maskgit: the paper's official code. Tokens are drawn, the most confident kept, with less and less noise.
+    - lab-perturbed: the same noise, on the probability of every code, both draws the token and ranks it.
+    - lab-sampled: tokens are drawn, and ranked by the probability instead of its logarithm.
+    - lab-greedy: the likeliest token everywhere; noise, growing with the steps, only in which are kept.
+    - valeo: the PyTorch reproduction. As maskgit by the arccos schedule; with a class, guidance that grows.
+    - halton: tokens are drawn, and kept in a fixed order that spreads over the picture."""
+    steps: int | None = None
+    """Decoding steps. Default: the decoder's (maskgit and valeo 8, halton 32, the labs 20, 7 and 5)."""
+    schedule: str | None = None
     """How many tokens stay masked after each step: cosine, linear, square, cubic, exponential, sqrt, logarithmic or
-    arccos."""
-    temperature: float = DecodeConfig.choice_temperature
-    """Choice temperature: how much chance there is in which tokens are kept; more gives more varied pictures."""
-    softmax_temperature: float = DecodeConfig.softmax_temperature
-    """Divides the logits: below 1 the likely tokens become likelier."""
+    arccos. Default: the decoder's (valeo and halton arccos, the others cosine)."""
+    temperature: float | None = None
+    """Choice temperature: how much chance there is in which tokens are kept; more gives more varied pictures. Default:
+    the decoder's (halton has none, the others 4.5)."""
+    softmax_temperature: float | None = None
+    """Divides the logits: below 1 the likely tokens become likelier. Default: the decoder's (always 1)."""
+    guidance: float | None = None
+    """With a class: how much it counts, 0 or more (classifier-free guidance). Default: the decoder's (valeo 3, growing
+    with the steps; the others 0)."""
     seed: int = 0
     """Another seed gives other pictures. Each file has its own from this one and its name, so a picture doesn't
     depend on the other files nor on the batch size."""
@@ -79,11 +114,16 @@ class UsageError(ValueError):
     """Options that can't be carried out."""
 
 
+Target = np.ndarray | Margins
+"""What is to be done with an image: the mask bool [H, W] to fill, or the margins to add."""
+
+
 @dataclass
 class Job:
     """One file to do."""
 
-    path: Path
+    path: Path | None
+    """None for a picture from nothing."""
     name: str
     """Relative to the input folder, with forward slashes."""
     output: Path
@@ -115,6 +155,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def decode_config(options: Options) -> DecodeConfig:
+    """The decoder with what the options change. Raises a ValueError if they make no sense."""
+    changes: dict[str, Any] = {
+        "steps": options.steps,
+        "schedule": options.schedule,
+        "choice_temperature": options.temperature,
+        "softmax_temperature": options.softmax_temperature,
+        "guidance_scale": options.guidance,
+    }
+    chosen = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(decoder(options.decoder), **chosen)
+
+
 class Run:
     """One run of the command: what it has to do, and what has become of it so far."""
 
@@ -122,26 +175,28 @@ class Run:
         self.options = options
         self.failures: list[tuple[str, str]] = []  # (file, reason)
         self.written: list[Path] = []
+        self.label: int | None = None
+        self.verb = "inpainted" if not options.outpaint else "outpainted"
+        if options.generate is not None:
+            self.verb = "generated"
 
     def run(self) -> int:
         """Do all files, report, and give the exit status. Raises UsageError before any file is touched."""
         options = self.options
         try:
-            config = DecodeConfig(
-                steps=options.steps,
-                schedule=options.schedule,
-                choice_temperature=options.temperature,
-                softmax_temperature=options.softmax_temperature,
-            )
+            config = decode_config(options)
             if options.batch_size < 1:
                 raise UsageError(f"--batch-size must be at least 1, got {options.batch_size}")
-            get_mask = mask_source(options)
-            jobs = find_jobs(options)
+            check_task(options)
+            get_target = outpainting(options.outpaint) if options.outpaint else mask_source(options)
+            jobs = generated_jobs(options) if options.generate is not None else find_jobs(options)
             start = time.perf_counter()
             model = MaskGIT.from_pretrained(
                 options.model, device=options.device, kernels=options.kernels, precision=options.precision
             )
             loading = time.perf_counter() - start
+            if options.class_ is not None:
+                self.label = model.class_number(int(options.class_) if options.class_.isdecimal() else options.class_)
             options.output.mkdir(parents=True, exist_ok=True)
         except (ValueError, RuntimeError) as error:  # the errors of every part above: they say what to do
             raise UsageError(str(error)) from error
@@ -154,29 +209,29 @@ class Run:
         try:
             with tqdm(
                 total=len(jobs),
-                desc="inpainting",
+                desc=self.verb.replace("ed", "ing"),
                 unit="image",
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
             ) as bar:
-                for batch in self.batches(jobs, get_mask, bar):
-                    self.inpaint(model, config, batch, bar)
+                for batch in self.batches(jobs, get_target, bar):
+                    self.work(model, config, batch, bar)
         except KeyboardInterrupt:
             done = len(self.written)
             print(f"\ninterrupted: {done} of {len(jobs)} images are done, in {options.output}", file=sys.stderr)
             return INTERRUPTED
-        self.report(time.perf_counter() - start)
+        self.report(time.perf_counter() - start, config.steps)
         return SOME_FAILED if self.failures else DONE
 
     def batches(
-        self, jobs: list[Job], get_mask: Callable[[Job, Image.Image], np.ndarray], bar: tqdm
-    ) -> Iterator[list[tuple[Job, Image.Image, np.ndarray]]]:
+        self, jobs: list[Job], get_target: Callable[[Job, Image.Image], Target], bar: tqdm
+    ) -> Iterator[list[tuple[Job, Image.Image, Target]]]:
         """Read the files as they are needed. What can't be read goes to `failures`."""
-        batch: list[tuple[Job, Image.Image, np.ndarray]] = []
+        batch: list[tuple[Job, Image.Image, Target]] = []
         pixels = 0
         for job in jobs:
             try:
-                image = read_image(job.path)
-                batch.append((job, image, get_mask(job, image)))
+                image = read_image(job.path) if job.path is not None else Image.new("RGB", (1, 1))
+                batch.append((job, image, get_target(job, image)))
             except (ImageError, MaskError, OSError) as error:
                 self.fail(job, error)
                 bar.update()
@@ -188,54 +243,72 @@ class Run:
         if batch:
             yield batch
 
-    def inpaint(
-        self, model: MaskGIT, config: DecodeConfig, batch: list[tuple[Job, Image.Image, np.ndarray]], bar: tqdm
+    def work(
+        self, model: MaskGIT, config: DecodeConfig, batch: list[tuple[Job, Image.Image, Target]], bar: tqdm
     ) -> None:
-        """Fill the images of a batch and write their files."""
+        """Do the images of a batch and write their files."""
         before = bar.n
         try:
-            results = model.inpaint(
-                [image for _, image, _ in batch],
-                [mask for _, _, mask in batch],
-                config=config,
-                seeds=[image_seed(self.options.seed, job.name) for job, _, _ in batch],
-                batch_size=len(batch),
-                paste=self.options.paste,
-                save_steps=self.options.save_steps,
-                progress=lambda done: bar.update(min(done, bar.total - bar.n)),  # thirds may add up to above 1
-            )
+            # Thirds may add up to above 1.
+            results = self.pictures(model, config, batch, lambda done: bar.update(min(done, bar.total - bar.n)))
         except (RuntimeError, ValueError, MemoryError) as error:  # out of memory, or a broken model's NaN
             bar.n = before
             if len(batch) > 1:  # one of them may be to blame, or there are too many
                 for item in batch:
-                    self.inpaint(model, config, [item], bar)
+                    self.work(model, config, [item], bar)
             else:
                 self.fail(batch[0][0], error)
                 bar.update()
             return
-        for (job, _, _), result in zip(batch, results, strict=True):
+        for (job, _, _), pictures in zip(batch, results, strict=True):
             try:
-                self.written.append(write_result(job, result))
+                self.written.append(write_pictures(job, pictures))
             except OSError as error:
                 self.fail(job, error)
+
+    def pictures(
+        self,
+        model: MaskGIT,
+        config: DecodeConfig,
+        batch: list[tuple[Job, Image.Image, Target]],
+        progress: Callable[[float], object],
+    ) -> list[dict[str, Image.Image]]:
+        """What to write for each image of a batch, by how the file names end."""
+        options = self.options
+        common: dict[str, Any] = {
+            "config": config,
+            "seeds": [image_seed(options.seed, job.name) for job, _, _ in batch],
+            "labels": None if self.label is None else [self.label] * len(batch),
+            "batch_size": options.batch_size,
+            "progress": progress,
+        }
+        images, targets = [image for _, image, _ in batch], [target for _, _, target in batch]
+        if options.generate is not None:
+            return [{".png": picture} for picture in model.generate(len(batch), **common)]
+        if options.outpaint:
+            return [{".png": picture} for picture in model.outpaint(images, targets, **common)]  # type: ignore[arg-type]
+        results = model.inpaint(images, targets, paste=options.paste, save_steps=options.save_steps, **common)  # type: ignore[arg-type]
+        return [{".strip.png": strip(result), ".png": result.image} for result in results]
 
     def fail(self, job: Job, error: Exception) -> None:
         """Note a failure, without naming the file twice."""
         reason = str(error) or type(error).__name__
-        self.failures.append((str(job.path), reason.removeprefix(f"{job.path}: ").splitlines()[0]))
+        self.failures.append((str(job.path or job.name), reason.removeprefix(f"{job.path}: ").splitlines()[0]))
 
-    def report(self, seconds: float) -> None:
+    def report(self, seconds: float, steps: int) -> None:
         """Print where the results are, how many, how long it took, and what failed."""
         count = len(self.written)
         if count:
+            strips = self.verb == "inpainted"
             kind = "with" if self.options.save_steps else "without"
             print(
-                f"inpainted {count} image{'s' * (count != 1)} in {seconds:.1f} s ({count / seconds:.1f} images/s, "
-                f"{self.options.steps} steps, strips {kind} steps included)"
+                f"{self.verb} {count} image{'s' * (count != 1)} in {seconds:.1f} s ({count / seconds:.1f} images/s, "
+                f"{steps} steps{f', strips {kind} steps included' * strips})"
             )
             print(f"results in {self.options.output.resolve()}")
             for path in self.written[:_LISTED]:
-                print(f"  {path.relative_to(self.options.output)}  and  {path.with_suffix('').name}.strip.png")
+                also = f"  and  {path.with_suffix('').name}.strip.png" * strips
+                print(f"  {path.relative_to(self.options.output)}{also}")
             if count > _LISTED:
                 print(f"  and {count - _LISTED} more")
         if self.failures:
@@ -244,18 +317,66 @@ class Run:
                 print(f"  {name}: {reason}", file=sys.stderr)
 
 
-def write_result(job: Job, result: InpaintResult) -> Path:
-    """Write NAME.strip.png and NAME.png; the path of the latter."""
+def write_pictures(job: Job, pictures: dict[str, Image.Image]) -> Path:
+    """Write a job's pictures, NAME.png the last; its path."""
     files = {}
-    for suffix, picture in ((".strip.png", strip(result)), (".png", result.image)):
+    for suffix, picture in pictures.items():
         data = io.BytesIO()
         picture.save(data, "PNG", compress_level=4)  # twice as fast as the default, a few percent larger
         files[job.output.with_name(job.output.name + suffix)] = data.getvalue()
     write_atomically(files)
-    return job.output.with_name(job.output.name + ".png")
+    return list(files)[-1]
+
+
+# --- what to do -------------------------------------------------------------------------------------------------------
+
+
+def check_task(options: Options) -> None:
+    """Raise UsageError for options that exclude each other, or make no sense."""
+    if options.generate is not None:
+        if options.generate < 1:
+            raise UsageError(f"--generate {options.generate}: must be at least 1")
+        given = ("images", "mask", "box", "outpaint")
+    elif options.outpaint is not None:
+        given = ("mask", "box")
+    else:
+        given = ("mask",) if options.box is not None else ()
+    task = "--generate" if options.generate is not None else "--outpaint" if options.outpaint else "--box"
+    for name in given:
+        if getattr(options, name) is not None:
+            raise UsageError(f"{task} and --{name} exclude each other")
+    for name in ("box", "outpaint"):
+        for text in getattr(options, name) or ():
+            if not re.fullmatch(r"\d+|\d+(\.\d+)?%", text):
+                raise UsageError(f"--{name} {text}: neither pixels, such as 12, nor percent, such as 25%")
+    if options.guidance is not None and options.class_ is None:
+        raise UsageError("--guidance needs a --class to guide to")
+
+
+def to_pixels(length: str, side: int) -> int:
+    """A length in pixels, or in percent of a side, as pixels."""
+    return round(float(length[:-1]) / 100 * side) if length.endswith("%") else int(length)
+
+
+def outpainting(lengths: Lengths) -> Callable[[Job, Image.Image], Target]:
+    """The function that gives an image's margins."""
+
+    def margins(job: Job, image: Image.Image) -> Target:
+        left, top, right, bottom = lengths
+        width, height = image.size
+        return to_pixels(left, width), to_pixels(top, height), to_pixels(right, width), to_pixels(bottom, height)
+
+    return margins
 
 
 # --- which files ------------------------------------------------------------------------------------------------------
+
+
+def generated_jobs(options: Options) -> list[Job]:
+    """Pictures with a number for a name. As many as before begin with the same ones."""
+    count = options.generate or 0
+    digits = max(4, len(str(count)))
+    return [Job(None, f"generated/{i}", options.output / f"{i:0{digits}d}") for i in range(count)]
 
 
 def find_jobs(options: Options) -> list[Job]:
@@ -305,19 +426,36 @@ def free_name(relative: Path, taken: set[str]) -> str:
         number += 1
 
 
-def mask_source(options: Options) -> Callable[[Job, Image.Image], np.ndarray]:
+def mask_source(options: Options) -> Callable[[Job, Image.Image], Target]:
     """The function that gives an image's mask, bool [H, W]; it raises MaskError or ImageError.
 
     Raises:
         UsageError: --mask is none of what it may be.
     """
-    path = Path(options.mask)
-    if options.mask in MAKERS:
+    if options.box is not None:
+        lengths = options.box
+
+        def box(job: Job, image: Image.Image) -> np.ndarray:
+            left, top, width, height = (
+                to_pixels(length, side) for length, side in zip(lengths, image.size * 2, strict=True)
+            )
+            mask = np.zeros(image.size[::-1], dtype=bool)
+            mask[top : top + height, left : left + width] = True
+            if not mask.any():
+                raise MaskError(
+                    f"{job.path}: the box is outside this picture of {image.width}x{image.height}, or empty"
+                )
+            return mask ^ options.invert_mask
+
+        return box
+    wanted = options.mask or "center"
+    path = Path(wanted)
+    if wanted in MAKERS:
 
         def make(job: Job, image: Image.Image) -> np.ndarray:
             # Other random numbers than those of the tokens, which come from the seed of the bare name.
             seed = image_seed(options.seed, f"mask/{job.name}") % 2**64
-            return make_mask(options.mask, image.height, image.width, seed) ^ options.invert_mask
+            return make_mask(wanted, image.height, image.width, seed) ^ options.invert_mask
 
         return make
     if path.is_dir():
@@ -325,9 +463,10 @@ def mask_source(options: Options) -> Callable[[Job, Image.Image], np.ndarray]:
         def find(job: Job, image: Image.Image) -> np.ndarray:
             mirrored = path / Path(job.name).parent
             folder = mirrored if mirrored.is_dir() else path
+            assert job.path is not None
             return load_mask(find_mask_for(job.path, folder), image.size, options.invert_mask)
 
         return find
     if path.is_file():
         return lambda job, image: load_mask(path, image.size, options.invert_mask)
-    raise UsageError(f"--mask {options.mask}: no such file or folder, and not one of {', '.join(MAKERS)}")
+    raise UsageError(f"--mask {wanted}: no such file or folder, and not one of {', '.join(MAKERS)}")

@@ -27,12 +27,15 @@ from torch import Tensor, nn
 
 from maskgit.config import (
     ConfigError,
-    ModelConfig,
+    HaltonConfig,
+    TransformerConfig,
+    check_fit,
     config_to_dict,
     tokenizer_from_dict,
     transformer_from_dict,
 )
 from maskgit.files import write_atomically
+from maskgit.halton_transformer import HaltonTransformer
 from maskgit.tokenizer import VQGAN
 from maskgit.transformer import Transformer
 
@@ -56,7 +59,7 @@ class Model:
     """The content of a model folder."""
 
     tokenizer: VQGAN
-    transformer: Transformer
+    transformer: Transformer | HaltonTransformer
     class_names: list[str] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     """Anything that JSON can hold: how it was trained, on what, how well it does."""
@@ -75,7 +78,7 @@ def save_model(folder: str | os.PathLike[str], model: Model, dtype: torch.dtype 
         OSError: the folder can't be written.
     """
     try:
-        ModelConfig(model.tokenizer.config, model.transformer.config)
+        check_fit(model.tokenizer.config, model.transformer.config)
     except ConfigError as error:
         raise ModelError(f"can't save to {folder}: {error}") from error
     _check_names(Path(folder) / CONFIG_FILE, model.class_names, model.transformer.config.num_classes)
@@ -104,9 +107,9 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
     tokenizer = _load_tokenizer(folder, config)
     try:
         transformer_config = transformer_from_dict(config["transformer"])
-        ModelConfig(tokenizer.config, transformer_config)
+        check_fit(tokenizer.config, transformer_config)
         with torch.device("meta"):
-            transformer = Transformer(transformer_config)
+            transformer = _make_transformer(transformer_config)
     except (ConfigError, TypeError) as error:
         raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
     names = config.get("class_names", [])
@@ -207,6 +210,10 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> VQGAN:
     except (ConfigError, TypeError) as error:
         raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
     return _fill(tokenizer, folder / TOKENIZER_FILE, config)
+
+
+def _make_transformer(config: TransformerConfig | HaltonConfig) -> Transformer | HaltonTransformer:
+    return HaltonTransformer(config) if isinstance(config, HaltonConfig) else Transformer(config)
 
 
 def _fill(module: ModuleT, path: Path, config: dict[str, Any]) -> ModuleT:

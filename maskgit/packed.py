@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from maskgit.transformer import Transformer
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class PackedLinear(nn.Module):
@@ -36,7 +37,7 @@ def can_pack() -> bool:
 
 
 @torch.no_grad()
-def pack(transformer: Transformer, dtype: torch.dtype) -> Transformer:
+def pack(transformer: Network, dtype: torch.dtype) -> Network:
     """A copy for inference on a CPU that shares all but the linear layers' weights with the original.
 
     Args:

@@ -21,9 +21,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskgit.config import ConfigError, ModelConfig
+from maskgit.config import ConfigError, check_fit
 from maskgit.data.images import to_rgb
-from maskgit.decoding import DecodeConfig, decode_steps
+from maskgit.decoding import DecodeConfig, decode_plan, decode_steps
+from maskgit.graphs import Batch, GraphCache, Loop
+from maskgit.halton_transformer import HaltonTransformer
 from maskgit.holes import cells_with_holes, paste_known, smooth_fill
 from maskgit.model_folder import (
     CONFIG_FILE,
@@ -34,6 +36,8 @@ from maskgit.model_folder import (
     load_model,
     save_model,
 )
+from maskgit.outpainting import Canvas, Margins
+from maskgit.packed import can_pack, pack
 from maskgit.tokenizer import VQGAN
 from maskgit.transformer import Transformer
 from maskgit_kernels import backend
@@ -43,6 +47,9 @@ PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bf16")
 
 Progress = Callable[[float], None]
 """Called as the work goes on with what was done since the last call, in images; adds up to their number."""
+
+
+_NO_CLASSES = "labels were given, but the model was trained without classes"
 
 
 class Step(NamedTuple):
@@ -81,6 +88,9 @@ class MaskGIT:
 
     The same image with the same seed gives the same picture whatever the batch size and its place in the batch.
 
+    On an NVIDIA GPU the decoding loop is captured as a CUDA graph on first use (of a batch size and decoding options),
+    and replayed from then on. Capturing takes about two batches' time; setting `graphs` to None turns it off.
+
     Args:
         tokenizer, transformer: both are put in evaluation mode and moved to `device`.
         class_names: names of the transformer's classes, if it has any.
@@ -100,7 +110,7 @@ class MaskGIT:
     def __init__(
         self,
         tokenizer: VQGAN,
-        transformer: Transformer,
+        transformer: Transformer | HaltonTransformer,
         class_names: Sequence[str] = (),
         metadata: dict[str, Any] | None = None,
         *,
@@ -109,19 +119,21 @@ class MaskGIT:
         precision: Precision = "auto",
     ) -> None:
         try:
-            ModelConfig(tokenizer.config, transformer.config)
+            check_fit(tokenizer.config, transformer.config)
         except ConfigError as error:
             raise ModelError(f"tokenizer and transformer don't fit each other: {error}") from error
         if kernels is not None:
             backend.use(kernels)
-        backend.resolve()  # so that an impossible MASKGIT_KERNELS is an error now and not later
         self.device = resolve_device(device)
+        backend.resolve(None, self.device)  # so that an impossible MASKGIT_KERNELS is an error now and not later
         self.autocast = _use_bf16(precision, self.device)
         # channels_last: 1.7 times as fast to encode on a CPU.
         self.tokenizer = tokenizer.to(self.device).to(memory_format=torch.channels_last).eval()
         self.transformer = transformer.to(self.device).eval()
         self.class_names = list(class_names)
         self.metadata = dict(metadata or {})
+        self.graphs = GraphCache() if self.device.type == "cuda" else None
+        self._packed: tuple[object, Transformer | HaltonTransformer] | None = None
 
     @classmethod
     def from_pretrained(
@@ -198,7 +210,8 @@ class MaskGIT:
             config: how to decode; `overrides` are its fields (steps=12, choice_temperature=3.0), applied to it.
             seed: image i gets the seed `image_seed(seed, i)`.
             seeds: one 64-bit integer for each image instead.
-            labels: class of each image (number or name), None for no class; for models with classes.
+            labels: class of each image (number or name), None for no class; for models with classes. Guidance acts
+                on images with a class only.
             batch_size: images that go through the transformer together.
             paste: put known pixels back, blended across the width of a patch; False returns the bare decoding.
             save_steps: keep the state after each step: costs decoding each of them to pixels, with the embedded
@@ -237,6 +250,7 @@ class MaskGIT:
                 config,
                 [all_seeds[i] for i in chosen],
                 None if all_labels is None else all_labels[chosen],
+                batch_size,
                 paste,
                 save_steps,
                 progress,
@@ -273,12 +287,78 @@ class MaskGIT:
             masked = torch.ones(len(chosen), self.tokenizer.config.num_tokens, dtype=torch.bool, device=self.device)
             some_labels = None if all_labels is None else all_labels[start : start + batch_size]
             tokens = torch.zeros_like(masked, dtype=torch.int64)
-            for state in self._decode(tokens, masked, config, chosen, some_labels):
+            for state in self._decode(tokens, masked, config, chosen, some_labels, batch_size):
                 tokens, _ = state
                 if progress:
                     progress(len(chosen) / _steps(config))
             pictures += self._to_pictures(tokens)
         return pictures
+
+    def outpaint(
+        self,
+        images: Sequence[Image.Image],
+        margins: Sequence[Margins],
+        *,
+        config: DecodeConfig | None = None,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        labels: Sequence[int | str | None] | None = None,
+        batch_size: int = 16,
+        progress: Progress | None = None,
+        **overrides: Any,
+    ) -> list[Image.Image]:
+        """Continue images beyond their borders, by `inpaint` of one window after another (see `maskgit.outpainting`).
+
+        Args:
+            images: of any size (W, H).
+            margins: for each image the pixels to add: left, top, right, bottom.
+
+        The rest are those of `inpaint`.
+
+        Returns:
+            RGB images of the enlarged sizes. Near its border, the original is blended with its continuation.
+
+        Raises:
+            ValueError: as `inpaint`; a negative margin.
+        """
+        config = _configure(config, overrides)
+        all_seeds = _seeds(len(images), seed, seeds)
+        self._labels(len(images), labels)  # so that what is wrong with them is said before any work is done
+        if len(margins) != len(images):
+            raise ValueError(f"{len(images)} images, but {len(margins)} margins")
+        canvases = [Canvas(to_rgb(image), margin) for image, margin in zip(images, margins, strict=True)]
+        if progress:
+            progress(sum(not canvas.windows for canvas in canvases))
+        for turn in range(max((len(canvas.windows) for canvas in canvases), default=0)):
+            chosen = [i for i, canvas in enumerate(canvases) if turn < len(canvas.windows)]
+            windows = [canvases[i].windows[turn] for i in chosen]
+            views = [canvases[i].view(window) for i, window in zip(chosen, windows, strict=True)]
+            results = self.inpaint(
+                [view for view, _ in views],
+                [hole for _, hole in views],
+                config=config,
+                seeds=[image_seed(all_seeds[i], turn) for i in chosen],
+                labels=None if labels is None else [labels[i] for i in chosen],
+                batch_size=batch_size,
+            )
+            for i, window, result in zip(chosen, windows, results, strict=True):
+                canvases[i].fill(window, result.image)
+                if progress:
+                    progress(1 / len(canvases[i].windows))
+        return [canvas.image for canvas in canvases]
+
+    def class_number(self, label: int | str) -> int:
+        """The number of a class, by its name or number. Raises a ValueError if the model has no such class."""
+        num_classes = self.transformer.config.num_classes
+        if not num_classes:
+            raise ValueError(_NO_CLASSES)
+        if isinstance(label, str):
+            if label not in self.class_names:
+                raise ValueError(f"unknown class {label!r}: choose one of {', '.join(self.class_names)}")
+            return self.class_names.index(label)
+        if not 0 <= label < num_classes:
+            raise ValueError(f"label {label} must be in [0, {num_classes})")
+        return label
 
     # --- the parts ----------------------------------------------------------------------------------------------------
 
@@ -288,6 +368,7 @@ class MaskGIT:
         config: DecodeConfig,
         seeds: list[int],
         labels: Tensor | None,
+        batch_size: int,
         paste: bool,
         save_steps: bool,
         progress: Progress | None,
@@ -297,7 +378,7 @@ class MaskGIT:
         masked = torch.from_numpy(np.stack([result.masked.ravel() for result in results])).to(self.device)
         encoded = self._encode(torch.stack([_to_tensor(image) for image in visible]).to(self.device))
         pictures: list[Image.Image] = []
-        for tokens, still_masked in self._decode(encoded, masked, config, seeds, labels):
+        for tokens, still_masked in self._decode(encoded, masked, config, seeds, labels, batch_size):
             if save_steps:
                 pictures = self._to_pictures(tokens)
                 for result, picture, image, left in zip(results, pictures, visible, still_masked.cpu(), strict=True):
@@ -329,18 +410,65 @@ class MaskGIT:
 
     @torch.inference_mode()
     def _decode(
-        self, tokens: Tensor, masked: Tensor, config: DecodeConfig, seeds: list[int], labels: Tensor | None
+        self,
+        tokens: Tensor,
+        masked: Tensor,
+        config: DecodeConfig,
+        seeds: list[int],
+        labels: Tensor | None,
+        batch_size: int,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens [B, N] and what is still masked, bool [B, N], after each step."""
+        """Tokens [B, N] and what is still masked, bool [B, N], after each step; `batch_size` is the run's usual B."""
+        if labels is None:
+            config = dataclasses.replace(config, guidance_scale=0.0)  # guided by no class, the logits stay the same
+        batch = Batch(tokens, masked, torch.tensor(seeds, dtype=torch.int64, device=self.device), labels)
+        if self.graphs is None:
+            yield from self._loop(config)(batch)
+        else:
+            key = (config, labels is None, backend.resolve(None, self.device))
+            states = self.graphs.run(lambda: self._loop(config), key, batch, batch_size)
+            yield from zip(*states, strict=True)
 
-        def tokens_to_logits(tokens: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-                return self.transformer(tokens, labels)
+    def _loop(self, config: DecodeConfig) -> Loop:
+        plan = decode_plan(config, self.tokenizer.config.num_tokens, self.device)
 
-        seed_tensor = torch.tensor(seeds, dtype=torch.int64, device=self.device)
-        mask_id = self.transformer.config.mask_token_id
-        states = decode_steps(tokens_to_logits, tokens, masked, config, seed_tensor, mask_token_id=mask_id)
-        yield from (state[1:] for state in states)
+        network = self._network()
+
+        def logits(tokens: Tensor, labels: Tensor | None) -> Tensor:
+            # No cache: a graph must not leave behind weights that it has cast in its own memory.
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast, cache_enabled=False):
+                return network(tokens, labels)
+
+        def loop(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+            def guided(tokens: Tensor) -> tuple[Tensor, Tensor]:
+                assert batch.labels is not None
+                no_class = torch.full_like(batch.labels, self.transformer.config.num_classes)
+                both = logits(tokens.repeat(2, 1), torch.cat([batch.labels, no_class]))
+                return both[: len(tokens)], both[len(tokens) :]
+
+            states = decode_steps(
+                lambda tokens: logits(tokens, batch.labels),
+                batch.tokens,
+                batch.masked,
+                config,
+                batch.seeds,
+                mask_token_id=self.transformer.config.mask_token_id,
+                tokens_to_guided=guided,
+                plan=plan,
+            )
+            return (state[1:] for state in states)
+
+        return loop
+
+    def _network(self) -> Transformer | HaltonTransformer:
+        """The transformer that decodes: on a CPU a packed copy, made anew when weights have changed."""
+        if self.device.type != "cpu" or not can_pack():
+            return self.transformer
+        parameters = list(self.transformer.parameters())
+        state = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in parameters], self.autocast
+        if self._packed is None or self._packed[0] != state:
+            self._packed = state, pack(self.transformer, torch.bfloat16 if self.autocast else torch.float32)
+        return self._packed[1]
 
     @torch.inference_mode()
     def _encode(self, images: Tensor) -> Tensor:
@@ -363,18 +491,10 @@ class MaskGIT:
         if labels is None:
             return None
         if not num_classes:
-            raise ValueError("labels were given, but the model was trained without classes")
+            raise ValueError(_NO_CLASSES)
         if len(labels) != count:
             raise ValueError(f"{count} images, but {len(labels)} labels")
-        numbers = []
-        for label in labels:
-            if isinstance(label, str):
-                if label not in self.class_names:
-                    raise ValueError(f"unknown class {label!r}: choose one of {', '.join(self.class_names)}")
-                label = self.class_names.index(label)
-            elif label is not None and not 0 <= label < num_classes:
-                raise ValueError(f"label {label} must be in [0, {num_classes})")
-            numbers.append(num_classes if label is None else label)
+        numbers = [num_classes if label is None else self.class_number(label) for label in labels]
         return torch.tensor(numbers, dtype=torch.int64, device=self.device)
 
 

@@ -1,14 +1,17 @@
-"""Mask schedules: which share of the tokens is masked, as a function gamma of the progress r.
+"""Mask schedules: which share of the tokens is masked, how many that is at each step, and in which order they go.
 
-All go from gamma(0) = 1 to gamma(1) = 0 and never rise. They are those of the paper (Chang et al., "MaskGIT: Masked
-Generative Image Transformer", CVPR 2022, section 3.3) and `arccos` of its PyTorch reproduction (Besnier & Chen, 2023).
-Everything is computed in float64, so that exact cases come out exact: 256 cos(pi/3) is 128.
+A schedule is a function gamma of the progress r, from gamma(0) = 1 to gamma(1) = 0 without ever rising. They are those
+of the paper (Chang et al., "MaskGIT: Masked Generative Image Transformer", CVPR 2022, section 3.3) and `arccos` of its
+PyTorch reproduction (Besnier & Chen, 2023). Everything is computed in float64, so that exact cases come out exact:
+256 cos(pi/3) is 128.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -19,22 +22,34 @@ from torch import Tensor
 # instead of from 0; both then hit the two ends and stay within 1/K of the originals' shape.
 _K = 256
 
-SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
-    "cosine": lambda r: torch.cos(r * (math.pi / 2)),
-    "linear": lambda r: 1 - r,
-    "square": lambda r: 1 - r**2,
-    "cubic": lambda r: 1 - r**3,
-    "exponential": lambda r: (1 - torch.exp(math.log(_K) * (r - 1))) / (1 - 1 / _K),
-    "sqrt": lambda r: 1 - torch.sqrt(r),
-    "logarithmic": lambda r: -torch.log(r + (1 - r) / _K) / math.log(_K),
-    "arccos": lambda r: torch.arccos(r) / (math.pi / 2),
+# Functions of (m, r), where m is `math` for a number r and `torch` for a tensor: they name their functions alike.
+SCHEDULES: dict[str, Callable[[Any, Any], Any]] = {
+    "cosine": lambda m, r: m.cos(r * (math.pi / 2)),
+    "linear": lambda m, r: 1 - r,
+    "square": lambda m, r: 1 - r**2,
+    "cubic": lambda m, r: 1 - r**3,
+    "exponential": lambda m, r: (1 - m.exp(math.log(_K) * (r - 1))) / (1 - 1 / _K),
+    "sqrt": lambda m, r: 1 - m.sqrt(r),
+    "logarithmic": lambda m, r: -m.log(r + (1 - r) / _K) / math.log(_K),
+    "arccos": lambda m, r: m.acos(r) / (math.pi / 2),
+}
+
+# The progress r that step t of T steps has made.
+PROGRESSES: dict[str, Callable[[int, int], float]] = {
+    "after": lambda t, steps: (t + 1) / steps,
+    "before": lambda t, steps: t / steps,
+    "inclusive": lambda t, steps: t / (steps - 1) if steps > 1 else 1.0,
 }
 
 # What rounding may take from, or add to, a count that is a whole number in exact arithmetic.
 _ROUNDING = 1e-9
 
 
-def gamma(r: Tensor | float, schedule: str) -> Tensor:
+@overload
+def gamma(r: Tensor, schedule: str) -> Tensor: ...
+@overload
+def gamma(r: float, schedule: str) -> float: ...
+def gamma(r: Tensor | float, schedule: str) -> Tensor | float:
     """The share of tokens masked at progress r.
 
     Args:
@@ -42,20 +57,20 @@ def gamma(r: Tensor | float, schedule: str) -> Tensor:
         schedule: a key of SCHEDULES.
 
     Returns:
-        float64 tensor of r's shape and device, with gamma(0) = 1 and gamma(1) = 0 exactly.
+        float, or float64 tensor of r's shape and device, with gamma(0) = 1 and gamma(1) = 0 exactly.
 
     Raises:
         ValueError: an unknown schedule, or a float outside [0, 1] (a tensor is not looked at: that would stop a GPU's
             host).
     """
     check_schedule(schedule)
-    if not isinstance(r, Tensor):
-        if not 0 <= r <= 1:
-            raise ValueError(f"r must be in [0, 1], got {r}")
-        r = torch.tensor(r, dtype=torch.float64)
-    r = r.to(torch.float64)
     # In float64 cos(pi / 2) is 6e-17; the ends are stated rather than computed.
-    return SCHEDULES[schedule](r).masked_fill(r == 0, 1.0).masked_fill(r == 1, 0.0)
+    if isinstance(r, Tensor):
+        r = r.to(torch.float64)
+        return SCHEDULES[schedule](torch, r).masked_fill(r == 0, 1.0).masked_fill(r == 1, 0.0)
+    if not 0 <= r <= 1:
+        raise ValueError(f"r must be in [0, 1], got {r}")
+    return 1.0 - r if r in (0, 1) else SCHEDULES[schedule](math, r)
 
 
 def check_schedule(schedule: str) -> None:
@@ -64,41 +79,112 @@ def check_schedule(schedule: str) -> None:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
 
 
-def floor_count(share: Tensor, total: Tensor | int) -> Tensor:
-    """floor(share * total) as int64, where a product that should be whole is not missed by rounding."""
-    return torch.floor(share * total + _ROUNDING).to(torch.int64)
+def floor_count(share: Tensor | float, total: Tensor | int) -> Tensor:
+    """floor(share * total) as int64, where a product that should be whole is not missed by rounding.
+
+    Tensors of shares are float64, and so are the totals if the share is a number.
+    """
+    return torch.floor(torch.as_tensor(share * total) + _ROUNDING).to(torch.int64)
 
 
-def ceil_count(share: Tensor, total: Tensor | int) -> Tensor:
-    """ceil(share * total) as int64, where a product that should be whole is not missed by rounding."""
-    return torch.ceil(share * total - _ROUNDING).to(torch.int64)
+def ceil_count(share: Tensor | float, total: Tensor | int) -> Tensor:
+    """ceil(share * total) as int64, where a product that should be whole is not missed by rounding.
+
+    Tensors of shares are float64, and so are the totals if the share is a number.
+    """
+    return torch.ceil(torch.as_tensor(share * total) - _ROUNDING).to(torch.int64)
 
 
-def mask_counts(num_masked: Tensor, steps: int, schedule: str) -> Tensor:
-    """How many tokens stay masked after each decoding step.
+# How many tokens stay masked, from (share, N0, remaining): gamma of the step's progress, the number masked at the
+# start, float64 [B], and the number still masked before the step, int64 [B].
+COUNTS: dict[str, Callable[[float, Tensor, Tensor], Tensor]] = {
+    "official": lambda share, start, remaining: torch.minimum(floor_count(share, start).clamp(min=1), remaining - 1),
+    "floor": lambda share, start, remaining: floor_count(share, start),
+    "decisive": lambda share, start, remaining: torch.minimum(ceil_count(share, start), remaining - 1),
+    "compound": lambda share, start, remaining: ceil_count(share, remaining.to(torch.float64)),
+}
 
-    The rule of the paper's official code: clamp(floor(N0 * gamma((t + 1) / T)), 1, remaining - 1) after step t, so at
-    least one token is decided at each step, and 0 after the last. The schedule is scaled to N0, so a small hole takes
-    its steps too. Where it would decide less than a token per step (fewer tokens than steps, above all), the tokens
-    run out early, and the counts stay at 0.
+
+def mask_counts(
+    num_masked: Tensor, steps: int, schedule: str, *, rule: str = "official", progress: str = "after"
+) -> Tensor:
+    """How many tokens stay masked after each decoding step: 0 after the last, whatever the rule.
+
+    With r the step's progress, N0 the number masked at the start and `remaining` that before the step:
+
+        official  clamp(floor(N0 * gamma(r)), 1, remaining - 1): the paper's official code. At least one token is
+                  decided at each step, and at least one is left for the last.
+        floor     floor(N0 * gamma(r)).
+        decisive  min(ceil(N0 * gamma(r)), remaining - 1): N0 * (1 - gamma(r)) are decided, rounded down, but at least
+                  one more at each step.
+        compound  ceil(remaining * gamma(r)): the shares multiply up, so the tokens run out faster than gamma says.
+
+    All scale the schedule to N0, so a small hole takes its steps too. Where the first and third would decide less than
+    a token per step (fewer tokens than steps, above all), the tokens run out early, and the counts stay at 0.
 
     Args:
         num_masked: N0, int64 [B], the number masked at the start in each image.
         steps: T, at least 1.
         schedule: a key of SCHEDULES.
+        rule: a key of COUNTS.
+        progress: a key of PROGRESSES, r of step t: "after" the step, (t + 1) / T; "before" it, t / T; or "inclusive"
+            of both ends, t / (T - 1).
 
     Returns:
-        int64 [T, B] on the device of `num_masked`.
+        int64 [T, B] on the device of `num_masked`, which must have float64.
 
     Raises:
-        ValueError: an unknown schedule, or steps below 1.
+        ValueError: an unknown schedule, rule or progress, or steps below 1.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    remaining, counts = num_masked, []
+    check_schedule(schedule)
+    check_counts(rule, progress)
+    start, remaining, counts = num_masked.to(torch.float64), num_masked, []
     for step in range(steps - 1):
-        wanted = floor_count(gamma((step + 1) / steps, schedule).to(num_masked.device), num_masked).clamp(min=1)
-        remaining = torch.minimum(wanted, remaining - 1).clamp(min=0)
+        share = gamma(PROGRESSES[progress](step, steps), schedule)
+        remaining = COUNTS[rule](share, start, remaining).clamp(min=0)
         counts.append(remaining)
     counts.append(torch.zeros_like(num_masked))
     return torch.stack(counts)
+
+
+def check_counts(rule: str, progress: str) -> None:
+    """Raise a ValueError unless the two name a rule and a progress of `mask_counts`."""
+    if rule not in COUNTS:
+        raise ValueError(f"counts must be one of {', '.join(COUNTS)}, got {rule!r}")
+    if progress not in PROGRESSES:
+        raise ValueError(f"progress must be one of {', '.join(PROGRESSES)}, got {progress!r}")
+
+
+@functools.cache
+def halton_order(height: int, width: int) -> tuple[int, ...]:
+    """The tokens of a grid in the order of the two-dimensional Halton sequence, which spreads early ones evenly.
+
+    Point i = 1, 2, ... of the sequence is (i written in base 2, i written in base 3) mirrored at the radix point; the
+    cell of the grid that it falls into is next, unless it has been before (Besnier et al., "Halton Scheduler for
+    Masked Generative Image Transformer", ICLR 2025, section 4).
+
+    Returns:
+        The height * width row-major positions, first to last.
+
+    Raises:
+        ValueError: a side below 1.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"the grid must have at least one row and one column, got {height} x {width}")
+    order: dict[int, None] = {}  # keys in the order of their first visit
+    index = 0
+    while len(order) < height * width:
+        index += 1
+        order.setdefault(_halton_cell(index, 2, height) * width + _halton_cell(index, 3, width))
+    return tuple(order)
+
+
+def _halton_cell(index: int, base: int, cells: int) -> int:
+    """Which of the equal cells of [0, 1) the radical inverse of `index` falls into, in exact arithmetic."""
+    numerator, denominator = 0, 1
+    while index:
+        index, digit = divmod(index, base)
+        numerator, denominator = numerator * base + digit, denominator * base
+    return numerator * cells // denominator

@@ -17,6 +17,10 @@ EDGE_NORM_EPS = 1e-12  # of the LayerNorms before the first and after the last b
 INIT_STD = 0.02
 
 
+def _gelu(config: TransformerConfig) -> nn.GELU:
+    return nn.GELU("tanh" if config.gelu == "tanh" else "none")
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; the packed projection is read in place."""
 
@@ -48,7 +52,7 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.norm2 = nn.LayerNorm(config.dim, config.norm_eps)
         self.mlp = nn.Sequential(
-            nn.Linear(config.dim, config.mlp_dim), nn.GELU(), nn.Linear(config.mlp_dim, config.dim)
+            nn.Linear(config.dim, config.mlp_dim), _gelu(config), nn.Linear(config.mlp_dim, config.dim)
         )
         self.dropout = nn.Dropout(config.dropout)
 
@@ -82,14 +86,16 @@ class Transformer(nn.Module):
         if config.input_mlp:
             self.input_mlp = nn.Sequential(
                 nn.Linear(config.dim, config.dim),
-                nn.GELU(),
+                _gelu(config),
                 nn.LayerNorm(config.dim, EDGE_NORM_EPS),
                 nn.Dropout(config.dropout),
                 nn.Linear(config.dim, config.dim),
             )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_norm = nn.LayerNorm(config.dim, EDGE_NORM_EPS) if config.norm == "pre" else nn.Identity()
-        self.head = nn.Sequential(nn.Linear(config.dim, config.dim), nn.GELU(), nn.LayerNorm(config.dim, EDGE_NORM_EPS))
+        self.head = nn.Sequential(
+            nn.Linear(config.dim, config.dim), _gelu(config), nn.LayerNorm(config.dim, EDGE_NORM_EPS)
+        )
         if config.tied:
             self.bias = nn.Parameter(torch.zeros(config.num_tokens, config.codebook_size))
         else:

@@ -106,8 +106,10 @@ def _stages(width: int, encoding: bool, norm: Norm, config: TokenizerConfig) -> 
             width = stage.channels
             if stage.attention:
                 layers.append(AttentionBlock(width, norm))
-        if stage.resample:
-            layers.append(Downsample(width) if encoding else Upsample(width))
+        if stage.resample and not encoding:
+            layers.append(Upsample(width))
+        elif stage.resample:
+            layers.append(nn.AvgPool2d(2) if config.downsample == "mean" else Downsample(width))
     return layers, width
 
 

@@ -29,11 +29,14 @@ class VQGAN(nn.Module):
 
     def latents(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] -> continuous latents [B, D, h, w], before quantization."""
+        if self.config.unit_pixels:
+            images = (images + 1) / 2
         return self.quant_conv(self.encoder(images))
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Latents [B, D, h, w] (codes, or straight-through codes) -> images [B, 3, S, S], not clamped."""
-        return self.decoder(self.post_quant_conv(latents))
+        images = self.decoder(self.post_quant_conv(latents))
+        return images * 2 - 1 if self.config.unit_pixels else images
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] -> tokens int64 [B, N]."""

@@ -12,6 +12,7 @@ from torch import nn
 from maskgit.config import (
     PRESETS,
     ConfigError,
+    HaltonConfig,
     ModelConfig,
     Stage,
     TokenizerConfig,
@@ -117,6 +118,8 @@ def test_preset_by_name() -> None:
         ({"codebook_size": 0}, "codebook_size 0"),
         ({"codebook_dim": -1}, "codebook_dim -1"),
         ({"stem_channels": 16}, "has no blocks"),
+        ({"encoder_norm": "batch"}, "encoder_norm 'batch' is neither 'group' nor 'position'"),
+        ({"downsample": "max"}, "downsample 'max' is neither 'convolution' nor 'mean'"),
     ],
 )
 def test_impossible_tokenizers(tiny_tokenizer_config: TokenizerConfig, changes: dict, message: str) -> None:
@@ -142,11 +145,25 @@ def test_impossible_stages(changes: dict) -> None:
         ({"attention_dropout": -0.1}, "attention_dropout -0.1"),
         ({"norm": "middle"}, "norm 'middle'"),
         ({"num_classes": -1}, "num_classes -1"),
+        ({"gelu": "erf"}, "gelu 'erf' is neither 'exact' nor 'tanh'"),
     ],
 )
 def test_impossible_transformers(tiny_transformer_config: TransformerConfig, changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(tiny_transformer_config, **changes)
+
+
+def test_halton_config() -> None:
+    """It tells itself from a TransformerConfig in its JSON form, and has the same limits."""
+    config = HaltonConfig(num_tokens=64, registers=3)
+    assert (config.mask_token_id, config.head_dim) == (16384, 64)
+    assert transformer_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+    with pytest.raises(ConfigError, match="dim 1024 does not divide into 3 heads"):
+        dataclasses.replace(config, heads=3)
+    with pytest.raises(ConfigError, match="registers -1"):
+        dataclasses.replace(config, registers=-1)
+    with pytest.raises(ConfigError, match="kind"):
+        transformer_from_dict({"kind": "other"})
 
 
 @pytest.mark.parametrize("field", ["codebook_size", "num_tokens"])

@@ -2,9 +2,16 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from maskgit.decoding import DECODERS, DecodeConfig, decode, decode_steps
+from maskgit.config import TransformerConfig
+from maskgit.decoding import DECODERS, DecodeConfig, decode, decode_plan, decode_steps
 from maskgit.schedules import SCHEDULES, mask_counts
+from maskgit.transformer import Transformer
+from maskgit_kernels.decode_step.eager import decode_step_eager
 
 V, N = 12, 30
 MASK = V
@@ -142,16 +149,6 @@ def test_greedy_finds_the_likeliest_tokens():
         assert torch.equal(decode(sure, tokens, masked, config, seeds, mask_token_id=MASK), answer)
 
 
-def test_the_loop_never_looks_at_the_device():
-    """On tensors without data every read of a value raises."""
-    tokens, masked, seeds = (x.to("meta") for x in problem())
-
-    def model(tokens):
-        return torch.zeros(*tokens.shape, V, device=tokens.device)
-
-    assert decode(model, tokens, masked, DecodeConfig(stop_after=5), seeds, mask_token_id=MASK).shape == (4, N)
-
-
 def test_no_gradients_are_recorded():
     tokens, masked, seeds = problem()
     weight = torch.ones((), requires_grad=True)
@@ -198,7 +195,153 @@ def test_config_is_checked(values, message):
         DecodeConfig(**values)
 
 
-def test_presets():
-    assert DECODERS["maskgit"] == DecodeConfig()
+def test_presets_are_constants():
     with pytest.raises(dataclasses.FrozenInstanceError):
         DECODERS["maskgit"].steps = 3
+
+
+# --- the loop without the host ----------------------------------------------------------------------------------------
+
+CLASSES = 3
+
+
+class Loop(nn.Module):
+    """The whole loop as a module with fixed shapes: a transformer with classes, guided where the preset guides."""
+
+    def __init__(self, name):
+        super().__init__()
+        config = TransformerConfig(V, 16, dim=16, depth=1, heads=1, mlp_dim=16, num_classes=CLASSES)
+        self.transformer = Transformer(config).eval()
+        for weight in self.transformer.parameters():
+            if weight.dim() > 1:
+                nn.init.normal_(weight, std=0.4)
+        self.config = dataclasses.replace(DECODERS[name], steps=4)
+        self.plan = decode_plan(self.config, 16)
+
+    def forward(self, tokens, masked, seeds, labels):
+        def guided(tokens):
+            both = torch.cat([labels, torch.full_like(labels, CLASSES)])
+            return self.transformer(tokens.repeat(2, 1), both).chunk(2)
+
+        return decode(
+            lambda tokens: self.transformer(tokens, labels),
+            tokens,
+            masked,
+            self.config,
+            seeds,
+            mask_token_id=V,
+            tokens_to_guided=guided,
+            plan=self.plan,
+        )
+
+
+def inputs(seed=0, batch=3):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randint(V, (batch, 16), generator=generator),
+        torch.rand(batch, 16, generator=generator) < 0.7,
+        torch.randint(-(2**62), 2**62, (batch,), generator=generator),
+        torch.randint(CLASSES, (batch,), generator=generator),
+    )
+
+
+class HostForbidden(TorchDispatchMode):
+    """Raises at operators that read a value back to Python, give shapes that depend on values, or cross devices."""
+
+    READS = {
+        "_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "nonzero_numpy", "masked_select",
+        "argwhere", "unique", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount", "lift_fresh",
+    }  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+        boolean_index = name in ("index", "index_put", "index_put_") and any(
+            x.dtype == torch.bool for x in args[1] if x is not None
+        )
+        if name in self.READS or boolean_index or len({x.device for x in tensors}) > 1:
+            raise AssertionError(f"{name} makes the host wait")
+        self.called.append(name)
+        return result
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 1],
+        lambda x: torch.tensor(3),
+        lambda x: torch.equal(x, x),
+        lambda x: x.to("meta"),
+    ],
+)
+def test_the_guard_sees_what_it_should(read):
+    x = torch.arange(3)
+    with HostForbidden(), pytest.raises(AssertionError, match="makes the host wait"):
+        read(x)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_loop_reads_nothing_back(name):
+    loop, arguments = Loop(name), inputs()
+    expected = loop(*arguments)
+    with HostForbidden() as guard, torch.inference_mode():
+        result = loop(*arguments)
+    assert torch.equal(result, expected)
+    assert guard.called.count("decode_step") == 4
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_loop_stays_on_a_gpu(name):
+    """On tensors that claim to be on a GPU and hold nothing: no value to read, and no copy from or to the host."""
+    loop = Loop(name)
+    with FakeTensorMode():
+        loop.plan = decode_plan(loop.config, 16, "cuda")
+        weights = {key: torch.empty(weight.shape, device="cuda") for key, weight in loop.named_parameters()}
+        arguments = tuple(torch.empty(x.shape, dtype=x.dtype, device="cuda") for x in inputs())
+        with HostForbidden() as guard:
+            result = torch.func.functional_call(loop, weights, arguments)
+    assert result.shape == (3, 16) and result.device.type == "cuda"
+    assert guard.called.count("decode_step") == 4
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("draw", ["categorical", "greedy", "perturbed"])
+def test_a_step_stays_on_a_gpu(draw, guided):
+    """The same for the inside of a step as PyTorch does it, of which the loop sees the outside only."""
+    with FakeTensorMode():
+        tokens, masked, seeds, counts = (torch.empty(x.shape, dtype=x.dtype, device="cuda") for x in inputs())
+        logits = torch.empty(3, 16, V + 1, device="cuda")
+        other = logits if guided else None
+        with HostForbidden() as guard:
+            result = decode_step_eager(logits, tokens, masked, counts, seeds, 0, V, 1.0, 2.0, draw, "prob", other, 1.0)
+    assert [x.device.type for x in result] == ["cuda", "cuda"] and "sort" in guard.called
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_loop_exports(name):
+    loop = Loop(name)
+    exported = torch.export.export(loop, inputs())
+    steps = 0
+    for module in exported.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            steps += sum("decode_step" in str(node.target) for node in module.graph.nodes)
+    assert steps == 4
+    for seed in range(3):
+        assert torch.equal(exported.module()(*inputs(seed)), loop(*inputs(seed)))
+
+
+@pytest.mark.parametrize("name", ["maskgit", "valeo", "halton"])
+def test_the_loop_compiles_whole(name):
+    torch._dynamo.reset()
+    loop = Loop(name)
+    compiled = torch.compile(loop, fullgraph=True, backend="eager")
+    for seed in range(2):
+        assert torch.equal(compiled(*inputs(seed)), loop(*inputs(seed)))

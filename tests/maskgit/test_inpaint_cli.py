@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -15,8 +16,9 @@ from PIL import Image
 
 from maskgit import inpaint_cli
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
-from maskgit.inpaint_cli import main
-from maskgit.pipeline import MaskGIT
+from maskgit.decoding import DECODERS, DecodeConfig
+from maskgit.inpaint_cli import Options, decode_config, main
+from maskgit.pipeline import MaskGIT, image_seed
 from maskgit.tokenizer import VQGAN
 from maskgit.transformer import Transformer
 
@@ -164,6 +166,39 @@ def test_same_seed_same_pictures_whatever_the_batch_and_order(
     assert results(tmp_path / "other") != first
 
 
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders(name: str, model: Path, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = save(images / "a.png")
+    mask = save_mask(tmp_path / "mask.png")
+    assert run(model, tmp_path, "--decoder", name, "--mask", str(tmp_path / "mask.png")) == 0
+    assert "3 steps" in capsys.readouterr().out  # the option's, not the decoder's
+    config = dataclasses.replace(DECODERS[name], steps=3)
+    pipeline = MaskGIT.from_pretrained(model, device="cpu")
+    expected = pipeline.inpaint([Image.fromarray(pixels)], [mask], config=config, seeds=[image_seed(0, "a.png")])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a.png")), np.asarray(expected[0].image))
+
+
+def test_settings_of_a_decoder() -> None:
+    assert decode_config(Options()) == DecodeConfig()
+    assert decode_config(Options(decoder="valeo")) == DECODERS["valeo"]
+    changed = Options(decoder="valeo", steps=5, schedule="sqrt", temperature=0.0, softmax_temperature=0.9)
+    assert decode_config(changed) == dataclasses.replace(
+        DECODERS["valeo"], steps=5, schedule="sqrt", choice_temperature=0.0, softmax_temperature=0.9
+    )
+
+
+def test_unknown_decoders_are_named(
+    model: Path, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(images / "a.png")
+    assert run(model, tmp_path, "--decoder", "valoe") == 2
+    error = capsys.readouterr().err
+    assert "'valoe'" in error and all(name in error for name in DECODERS) and "Traceback" not in error
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"- {name}: " in text for name in DECODERS)
+
+
 def test_masks(model: Path, tmp_path: Path, images: Path) -> None:
     image = save(images / "a.png", 16, 32)
     output = tmp_path / "out" / "a.png"
@@ -286,18 +321,18 @@ def test_interrupt(
 ) -> None:
     for name in "abc":
         save(images / f"{name}.png")
-    write_result, written = inpaint_cli.write_result, []
+    write_pictures, written = inpaint_cli.write_pictures, []
 
     def interrupt(*args, **options):
         written.append(args)
         if len(written) == 2 or when == "loading":
             raise KeyboardInterrupt
-        return write_result(*args)
+        return write_pictures(*args)
 
     if when == "loading":
         monkeypatch.setattr(MaskGIT, "from_pretrained", interrupt)
     else:
-        monkeypatch.setattr(inpaint_cli, "write_result", interrupt)
+        monkeypatch.setattr(inpaint_cli, "write_pictures", interrupt)
     assert run(model, tmp_path) == 130
     expected = "interrupted" if when == "loading" else f"interrupted: 1 of 3 images are done, in {tmp_path / 'out'}"
     assert capsys.readouterr().err.splitlines()[-1] == expected
@@ -311,9 +346,9 @@ def test_only_one_batch_is_in_memory(
     for i in range(6):
         save(images / f"{i}.png")
     events: list[str] = []
-    read_image, write_result = inpaint_cli.read_image, inpaint_cli.write_result
+    read_image, write_pictures = inpaint_cli.read_image, inpaint_cli.write_pictures
     monkeypatch.setattr(inpaint_cli, "read_image", lambda path: events.append("r") or read_image(path))
-    monkeypatch.setattr(inpaint_cli, "write_result", lambda *args: events.append("w") or write_result(*args))
+    monkeypatch.setattr(inpaint_cli, "write_pictures", lambda *args: events.append("w") or write_pictures(*args))
     assert run(model, tmp_path, "--batch-size", "2") == 0
     assert "".join(events) == "rrww" * 3
     # Huge images make the batches smaller.
@@ -340,3 +375,100 @@ def test_script_and_odd_file_names(model: Path, tmp_path: Path, images: Path) ->
     assert done.returncode == 0, done.stderr
     assert "inpainted 1 image" in done.stdout
     assert len(os.listdir(tmp_path / "outputs" / "inpaint")) == 2
+
+
+# --- other tasks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def class_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    transformer = Transformer(TransformerConfig(32, 64, dim=32, depth=1, heads=2, mlp_dim=64, num_classes=2))
+    for weight in transformer.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.4)
+    folder = tmp_path_factory.mktemp("class-model")
+    tokenizer = MaskGIT.from_pretrained(model, device="cpu").tokenizer
+    MaskGIT(tokenizer, transformer, ["cats", "dogs & co"], device="cpu").save_pretrained(folder)
+    return folder
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_a_folder_is_outpainted(model: Path, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = save(images / "a.png", 20, 16), save(images / "sub" / "b.png", 32, 32, seed=1)
+    (images / "bad.png").write_bytes(b"no image")
+    arguments = ["--images", str(images), "--model", str(model), "--output", str(tmp_path / "out"), "--steps", "2"]
+    assert main([*arguments, "--outpaint", "0", "25%", "50%", "3"]) == 1
+    out = capsys.readouterr()
+    assert "outpainted 2 images" in out.out and "bad.png: " in out.err and "strip" not in out.out
+    for original, name in ((a, "a.png"), (b, "sub/b.png")):
+        result = read(tmp_path / "out" / name)
+        height, width = original.shape[:2]
+        top = height // 4
+        assert result.shape == (height + top + 3, width + width // 2, 3)
+        assert np.array_equal(result[top + 8 : top + height - 8, :-16][:, : width - 16], original[8:-8, : width - 16])
+
+
+def test_a_class_is_pasted_into_a_box(class_model: Path, tmp_path: Path, images: Path) -> None:
+    original = save(images / "a.png", 32, 32)
+    arguments = ["--images", str(images), "--model", str(class_model), "--steps", "3", "--no-save-steps"]
+    arguments += ["--box", "25%", "8", "50%", "40%"]
+    results = {}
+    for name in ("cats", "dogs & co", "1", None):
+        output = tmp_path / str(name)
+        assert main([*arguments, "--output", str(output), *(["--class", name] if name else [])]) == 0
+        results[name] = read(output / "a.png")
+        known = np.ones((32, 32), dtype=bool)
+        known[8 - 4 : 8 + 13 + 4, 8 - 4 : 24 + 4] = False  # the box and the blend around it
+        assert np.array_equal(results[name][known], original[known])
+    assert np.array_equal(results["dogs & co"], results["1"])
+    assert not np.array_equal(results["cats"], results["1"]) and not np.array_equal(results["cats"], results[None])
+    assert main([*arguments, "--output", str(tmp_path / "g"), "--class", "cats", "--guidance", "4"]) == 0
+    assert not np.array_equal(read(tmp_path / "g" / "a.png"), results["cats"])
+
+
+def test_pictures_from_nothing(class_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", str(class_model), "--steps", "2", "--class", "cats"]
+    assert main([*arguments, "--generate", "5", "--batch-size", "2", "--output", str(tmp_path / "five")]) == 0
+    assert "generated 5 images" in capsys.readouterr().out
+    assert main([*arguments, "--generate", "3", "--output", str(tmp_path / "three")]) == 0
+    files = sorted(path.name for path in (tmp_path / "five").iterdir())
+    assert files == [f"000{i}.png" for i in range(5)]
+    pictures = [read(tmp_path / "five" / name) for name in files]
+    assert pictures[0].shape == (16, 16, 3) and not np.array_equal(pictures[0], pictures[1])
+    for name, picture in zip(files, pictures[:3], strict=False):
+        assert np.array_equal(read(tmp_path / "three" / name), picture)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--generate", "0"], "--generate 0: must be at least 1"),
+        (["--generate", "2", "--mask", "center"], "--generate and --mask exclude each other"),
+        (["--outpaint", "1", "1", "1", "1", "--box", "1", "1", "1", "1"], "--outpaint and --box exclude each other"),
+        (["--box", "1", "1", "1", "1", "--mask", "half"], "--box and --mask exclude each other"),
+        (["--outpaint", "1", "1", "1cm", "1"], "--outpaint 1cm: neither pixels, such as 12, nor percent"),
+        (["--guidance", "2"], "--guidance needs a --class"),
+        (["--class", "birds"], "unknown class 'birds': choose one of cats, dogs & co"),
+        (["--class", "2"], r"label 2 must be in [0, 2)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_tasks_that_make_no_sense(
+    class_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["--model", str(class_model), "--output", str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_box_outside_the_picture(
+    model: Path, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(images / "a.png")
+    arguments = ["--images", str(images), "--model", str(model), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--box", "90", "0", "5", "5"]) == 1
+    assert "the box is outside this picture of 16x16" in capsys.readouterr().err

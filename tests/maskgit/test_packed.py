@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from maskgit.config import TransformerConfig
+from maskgit.config import HaltonConfig, TransformerConfig
+from maskgit.halton_transformer import HaltonTransformer
 from maskgit.packed import PackedLinear, can_pack, pack
 from maskgit.transformer import Transformer
 
@@ -37,6 +38,20 @@ def test_same_logits_in_float32(changes):
     assert not any(isinstance(module, nn.Linear | nn.GELU) for module in packed.modules())
     tokens = torch.randint(41, (3, 16))
     labels = torch.tensor([0, 2, 3]) if changes.get("num_classes") else None
+    with torch.inference_mode():
+        exact = copy.deepcopy(model).double()(tokens, labels)
+        ours, theirs = ((network(tokens, labels) - exact).abs().max() for network in (packed, model))
+    assert ours <= 2 * theirs + 1e-6 * exact.abs().max()
+
+
+def test_halton_transformer():
+    config = HaltonConfig(codebook_size=40, num_tokens=16, dim=48, depth=2, heads=3, mlp_dim=80, num_classes=3)
+    model = HaltonTransformer(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    packed = pack(model, torch.float32)
+    assert not any(isinstance(module, nn.Linear) for module in packed.modules())
+    tokens, labels = torch.randint(41, (3, 16)), torch.tensor([0, 2, 3])
     with torch.inference_mode():
         exact = copy.deepcopy(model).double()(tokens, labels)
         ours, theirs = ((network(tokens, labels) - exact).abs().max() for network in (packed, model))

@@ -155,6 +155,17 @@ def test_same_seed_same_picture_whatever_the_batch(precision: str) -> None:
     assert not all(same(a.image, b.image) for a, b in zip(together, other, strict=True))
 
 
+def test_changed_weights_are_used() -> None:
+    model = tiny_model()
+    before = model.generate(1)[0]
+    with torch.no_grad():
+        for weight in model.transformer.parameters():
+            weight.mul_(-0.5)
+    assert not same(model.generate(1)[0], before)
+    fresh = MaskGIT(model.tokenizer, model.transformer, device="cpu")
+    assert same(model.generate(1)[0], fresh.generate(1)[0])
+
+
 def test_image_seed_never_changes() -> None:
     assert image_seed(0, 0) == 5857645148978988075
     assert image_seed(0, "photos/ä.jpg") == 6531358237039045298
@@ -197,6 +208,32 @@ def test_labels() -> None:
             model.generate(1, labels=labels)
     with pytest.raises(ValueError, match="without classes"):
         tiny_model().generate(1, labels=[0])
+
+
+def test_outpainting(model: MaskGIT) -> None:
+    images = [picture(16, 16), picture(24, 40, seed=1), picture(9, 9, seed=2)]
+    margins = [(0, 0, 30, 0), (5, 6, 7, 8), (0, 0, 0, 0)]
+    done: list[float] = []
+    results = model.outpaint(images, margins, seeds=[4, 5, 6], steps=2, progress=done.append)
+    assert [result.size for result in results] == [(46, 16), (36, 54), (9, 9)]
+    assert sum(done) == pytest.approx(3)
+    for image, result, (left, top, _, _) in zip(images, results, margins, strict=True):
+        inside = np.asarray(result)[top : top + image.height, left : left + image.width]
+        middle = slice(6, -6), slice(6, -6)  # beyond the reach of the blend
+        assert np.array_equal(inside[middle], np.asarray(image)[middle])
+    assert same(results[2], images[2])
+    # A picture depends on its own seed only, and on that it does.
+    assert same(model.outpaint(images[1:2], margins[1:2], seeds=[5], steps=2)[0], results[1])
+    assert not same(model.outpaint(images[1:2], margins[1:2], seeds=[7], steps=2)[0], results[1])
+
+
+def test_outpainting_errors(model: MaskGIT) -> None:
+    with pytest.raises(ValueError, match="margins must be at least 0"):
+        model.outpaint([picture()], [(0, -1, 0, 0)])
+    with pytest.raises(ValueError, match="1 images, but 2 margins"):
+        model.outpaint([picture()], [(0, 0, 1, 0)] * 2)
+    with pytest.raises(ValueError, match="without classes"):
+        model.outpaint([picture()], [(0, 0, 0, 0)], labels=[0])
 
 
 def test_wrong_arguments_are_named(model: MaskGIT) -> None:

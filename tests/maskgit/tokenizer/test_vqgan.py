@@ -1,17 +1,15 @@
-"""Encoder, decoder and their round trip, also against the models that the stage list has to express."""
+"""Encoder, decoder and their round trip. (tests/maskgit/convert has the models that the stage list has to express.)"""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from maskgit.config import LAB_TOKENIZER, ConfigError, Stage, TokenizerConfig
+from maskgit.config import ConfigError, Stage, TokenizerConfig
 from maskgit.tokenizer import VQGAN
+from maskgit.tokenizer.layers import Downsample
 
 
 @torch.no_grad()
@@ -53,70 +51,27 @@ def test_stage_without_blocks_keeps_the_width(tiny_tokenizer_config: TokenizerCo
         dataclasses.replace(tiny_tokenizer_config, encoder=(Stage(16, 0, resample=True), Stage(16, 1, resample=True)))
 
 
-# --- the originals ----------------------------------------------------------------------------------------------------
-
-
-def fill(model: VQGAN, theirs: dict[str, Tensor]) -> VQGAN:
-    """Load a state dict whose encoder and decoder list their tensors in the order in which they run, as ours do."""
-    names = {"codebook": ("codebook.embedding", "quantize.embedding")}
-    tensors = {}
-    for part in ("encoder", "quant_conv", "codebook", "post_quant_conv", "decoder"):
-        ours = [name for name in model.state_dict() if name.startswith(f"{part}.")]
-        prefixes = names.get(part, (f"{part}.",))
-        values = [value for name, value in theirs.items() if name.startswith(prefixes)]
-        tensors |= dict(zip(ours, values, strict=True))
-    model.load_state_dict(tensors)
-    return model.eval()
+@torch.no_grad()
+def test_downsampling_by_the_mean(tiny_tokenizer_config: TokenizerConfig) -> None:
+    """Without weights: an encoder of nothing else than its first convolution sees the mean of four pixels."""
+    config = dataclasses.replace(tiny_tokenizer_config, downsample="mean")
+    encoder = VQGAN(config).encoder
+    layers = [layer for layer in encoder if isinstance(layer, torch.nn.AvgPool2d)]
+    assert len(layers) == 2 and not any(isinstance(layer, Downsample) for layer in encoder)
+    x = torch.randn(2, 8, 6, 4)
+    expected = (x[..., ::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, ::2] + x[..., 1::2, 1::2]) / 4
+    torch.testing.assert_close(layers[0](x), expected)
+    # The layers behind keep their numbers, so weights of one kind can start a model of the other.
+    ours, others = VQGAN(config).state_dict(), VQGAN(tiny_tokenizer_config).state_dict()
+    assert ours.keys() < others.keys()
+    assert {name.split(".")[2] for name in others.keys() - ours.keys()} == {"conv"}
 
 
 @torch.no_grad()
-def reproduces(model: VQGAN, io: dict[str, Tensor]) -> None:
-    torch.testing.assert_close(model.latents(io["image"]), io["z_pre_quant"], rtol=0, atol=5e-4)
-    clear = io["index_rel_margin"] > 1e-3
-    assert clear.float().mean() > 0.9
-    assert torch.equal(model.encode(io["image"])[clear], io["indices"][clear])
-    torch.testing.assert_close(model.decode(io["indices"]), io["decoded_from_indices"], rtol=0, atol=5e-4)
-
-
-def test_lab(golden: Path) -> None:
-    """The lab's stage list, at a quarter of the width (an eighth at the bottom)."""
-    narrow = {128: 32, 256: 64, 512: 64}
-    # Its tiny model has widths 32, 32, 32, 64, 64, 64 where the real one has 128, 128, 128, 256, 256, 512.
-    config = dataclasses.replace(
-        LAB_TOKENIZER,
-        codebook_size=64,
-        codebook_dim=32,
-        latent_channels=32,
-        stem_channels=32,
-        encoder=tuple(dataclasses.replace(s, channels=narrow[s.channels]) for s in LAB_TOKENIZER.encoder),
-        decoder=tuple(dataclasses.replace(s, channels=narrow[s.channels]) for s in LAB_TOKENIZER.decoder),
-    )
-    theirs = torch.load(golden / "lab" / "VQGAN.pt", weights_only=True)
-    reproduces(fill(VQGAN(config), theirs), load_file(golden / "lab" / "io.safetensors"))
-
-
-def running_order(name: str) -> tuple[int, int, int, int]:
-    """Where a tensor of taming's decoder runs: levels from the last to the first, attention behind its block."""
-    parts = name.split(".")
-    if parts[1] != "up":
-        return {"conv_in": 0, "mid": 1, "norm_out": 3, "conv_out": 4}[parts[1]], 0, 0, 0
-    if parts[3] == "upsample":
-        return 2, -int(parts[2]), 99, 0
-    return 2, -int(parts[2]), int(parts[4]), parts[3] == "attn"
-
-
-def test_taming(golden: Path) -> None:
-    """taming-transformers' model: ch 32, ch_mult (1, 1, 2), one block a level, attention at 16x16."""
-    config = TokenizerConfig(
-        codebook_size=64,
-        codebook_dim=32,
-        latent_channels=32,
-        stem_channels=32,
-        encoder=(Stage(32, 1, resample=True), Stage(32, 1, resample=True), Stage(64, 1, attention=True)),
-        decoder=(Stage(64, 2, attention=True, resample=True), Stage(32, 2, resample=True), Stage(32, 2)),
-    )
-    theirs = torch.load(golden / "taming" / "last_tiny.ckpt", weights_only=True)["state_dict"]
-    decoder = sorted((name for name in theirs if name.startswith("decoder.")), key=running_order)
-    ordered = {name: value for name, value in theirs.items() if not name.startswith("decoder.")}
-    ordered |= {name: theirs[name] for name in decoder}
-    reproduces(fill(VQGAN(config), ordered), load_file(golden / "taming" / "io.safetensors"))
+def test_unit_pixels(tiny_tokenizer: VQGAN) -> None:
+    """The layers see (x + 1) / 2, and what they make is stretched back."""
+    images, tokens = torch.rand(2, 3, 16, 16) * 2 - 1, torch.randint(16, (2, 16))
+    latents, pixels = tiny_tokenizer.latents((images + 1) / 2), tiny_tokenizer.decode(tokens)
+    tiny_tokenizer.config = dataclasses.replace(tiny_tokenizer.config, unit_pixels=True)
+    assert torch.equal(tiny_tokenizer.latents(images), latents)
+    assert torch.equal(tiny_tokenizer.decode(tokens), pixels * 2 - 1)

@@ -1,0 +1,5 @@
+import sys
+
+from maskgit.convert.cli import main
+
+sys.exit(main())

@@ -1,0 +1,277 @@
+"""Files of every format, sound, broken and malicious."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import struct
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from maskgit.convert.formats import find_parts
+from maskgit.convert.reading import ConvertError, read_checkpoint
+
+Tensors = dict[str, Tensor]
+
+
+class Touch:
+    """A pickle that would make a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable, tuple[str]]:
+        return os.system, (f"touch '{self.path}'",)
+
+
+def save_zip(tensors: Tensors, path: Path) -> None:
+    torch.save(tensors, path)
+
+
+def save_legacy(tensors: Tensors, path: Path) -> None:
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+
+
+def save_flax(tensors: Tensors, path: Path, originals: ModuleType) -> None:
+    pytest.importorskip("msgpack")
+    originals.write_flax(tensors, path)
+
+
+@pytest.fixture(params=["zip", "legacy", "safetensors", "flax"])
+def save(request: pytest.FixtureRequest, originals: ModuleType) -> Callable[[Tensors, Path], None]:
+    """One of the formats' writers."""
+    if request.param == "flax":
+        return lambda tensors, path: save_flax(tensors, path, originals)
+    return {"zip": save_zip, "legacy": save_legacy, "safetensors": safetensors.torch.save_file}[request.param]
+
+
+def test_round_trip(save: Callable[[Tensors, Path], None], tmp_path: Path) -> None:
+    tensors = {
+        "a.weight": torch.randn(3, 5),
+        "a.bias": torch.randn(3).bfloat16(),
+        "b": torch.randn(2, 1, 4).half(),
+        "c": torch.randint(9, (2, 2)),
+        "d": torch.randn(()),
+        "e": torch.empty(0, 4),
+    }
+    save(tensors, tmp_path / "any.name")
+    found = read_checkpoint(tmp_path / "any.name")
+    found = {name.removeprefix("params."): tensor for name, tensor in found.items()}
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+
+
+def test_cut_short(save: Callable[[Tensors, Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    save({"a.weight": torch.randn(40, 5), "b": torch.randn(300)}, path)
+    data = path.read_bytes()
+    for length in (5, 15, 40, len(data) // 3, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(ConvertError):
+            read_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_damaged(save: Callable[[Tensors, Path], None], tmp_path: Path) -> None:
+    """Whatever is wrong with a file, there is a message and not a crash. (Changed numbers can't be noticed.)"""
+    path = tmp_path / "checkpoint"
+    save({"a.weight": torch.randn(4, 5), "b": torch.randn(3)}, path)
+    data = path.read_bytes()
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(data)
+        for place in torch.randint(len(data), (8,)).tolist():
+            damaged[place] = int(torch.randint(256, ()))
+        path.write_bytes(damaged)
+        try:
+            read_checkpoint(path)
+        except ConvertError:
+            refused += 1
+    assert refused > 5
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "an empty file"),
+        (b"The weights are on my other computer.\n", "neither a PyTorch file, nor safetensors, nor flax msgpack"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a checkpoint"),
+        (b"{", "not a checkpoint"),
+        (pickle.dumps({"a": 1}, protocol=0), "not a checkpoint"),
+        (pickle.dumps({"a": 1}, protocol=2), "a bare pickle"),
+        (pickle.dumps({"a": 1}, protocol=5), "a bare pickle"),
+        (b"PK\x03\x04" + bytes(100), "damaged or cut short"),
+        (b"\x81\xa1a\xc1", "damaged, cut short or not flax msgpack"),
+        (b"\x85\xa1a" + b"\x91" * 5000, "damaged, cut short or not flax msgpack"),
+        (struct.pack("<Q", 2**40) + b'{"a": 1}', "damaged or cut short"),
+    ],
+    ids=lambda value: repr(value)[:25],
+)
+def test_not_a_checkpoint(tmp_path: Path, content: bytes, message: str) -> None:
+    if content[:1] in (b"\x81", b"\x85"):
+        pytest.importorskip("msgpack")
+    path = tmp_path / "transformer.pt"
+    path.write_bytes(content)
+    with pytest.raises(ConvertError, match=message):
+        read_checkpoint(path)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match="can't be read: No such file"):
+        read_checkpoint(tmp_path / "nothing")
+    with pytest.raises(ConvertError, match="a folder, not a checkpoint file"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_code_is_refused(tmp_path: Path, new: bool) -> None:
+    trace = tmp_path / "it ran"
+    content = {"state_dict": {"a": torch.ones(2), "b": Touch(trace)}}
+    torch.save(content, tmp_path / "evil.pt", _use_new_zipfile_serialization=new)
+    with pytest.raises(ConvertError, match=r"refused: .* import and run \w+\.system\. A checkpoint needs nothing but"):
+        read_checkpoint(tmp_path / "evil.pt")
+    assert not trace.exists()
+    # And it would have run.
+    torch.load(tmp_path / "evil.pt", weights_only=False)
+    assert trace.exists()
+
+
+def test_a_pickle_of_code_is_refused(tmp_path: Path) -> None:
+    trace = tmp_path / "it ran"
+    for protocol in range(6):
+        (tmp_path / "evil.pt").write_bytes(pickle.dumps(Touch(trace), protocol=protocol))
+        with pytest.raises(ConvertError, match="a bare pickle|not a checkpoint"):
+            read_checkpoint(tmp_path / "evil.pt")
+    assert not trace.exists()
+
+
+def test_a_whole_module_is_refused(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "model.pt")
+    with pytest.raises(ConvertError, match=r"run torch\.nn\.\S*Linear.*save the model's state_dict\(\)"):
+        read_checkpoint(tmp_path / "model.pt")
+
+
+def test_trainers_leftovers_are_ignored(tmp_path: Path) -> None:
+    """Objects of a few known classes may lie beside the weights; nothing of theirs is imported."""
+    content = {"args": argparse.Namespace(lr=0.1), "epoch": 3, "model": {"a": torch.ones(2)}, "list": [torch.ones(1)]}
+    torch.save(content, tmp_path / "checkpoint.pt")
+    assert read_checkpoint(tmp_path / "checkpoint.pt").keys() == {"model.a"}
+
+
+def test_tables_without_end(tmp_path: Path) -> None:
+    table: dict = {"a": torch.ones(1)}
+    table["again"] = table
+    torch.save(table, tmp_path / "checkpoint.pt")
+    with pytest.raises(ConvertError, match="tables within tables without end"):
+        read_checkpoint(tmp_path / "checkpoint.pt")
+    deep: dict = {}
+    for _ in range(40):
+        deep = {"x": deep}
+    torch.save(deep, tmp_path / "checkpoint.pt")
+    with pytest.raises(ConvertError, match="tables within tables without end"):
+        read_checkpoint(tmp_path / "checkpoint.pt")
+
+
+def test_compressed_archive(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1000)}, tmp_path / "a.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as old,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ConvertError, match="a compressed zip archive"):
+        read_checkpoint(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        ((2, 3), "float32", bytes(20)),
+        ((2**40,), "float32", bytes(4)),
+        ((-1, -1), "float32", bytes(4)),
+        ((1.5,), "float32", bytes(6)),
+        ((1,), "nn", bytes(4)),
+        ((1,), "object", bytes(8)),
+        (None, "float32", b""),
+        "text",
+    ],
+    ids=str,
+)
+def test_flax_arrays_that_lie(tmp_path: Path, array: object) -> None:
+    msgpack = pytest.importorskip("msgpack")
+    path = tmp_path / "checkpoint"
+    path.write_bytes(msgpack.packb({"params": {"a": msgpack.ExtType(1, msgpack.packb(array))}}))
+    with pytest.raises(ConvertError, match="damaged"):
+        read_checkpoint(path)
+
+
+def test_without_msgpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checkpoint").write_bytes(b"\x81\xa6params\x80")
+    monkeypatch.setitem(sys.modules, "msgpack", None)
+    with pytest.raises(ConvertError, match=r"takes the msgpack package to read: pip install .*\[convert\]"):
+        read_checkpoint(tmp_path / "checkpoint")
+
+
+# --- telling systems apart --------------------------------------------------------------------------------------------
+
+
+def below(prefix: str, tensors: Tensors) -> Tensors:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "state_dict.module._orig_mod."])
+def test_names_below_a_prefix(originals: ModuleType, prefix: str) -> None:
+    for table in (originals.TOKENIZERS, originals.TRANSFORMERS):
+        for make in table.values():
+            tensors = make().tensors
+            ((kind, _),) = find_parts(tensors)
+            ((again, weights),) = find_parts(below(prefix, tensors) | {"optimizer.state.0": torch.ones(1)})
+            assert again is kind
+            assert len(weights.names()) == len(tensors) + (not prefix)
+
+
+def test_all_systems_differ(originals: ModuleType) -> None:
+    tables = (originals.TOKENIZERS, originals.TRANSFORMERS)
+    kinds = {find_parts(make().tensors)[0][0] for table in tables for make in table.values()}
+    assert len(kinds) == 9
+
+
+def test_both_parts_in_one_file(originals: ModuleType) -> None:
+    tensors = below("vqgan.", originals.lab_vqgan().tensors) | below(
+        "transformer.", originals.lab_transformer().tensors
+    )
+    assert [type(kind).__name__ for kind, _ in find_parts(tensors)] == ["TokenizerFormat", "TransformerFormat"]
+
+
+def test_two_of_a_kind(originals: ModuleType) -> None:
+    tensors = originals.taming().tensors
+    with pytest.raises(ConvertError, match=r"several sets of weights of one kind \(ema\., model\.\)"):
+        find_parts(below("model.", tensors) | below("ema.", tensors))
+
+
+def test_names_that_mean_the_same(originals: ModuleType) -> None:
+    tensors = originals.TOKENIZERS["diffusers"]().tensors
+    twin = {"encoder.mid_block.attentions.0.query.weight": tensors["encoder.mid_block.attentions.0.to_q.weight"]}
+    with pytest.raises(ConvertError, match="mean the same in diffusers"):
+        find_parts(tensors | twin)
+
+
+def test_unknown_system() -> None:
+    tensors = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3))).state_dict()
+    with pytest.raises(
+        ConvertError, match="course lab, .*its 6 tensors start with 0.bias, 0.weight, 1.bias and 3 more"
+    ):
+        find_parts(tensors)
+    with pytest.raises(ConvertError, match="it holds no tensors"):
+        find_parts({})
