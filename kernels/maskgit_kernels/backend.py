@@ -35,12 +35,15 @@ def use(backend: str) -> None:
     _requested = backend
 
 
-def resolve(backend: str | None = None, device: torch.device | str | None = None) -> str:
+def resolve(
+    backend: str | None = None, device: torch.device | str | None = None, unsupported: str | None = None
+) -> str:
     """The implementation, "torch" or "triton", that `backend` stands for.
 
     Args:
         backend: by default what `use` or MASKGIT_KERNELS asked for.
         device: where the tensors are; None asks for the GPU if there is one, else for the CPU.
+        unsupported: why the Triton kernel can't take the arguments at hand, if it can't: "auto" then means PyTorch.
 
     Raises:
         ValueError: no such implementation.
@@ -54,8 +57,9 @@ def resolve(backend: str | None = None, device: torch.device | str | None = None
         return wanted
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if wanted == "auto":
-        return "triton" if device.type == "cuda" and why_not_triton(device) is None else "torch"
-    reason = why_not_triton(device)
+        possible = device.type == "cuda" and not unsupported and why_not_triton(device) is None
+        return "triton" if possible else "torch"
+    reason = why_not_triton(device) or unsupported
     if reason is not None:
         raise RuntimeError(f"backend 'triton' was asked for, but {reason}: use 'auto' or 'torch'")
     return wanted

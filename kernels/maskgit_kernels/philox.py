@@ -14,6 +14,7 @@ depend on the batch, the device or the number of threads. Everything that decide
     STREAM_DROPOUT     attention dropout, with 7 rounds: counter (key // 8, query, batch * H + head, stream); the
                        decision on a key is made by half key % 8 of the four words' eight 16-bit halves (low half of
                        word 0, high half of word 0, low half of word 1, ...)
+    STREAM_REMASK      the lot by which decided tokens are masked again: the word of "code" 0
 
 The words are those of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), and of Triton's
 `tl.philox(seed, c0, c1, c2, c3)`; `maskgit_kernels.philox_triton` has them for kernels.
@@ -27,6 +28,7 @@ from torch import Tensor
 STREAM_TOKEN = 0
 STREAM_CONFIDENCE = 1
 STREAM_DROPOUT = 2
+STREAM_REMASK = 3
 
 ROUNDS = 10
 DROPOUT_ROUNDS = 7  # the fewest that pass every test of the paper; what FlashAttention-2 uses
@@ -58,24 +60,34 @@ def philox_4x32(
         Four int64 tensors of the broadcast shape (or one that broadcasts to it) with values in [0, 2**32).
     """
     key0, key1 = seeds & _MASK, (seeds >> 32) & _MASK
-    w0, w1, w2, w3 = (torch.as_tensor(c, dtype=torch.int64, device=seeds.device) & _MASK for c in (c0, c1, c2, c3))
+    w0, w1, w2, w3 = (_counter_word(c, seeds.device) for c in (c0, c1, c2, c3))
+    shape = torch.broadcast_shapes(*(x.shape for x in (seeds, w0, w1, w2, w3)))
+    spare: tuple[Tensor, Tensor] | None = None
     for _ in range(rounds):
         # int64 products wrap modulo 2**64, so one product holds both halves. The low halves w1 and w3 keep their
         # upper bits as rubbish, which the mask after the next round's xor removes.
-        product_a, product_b = w0 * _MULTIPLIER_A, w2 * _MULTIPLIER_B
-        w0 = _xor(product_b >> 32, w1, key0)
-        w2 = _xor(product_a >> 32, w3, key1)
+        if all(w.shape == shape for w in (w0, w1, w2, w3)):
+            # Fresh memory for every result would take longer than the arithmetic: each round works in the last one's.
+            product_a, product_b = spare or (torch.empty_like(w0), torch.empty_like(w0))
+            torch.mul(w0, _MULTIPLIER_A, out=product_a)
+            torch.mul(w2, _MULTIPLIER_B, out=product_b)
+            torch.bitwise_right_shift(product_b, 32, out=w0).bitwise_xor_(w1).bitwise_xor_(key0).bitwise_and_(_MASK)
+            torch.bitwise_right_shift(product_a, 32, out=w2).bitwise_xor_(w3).bitwise_xor_(key1).bitwise_and_(_MASK)
+            spare = w1, w3
+        else:  # the first rounds, whose operands are small and broadcast
+            product_a, product_b = w0 * _MULTIPLIER_A, w2 * _MULTIPLIER_B
+            w0 = ((product_b >> 32) ^ (w1 ^ key0)).bitwise_and_(_MASK)
+            w2 = ((product_a >> 32) ^ (w3 ^ key1)).bitwise_and_(_MASK)
         w1, w3 = product_b, product_a
         key0, key1 = (key0 + _WEYL_0) & _MASK, (key1 + _WEYL_1) & _MASK
-    return w0, w1 & _MASK, w2, w3 & _MASK
+    return w0, w1.bitwise_and_(_MASK), w2, w3.bitwise_and_(_MASK)
 
 
-def _xor(high: Tensor, low: Tensor, key: Tensor) -> Tensor:
-    """(high ^ low ^ key) mod 2**32. The first round's operands are small and broadcast, so `high` may have to grow."""
-    small = low ^ key  # [B, 1, 1] ^ [Q] in the first rounds; otherwise one full-size pass
-    if high.shape == torch.broadcast_shapes(high.shape, small.shape):
-        return high.bitwise_xor_(small).bitwise_and_(_MASK)
-    return (high ^ small).bitwise_and_(_MASK)
+def _counter_word(value: Tensor | int, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(device, torch.int64) & _MASK
+    # Filled, not copied from the host: a copy waits for the GPU, and a CUDA graph can't hold it.
+    return torch.full((), value & _MASK, dtype=torch.int64, device=device)
 
 
 def random_words(seeds: Tensor, positions: Tensor, step: Tensor | int, stream: int, count: int) -> Tensor:
@@ -119,8 +131,18 @@ def uniform(words: Tensor) -> Tensor:
 
 def exponential(words: Tensor) -> Tensor:
     """Exponential(1) noise -log(1 - uniform(word)) as float32: positive and finite, from 2**-33 to 16.6."""
-    # log1p keeps the relative precision of small values, which decide who wins a race; 1 - x would round them away.
-    return uniform(words).neg_().log1p_().neg_()
+    return _exponential_of(uniform(words))
+
+
+def _exponential_of(x: Tensor) -> Tensor:
+    """-log(1 - x) for float32 in (0, 1), to about 2e-7 relatively, in the memory of x.
+
+    What 1 - x rounds away is most of a small x, and small values decide who wins a race. It is known exactly, so it is
+    put back: log1p as a logarithm and two sums, which on a CPU takes a tenth of the time.
+    """
+    rest = 1 - x
+    x.sub_(1 - rest)  # what was rounded away
+    return x.sub_(rest.log_())
 
 
 def gumbel(words: Tensor) -> Tensor:
@@ -142,5 +164,5 @@ def exponential_noise(seeds: Tensor, positions: Tensor, step: int, stream: int, 
     noise = torch.empty(len(seeds), len(quads), 4, dtype=torch.float32, device=seeds.device)
     for index, word in enumerate(philox_4x32(seeds[:, None], quads, positions[:, None], step, stream)):
         noise[:, :, index] = word
-    noise.add_(0.5).mul_(2.0**-32).clamp_(max=_MAX_UNIFORM)
-    return noise.neg_().log1p_().neg_().flatten(1)[:, :count]
+    noise.mul_(2.0**-32).add_(2.0**-33).clamp_(max=_MAX_UNIFORM)  # uniform(words): the scaling rounds nothing
+    return _exponential_of(noise).flatten(1)[:, :count]

@@ -327,7 +327,8 @@ def test_operator_passes_opcheck_and_compiles():
     arguments = [given[name] for name in names]
     for tokens in (given["tokens"], given["tokens"].t().contiguous().t()):
         arguments[1] = tokens
-        torch.library.opcheck(op._decode_step, (*arguments, 1.0, 2.0, "categorical", "prob", given["logits"], 0.5))
+        options = (1.0, 2.0, "categorical", "prob", given["logits"], 0.5, None, False)
+        torch.library.opcheck(op._decode_step, (*arguments, *options))
     compiled = torch.compile(decode_step, fullgraph=True, backend="eager")
     for ours, expected in zip(compiled(**given), decode_step(**given), strict=True):
         assert torch.equal(ours, expected)

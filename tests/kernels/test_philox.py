@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from maskgit_kernels.philox import (
+    DROPOUT_ROUNDS,
     STREAM_CONFIDENCE,
+    STREAM_DROPOUT,
     STREAM_TOKEN,
     exponential,
     exponential_noise,
     gumbel,
     philox_4x32,
+    random_halves,
     random_words,
     uniform,
 )
@@ -23,22 +26,23 @@ def as_int64(value: int) -> torch.Tensor:
     return torch.tensor(value - 2**64 if value >= 2**63 else value)
 
 
-# The known answers that come with the authors' Random123 library: counter, key, words.
+# The known answers that come with the authors' Random123 library: rounds, counter, key, words.
+PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
 KNOWN = [
-    ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-    ((0xFFFFFFFF,) * 4, 2**64 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    (
-        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-        0x299F31D0A4093822,
-        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-    ),
+    (10, (0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    (10, (0xFFFFFFFF,) * 4, 2**64 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (10, PI, 0x299F31D0A4093822, (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+    (7, (0, 0, 0, 0), 0, (0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48)),
+    (7, (0xFFFFFFFF,) * 4, 2**64 - 1, (0x5207DDC2, 0x45165E59, 0x4D8EE751, 0x8C52F662)),
+    (7, PI, 0x299F31D0A4093822, (0x4DFCCABA, 0x190A87F0, 0xC47362BA, 0xB6B5242A)),
 ]
 
 
-@pytest.mark.parametrize("counter, key, expected", KNOWN)
-def test_known_answers(counter, key, expected):
-    words = philox_4x32(as_int64(key), *counter)
+@pytest.mark.parametrize("rounds, counter, key, expected", KNOWN)
+def test_known_answers(rounds, counter, key, expected):
+    words = philox_4x32(as_int64(key), *counter, rounds=rounds)
     assert tuple(int(word) for word in words) == expected
+    assert rounds == 10 or rounds == DROPOUT_ROUNDS
 
 
 def test_broadcasting_equals_one_by_one():
@@ -67,6 +71,28 @@ def test_rows_equal_words(count):
     assert torch.equal(exponential_noise(seeds, positions, 6, STREAM_TOKEN, count), exponential(words))
 
 
+@pytest.mark.parametrize("count", [1, 8, 13, 64])
+def test_halves_are_those_of_the_words(count):
+    seeds, queries, pairs = torch.tensor([[-9]]), torch.arange(3)[None, :], torch.tensor([[5], [2**31]])
+    halves = random_halves(seeds, queries, pairs, STREAM_DROPOUT, count)  # [2, 3, count]
+    assert halves.shape == (2, 3, count) and 0 <= halves.min() and halves.max() < 2**16
+    for pair in range(2):
+        for query in range(3):
+            for key in range(count):
+                words = philox_4x32(seeds[0, 0], key // 8, query, pairs[pair, 0], STREAM_DROPOUT, DROPOUT_ROUNDS)
+                word = int(words[key % 8 // 2])
+                assert int(halves[pair, query, key]) == (word >> 16 if key % 2 else word & 0xFFFF)
+
+
+def test_halves_are_uniform():
+    halves = random_halves(torch.tensor(7), torch.arange(256), 3, STREAM_DROPOUT, 257)
+    counts = torch.bincount(halves.flatten() >> 10, minlength=64)
+    expected = halves.numel() / 64
+    assert ((counts - expected) ** 2 / expected).sum() < 110  # 63 degrees of freedom: beyond it once in 4000
+    pairs = halves[:, :-1] - 2.0**15, halves[:, 1:] - 2.0**15  # neighbors, often two halves of one word
+    assert abs((pairs[0] * pairs[1]).mean()) < 5 * (2.0**32 / 12) / pairs[0].numel() ** 0.5
+
+
 def test_every_part_of_the_counter_matters():
     seed, position = torch.tensor(1), torch.tensor(2)
     base = random_words(seed, position, 3, STREAM_TOKEN, 8)
@@ -87,9 +113,16 @@ def test_noise_is_finite_at_the_extreme_words():
     assert u.min() == 2.0**-33 and u.max() == 1 - 2.0**-24
     assert e.isfinite().all() and (e > 0).all() and e.max() < 16.7
     assert g.isfinite().all() and 22.8 < g[0] < 22.9
-    # Small values keep their precision: log1p against float64.
-    exact = -torch.log1p(-(words[:2].double() + 0.5) * 2.0**-32)
-    torch.testing.assert_close(e[:2].double(), exact, rtol=1e-6, atol=0)
+
+
+def test_noise_is_as_precise_as_float32_allows():
+    """Of small values too, which decide who wins a race."""
+    words = torch.cat(
+        [torch.arange(2000), 2 ** torch.arange(32), torch.randint(2**32, (200000,)), 2**32 - torch.arange(1, 999)]
+    )
+    exact = -torch.log1p(-uniform(words).double())
+    torch.testing.assert_close(exponential(words).double(), exact, rtol=2.5e-7, atol=0)
+    torch.testing.assert_close(gumbel(words).double(), -exact.log(), rtol=2.5e-7, atol=2.5e-7)
 
 
 def test_distribution_of_the_noise():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -29,21 +31,59 @@ def decode_step_eager(
     guidance_scale: float,
 ) -> tuple[Tensor, Tensor]:
     """See `decode_step`; the arguments are validated there."""
+
+    def rows(images: Tensor, positions: Tensor) -> Tensor:
+        z = logits[images, positions, :num_codes].to(torch.float32, copy=True)
+        if guidance_logits is not None and guidance_scale != 0:
+            z = _guide(z, guidance_logits[images, positions, :num_codes].to(torch.float32), guidance_scale)
+        return z
+
+    return decode_rows(
+        rows,
+        tokens,
+        masked,
+        n_keep_masked,
+        seeds,
+        step,
+        num_codes,
+        softmax_temperature,
+        choice_temperature,
+        draw,
+        confidence,
+    )
+
+
+def decode_rows(
+    logits: Callable[[Tensor, Tensor], Tensor],
+    tokens: Tensor,
+    masked: Tensor,
+    n_keep_masked: Tensor,
+    seeds: Tensor,
+    step: int,
+    num_codes: int,
+    softmax_temperature: float,
+    choice_temperature: float,
+    draw: str,
+    confidence: str,
+) -> tuple[Tensor, Tensor]:
+    """A decoding step that asks for its logits a few rows at a time; see `decode_step` for the rest.
+
+    `logits` maps the images and positions of R rows, both int64 [R], to float32 [R, V], which will be overwritten.
+    """
     batch, length = tokens.shape
-    may_look = _host_may_look(logits)
+    may_look = _host_may_look(tokens)
     if may_look:
         images, positions = masked.nonzero().unbind(1)  # [R] each, R masked positions in all
     else:
         # Counting the masked positions would stop the host until the GPU answers: work on all of them.
-        every = torch.arange(batch * length, device=logits.device)
+        every = torch.arange(batch * length, device=tokens.device)
         images, positions = every // length, every % length
 
-    new_tokens, scores = tokens.clone(), torch.full(tokens.shape, torch.inf, device=tokens.device)
+    new_tokens = tokens.clone(memory_format=torch.contiguous_format)
+    scores = torch.full(tokens.shape, torch.inf, device=tokens.device)
     rows_per_piece = max(1, (_CPU_PIECE if may_look else _GPU_PIECE) // num_codes)
     for b, n in zip(images.split(rows_per_piece), positions.split(rows_per_piece), strict=True):
-        z = logits[b, n, :num_codes].to(torch.float32, copy=True)  # [rows, V]
-        if guidance_logits is not None and guidance_scale != 0:
-            z = _guide(z, guidance_logits[b, n, :num_codes].to(torch.float32), guidance_scale)
+        z = logits(b, n)  # [rows, V]
         codes, certainty = _sample(z, seeds[b], n, step, softmax_temperature, choice_temperature, draw, confidence)
         known = ~masked[b, n]
         new_tokens[b, n] = torch.where(known, tokens[b, n], codes)
@@ -53,7 +93,7 @@ def decode_step_eager(
     # A stable sort keeps the lower index first among equals, so exactly the promised number stays masked.
     order = scores.sort(dim=1, stable=True).indices  # [B, N]
     keep = torch.minimum(n_keep_masked, masked.sum(1))[:, None]  # [B, 1]
-    still_masked = torch.zeros_like(masked)
+    still_masked = torch.zeros_like(masked, memory_format=torch.contiguous_format)
     still_masked.scatter_(1, order, torch.arange(length, device=tokens.device) < keep)
     return new_tokens, still_masked
 

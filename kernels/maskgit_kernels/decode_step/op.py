@@ -62,37 +62,26 @@ def decode_step(
             (Besnier & Chen, "A PyTorch reproduction of masked generative image transformer", 2023); 0 is no guidance.
         backend: "auto", "triton" or "torch" for this call; see `maskgit_kernels.backend`.
 
-    Returns:
+    Returns, both contiguous:
         tokens: int64 [B, N], the sample at every position that was masked on entry (those that stay masked included),
             the rest unchanged.
         masked: bool [B, N] with exactly n_keep_masked[b] True, the least confident of those masked on entry; of equals,
             the lower index stays masked.
 
     Raises:
-        ValueError: an argument whose shape, dtype, device or value does not fit; on a CPU also logits that hold NaN
-            or only -inf at a masked position (elsewhere looking would stop the host: such a position gets some valid
-            code).
-        RuntimeError: `backend` is "triton", where it cannot run.
+        ValueError: an argument whose shape, dtype, device or value does not fit; where PyTorch computes on a CPU also
+            logits that hold NaN or only -inf at a masked position (elsewhere looking would stop the host: such a
+            position gets some valid code).
+        RuntimeError: `backend` is "triton", where it can't run or for float64 logits.
     """
-    resolve(backend)
     _check_tensors(logits, tokens, masked, n_keep_masked, seeds, guidance_logits)
     columns = logits.shape[2]
     num_codes = columns if num_codes is None else num_codes
     if not 1 <= num_codes <= columns:
         raise ValueError(f"num_codes must be in [1, {columns}], the columns of logits, got {num_codes}")
-    if not 0 <= step < 2**32:
-        raise ValueError(f"step must be in [0, 2**32), got {step}")
-    if not (softmax_temperature > 0 and math.isfinite(softmax_temperature)):
-        raise ValueError(
-            f"softmax_temperature must be positive and finite, got {softmax_temperature} (its limit 0 is draw='greedy')"
-        )
-    if not (choice_temperature >= 0 and math.isfinite(choice_temperature)):
-        raise ValueError(f"choice_temperature must be at least 0 and finite, got {choice_temperature}")
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale must be finite, got {guidance_scale}")
+    check_settings(step, softmax_temperature, choice_temperature, draw, confidence, guidance_scale)
     if guidance_scale != 0 and guidance_logits is None:
         raise ValueError(f"guidance_scale is {guidance_scale}, but guidance_logits is missing")
-    check_draw(draw, confidence)
     return _decode_step(
         logits,
         tokens,
@@ -107,7 +96,26 @@ def decode_step(
         confidence,
         guidance_logits,
         guidance_scale,
+        backend,
+        torch.compiler.is_compiling(),
     )
+
+
+def check_settings(
+    step: int, softmax_temperature: float, choice_temperature: float, draw: str, confidence: str, guidance_scale: float
+) -> None:
+    """Raise a ValueError for a setting of `decode_step` that makes no sense."""
+    if not 0 <= step < 2**32:
+        raise ValueError(f"step must be in [0, 2**32), got {step}")
+    if not (softmax_temperature > 0 and math.isfinite(softmax_temperature)):
+        raise ValueError(
+            f"softmax_temperature must be positive and finite, got {softmax_temperature} (its limit 0 is draw='greedy')"
+        )
+    if not (choice_temperature >= 0 and math.isfinite(choice_temperature)):
+        raise ValueError(f"choice_temperature must be at least 0 and finite, got {choice_temperature}")
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be finite, got {guidance_scale}")
+    check_draw(draw, confidence)
 
 
 def check_draw(draw: str, confidence: str) -> None:
@@ -152,9 +160,47 @@ def _check_tensors(
             raise ValueError(f"{name} is on {tensor.device}, but logits are on {logits.device}")
 
 
-# One opaque operator, so that torch.compile and torch.export take a step as a whole: the CPU's number of masked
-# positions depends on the data.
-_decode_step = torch.library.custom_op("maskgit_kernels::decode_step", decode_step_eager, mutates_args=())
+# One opaque operator, so that torch.compile and torch.export take a step as a whole: on a CPU its work depends on the
+# data, and which implementation runs is settled where it runs.
+@torch.library.custom_op("maskgit_kernels::decode_step", mutates_args=())
+def _decode_step(
+    logits: Tensor,
+    tokens: Tensor,
+    masked: Tensor,
+    n_keep_masked: Tensor,
+    seeds: Tensor,
+    step: int,
+    num_codes: int,
+    softmax_temperature: float,
+    choice_temperature: float,
+    draw: str,
+    confidence: str,
+    guidance_logits: Tensor | None,
+    guidance_scale: float,
+    backend: str | None,
+    compiled: bool,
+) -> tuple[Tensor, Tensor]:
+    arguments = (
+        logits,
+        tokens,
+        masked,
+        n_keep_masked,
+        seeds,
+        step,
+        num_codes,
+        softmax_temperature,
+        choice_temperature,
+        draw,
+        confidence,
+        guidance_logits,
+        guidance_scale,
+    )
+    unsupported = "it does not take float64 logits" if logits.dtype == torch.float64 else None
+    if resolve(backend, logits.device, unsupported) == "triton":
+        from maskgit_kernels.decode_step.triton import decode_step_triton
+
+        return decode_step_triton(*arguments, counters_may_outlive=not compiled)
+    return decode_step_eager(*arguments)
 
 
 @_decode_step.register_fake
@@ -164,4 +210,5 @@ def _(
     masked: Tensor,
     *_: object,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(tokens), torch.empty_like(masked)
+    contiguous = torch.contiguous_format
+    return torch.empty_like(tokens, memory_format=contiguous), torch.empty_like(masked, memory_format=contiguous)
