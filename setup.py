@@ -12,6 +12,7 @@ METRICS = [
 ]
 APP = ["gradio>=6"]
 CONVERT = ["msgpack>=1.0"]
+BENCH = ["matplotlib>=3.8"]
 DEV = ["fonttools>=4.40", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"]
 
 KERNELS = ["maskgit_kernels", *(f"maskgit_kernels.{name}" for name in find_packages("kernels/maskgit_kernels"))]
@@ -44,7 +45,8 @@ setup(
         "metrics": METRICS,
         "app": APP,
         "convert": CONVERT,
-        "dev": [*TRAIN, *METRICS, *CONVERT, *DEV],
+        "bench": [*BENCH, *METRICS],
+        "dev": [*TRAIN, *METRICS, *CONVERT, *BENCH, *DEV],
     },
     entry_points={
         "console_scripts": [

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maskgit.schedules import PROGRESSES, check_counts, check_schedule, gamma, halton_order, mask_counts
+from maskgit.schedules import PROGRESSES, check_counts, check_schedule, floor_count, gamma, halton_order, mask_counts
 from maskgit_kernels import check_draw, decode_step
+from maskgit_kernels.philox import STREAM_REMASK, random_words
 
 ORDERS = ("confidence", "halton")
 ANNEALINGS = ("progress", "schedule")
@@ -68,6 +69,14 @@ class DecodeConfig:
     stop_after: int | None = None
     """Stop after this many of the T steps and fill what is left from the last prediction ("sweet spot")."""
 
+    remask: float = 0.0
+    """eta in [0, 1]: how many decided tokens are masked again at each step, as a share of the most that the schedule
+    allows (see `remask_counts`). 0: what is decided stays."""
+
+    reuse: int = 0
+    """After each full evaluation of the transformer, this many steps evaluate it at the masked tokens only. That is up
+    to `tokens_to_logits`: see `maskgit.reuse.ReusingNetwork`."""
+
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
@@ -85,6 +94,10 @@ class DecodeConfig:
             raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
         if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
             raise ValueError(f"stop_after must be in [1, {self.steps}], the steps, got {self.stop_after}")
+        if not 0 <= self.remask <= 1:
+            raise ValueError(f"remask must be in [0, 1], got {self.remask}")
+        if self.reuse < 0:
+            raise ValueError(f"reuse must be at least 0, got {self.reuse}")
 
     def progress_at(self, step: int) -> float:
         """r in [0, 1] at step 0, 1, ..."""
@@ -145,6 +158,41 @@ class DecodePlan(NamedTuple):
     places: Tensor | None
     """int64 [N]: each position's place in `order`."""
 
+    remasked: Tensor | None
+    """int64 [S, N + 1]: how many of the tokens that `counts` leaves masked were decided before the step; None where
+    none are."""
+
+
+def remask_counts(counts: Tensor, eta: float) -> Tensor:
+    """How many decided tokens each step masks again: ReMDM with its rescaled schedule, in numbers of tokens.
+
+    Wang et al., "Remasking Discrete Diffusion Models with Inference-Time Scaling", NeurIPS 2025, section 4. There a
+    step from time t to s, with shares alpha_t and alpha_s of the tokens decided, masks each decided token again with
+    probability
+
+        sigma_t = eta * min(1, (1 - alpha_s) / alpha_t)        ("ReMDM-rescale")
+
+    and decides each masked one with probability (alpha_s - (1 - sigma_t) * alpha_t) / (1 - alpha_t), so that the
+    expected share decided is alpha_s as without. Here the numbers are exact instead of expected. With n_t and n_s of N0
+    tokens masked before and after the step,
+
+        R = floor(eta * min(N0 - n_t, n_s)),
+
+    which is sigma_t times the N0 - n_t decided ones, rounded down: R of them, drawn evenly, are masked again, and so
+    many more of the masked ones are decided that n_s are masked after the step. Those are chosen as the decoder chooses
+    (by confidence or place), where the paper draws them evenly too. At the last step n_s = 0 and R = 0.
+
+    Args:
+        counts: n_s, int64 [S, N + 1] as in `DecodePlan`.
+        eta: in [0, 1].
+
+    Returns:
+        R, int64 [S, N + 1].
+    """
+    start = torch.arange(counts.shape[1], device=counts.device)
+    before = torch.cat([start[None], counts[:-1]])
+    return floor_count(eta, torch.minimum(start - before, counts).to(torch.float64))
+
 
 def decode_plan(
     config: DecodeConfig,
@@ -172,13 +220,14 @@ def decode_plan(
         torch.arange(num_tokens + 1), config.steps, config.schedule, rule=config.counts, progress=config.progress
     )[: config.stop_after]
     counts[-1] = 0
+    remasked = remask_counts(counts, config.remask).to(device) if config.remask else None
     if config.order == "confidence":
-        return DecodePlan(counts.to(device), None, None)
+        return DecodePlan(counts.to(device), None, None, remasked)
     rows, columns = grid or (math.isqrt(num_tokens),) * 2
     if rows * columns != num_tokens:
         raise ValueError(f"the grid must have {num_tokens} tokens for order='halton', got {rows} x {columns}")
     order = torch.tensor(halton_order(rows, columns))
-    return DecodePlan(counts.to(device), order.to(device), order.argsort().to(device))
+    return DecodePlan(counts.to(device), order.to(device), order.argsort().to(device), remasked)
 
 
 @torch.no_grad()
@@ -210,7 +259,8 @@ def decode_steps(
 
     Yields:
         (step, tokens, masked) after each of the config's steps: tokens int64 [B, N] hold a prediction wherever they
-        were masked before the step, masked bool [B, N] says which of them are still open. None are after the last.
+        were masked before the step, masked bool [B, N] says which are open after it. None are after the last. A token
+        that is masked again is still there until it is replaced.
 
     Raises:
         ValueError: arguments that do not fit each other; NaN logits on a CPU (see `decode_step`).
@@ -223,10 +273,11 @@ def decode_steps(
         plan = decode_plan(config, tokens.shape[1], tokens.device)
     holes, num_holes = masked, masked.sum(1)  # [B, N], [B]
     counts = plan.counts[:, num_holes]  # [S, B]
-    if plan.order is not None:
-        number = holes[:, plan.order].cumsum(1)[:, plan.places]  # [B, N]; 1 for the first masked token in the order
+    remasked = None if plan.remasked is None else plan.remasked[:, num_holes]  # [S, B]
 
     for step in range(len(counts)):
+        before = masked
+        keep = counts[step] if remasked is None else counts[step] - remasked[step]
         held, guidance = tokens.masked_fill(masked, mask_token_id), config.guidance_at(step)
         if guidance != 0 and tokens_to_guided is not None:
             logits, unguided = tokens_to_guided(held)
@@ -236,7 +287,7 @@ def decode_steps(
             logits,
             tokens,
             masked,
-            counts[step],
+            keep,
             seeds=seeds,
             step=step,
             num_codes=mask_token_id,
@@ -248,8 +299,19 @@ def decode_steps(
             guidance_scale=guidance,
         )
         if plan.order is not None:
-            masked = holes & (number > (num_holes - counts[step])[:, None])
+            number = before[:, plan.order].cumsum(1)[:, plan.places]  # [B, N]; 1 for the first masked in the order
+            masked = before & (number > (before.sum(1) - keep)[:, None])
+        if remasked is not None:
+            masked = masked | _draw(holes & ~before, remasked[step], seeds, step)
         yield step, tokens, masked
+
+
+def _draw(candidates: Tensor, count: Tensor, seeds: Tensor, step: int) -> Tensor:
+    """Choose count[b] of each image's candidates, bool [B, N], every choice being as likely as any other."""
+    positions = torch.arange(candidates.shape[1], device=candidates.device)
+    lots = random_words(seeds[:, None], positions, step, STREAM_REMASK, 1)[..., 0]  # [B, N], below 2**32
+    order = lots.masked_fill(~candidates, 2**32).sort(dim=1, stable=True).indices
+    return torch.zeros_like(candidates).scatter_(1, order, positions < count[:, None])
 
 
 def decode(

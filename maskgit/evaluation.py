@@ -10,6 +10,7 @@ Writes report.json, report.md, inpaintings.png and reconstructions.png. Needs th
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import hashlib
 import io
@@ -91,8 +92,8 @@ class Options:
     """Times that each hole is filled, from other random numbers; after the first, only in the headline's images."""
     rounds: int = 8
     """Masks per image for the masked-token loss."""
-    steps: int = DecodeConfig.steps
-    """Decoding steps."""
+    steps: int | None = None
+    """Decoding steps. Default: the model's."""
     classes: bool = False
     """Tell a class-conditional model the class of each image."""
     feature_size: int = 224
@@ -107,7 +108,8 @@ class Options:
     def problem(self) -> str | None:
         """What is wrong with the values, if anything."""
         for name, least in {"seeds": 1, "rounds": 1, "steps": 1, "feature_size": 32, "batch_size": 1}.items():
-            if getattr(self, name) < least:
+            value = getattr(self, name)
+            if value is not None and value < least:
                 return f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}"
         if self.max_images is not None and self.max_images < 2:
             return f"--max-images {self.max_images}: must be at least 2"
@@ -164,6 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(markdown(report))
     print(f"report and pictures are in {options.output.resolve()}")
     return DONE
+
+
+def decoding(model: MaskGIT, options: Options) -> DecodeConfig:
+    """The model's way of decoding, in as many steps as the options say."""
+    return model.decoding if options.steps is None else dataclasses.replace(model.decoding, steps=options.steps)
 
 
 def fail(error: Exception) -> int:
@@ -233,7 +240,8 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
         "largest_family": max(Counter(families).values()),
         "sets": {name: len(indices) for name, indices in subsets.items()},
         "headline": next(iter(subsets)),
-        "settings": {name: getattr(options, name) for name in ("seed", "seeds", "rounds", "steps", "feature_size")},
+        "settings": {name: getattr(options, name) for name in ("seed", "seeds", "rounds", "feature_size", "classes")},
+        "decoding": dataclasses.asdict(decoding(model, options)),
         "tokenizer": {"codes_used_in_data_set": used, "perplexity_in_data_set": perplexity, **tokenizer_figures},
         "masked_token_loss": loss_figures,
         "inpainting": hole_figures,
@@ -530,7 +538,7 @@ def measure_holes(
                 results = model.inpaint(
                     [pictures[i] for i in indices],
                     [drawn[i] for i in indices],
-                    steps=options.steps,
+                    config=decoding(model, options),
                     seeds=[image_seed(options.seed + turn, int(i)) for i in indices],
                     labels=None if held_out.labels is None else [held_out.labels[i] for i in indices],
                     batch_size=options.batch_size,
@@ -729,8 +737,12 @@ def markdown(report: dict[str, Any]) -> str:
             for method, figures in methods.items()
         ]
         lines += table([HOLES[hole], *columns], rows_)
+    config = report["decoding"]
     lines += [
-        f"{settings['steps']} decoding steps; ± is the standard deviation over {settings['seeds']} decodings of the "
+        f"Decoding: {config['steps']} steps, softmax temperature {config['softmax_temperature']:g}, choice temperature "
+        f"{config['choice_temperature']:g}, order by {config['order']}, "
+        f"{'with' if settings['classes'] else 'without'} the class of each image; ± is the standard deviation "
+        f"over {settings['seeds']} decodings of the "
         f"same holes (of the set {report['headline']!r} only). Fréchet: distance between originals and filled images "
         "in the pooled features of EfficientNet-Lite0 (ImageNet weights, images enlarged to "
         f"{settings['feature_size']} pixels); **not FID**, "

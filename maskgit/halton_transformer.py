@@ -6,12 +6,17 @@ sets shift, scale and gate of every branch.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgit.config import HaltonConfig
 from maskgit_kernels import attention
+
+if TYPE_CHECKING:
+    from maskgit.reuse import Context
 
 NORM_EPS = 1e-5
 INIT_STD = 0.02
@@ -45,11 +50,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.proj = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, dim] -> [B, N, dim]."""
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """[B, N, dim] -> [B, N, dim]; with a context, of the positions that it evaluates, which see all positions."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k = (F.rms_norm(part, part.shape[-1:], eps=NORM_EPS).to(v.dtype) for part in (q, k))
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))  # [B, H, N, D]
+        if context is not None:
+            k, v = context.recall(self, k, v)
         if self.training and self.dropout:
             seed = torch.randint(2**62, (), device="cpu")
             out = attention(q, k, v, dropout_p=self.dropout, seed=int(seed))
@@ -85,10 +92,10 @@ class Block(nn.Module):
         self.norm2 = nn.RMSNorm(config.dim, NORM_EPS)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, context: Context | None = None) -> Tensor:
         """[B, N, dim] and the condition [B, dim] -> [B, N, dim]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
-        x = x + gate1[:, None] * self.dropout(self.attention(modulate(self.norm1(x), shift1, scale1)))
+        x = x + gate1[:, None] * self.dropout(self.attention(modulate(self.norm1(x), shift1, scale1), context))
         return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
@@ -115,15 +122,16 @@ class HaltonTransformer(nn.Module):
         ):
             nn.init.normal_(table, std=INIT_STD)
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, labels: Tensor | None = None, context: Context | None = None) -> Tensor:
         """Logits over the codes at every position.
 
         Args:
             tokens: int64 [B, N]; positions to predict hold the mask token V.
             labels: int64 [B] in [0, C]; C (or None) means no class.
+            context: keeps keys and values, and says which positions to evaluate (see `maskgit.reuse`).
 
         Returns:
-            Logits [B, N, V]: the mask token has no column, so it can't be predicted.
+            Logits [B, N, V]: the mask token has no column, so it can't be predicted. 0 where nothing is evaluated.
 
         Raises:
             ValueError: N isn't the model's.
@@ -136,8 +144,12 @@ class HaltonTransformer(nn.Module):
         condition = self.class_embedding(labels)  # [B, dim]
         x = self.token_embedding(tokens) + self.position_embedding
         x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)  # [B, N + registers, dim]
+        count = config.num_tokens
+        if context is not None:
+            x, count = context.select(x, count)  # from here on N is the number of positions that are evaluated
         for block in self.blocks:
-            x = block(x, condition)
-        x = self.final_norm(x[:, : config.num_tokens]) + self.final_norm_bias
+            x = block(x, condition, context)
+        x = self.final_norm(x[:, :count]) + self.final_norm_bias
         x = modulate(x, *self.final_modulation(condition))
-        return F.linear(x, self.token_embedding.weight[: config.codebook_size], self.bias)
+        x = F.linear(x, self.token_embedding.weight[: config.codebook_size], self.bias)
+        return x if context is None else context.spread(x)

@@ -72,8 +72,9 @@ class Options:
     """Folder for the results, with the same sub-folders as the input."""
     model: str = "embedded"
     """"embedded", a model folder, or a repository on the Hugging Face Hub."""
-    decoder: str = "maskgit"
-    """Whose way of decoding, with all its settings; the next four options and --guidance change single settings.
+    decoder: str | None = None
+    """Whose way of decoding, with all its settings. Default: what suits the model best, as it says itself. The next
+    four options and --guidance change single settings.
     - maskgit: the paper's official code. Tokens are drawn, the most confident kept, with less and less noise.
     - lab-perturbed: the same noise, on the probability of every code, both draws the token and ranks it.
     - lab-sampled: tokens are drawn, and ranked by the probability instead of its logarithm.
@@ -93,6 +94,13 @@ class Options:
     guidance: float | None = None
     """With a class: how much it counts, 0 or more (classifier-free guidance). Default: the decoder's (valeo 3, growing
     with the steps; the others 0)."""
+    remask: float | None = None
+    """0 to 1: mask decided tokens again, so that they can be revised (ReMDM); 1 is as many as the schedule allows.
+    Meant for many steps. Default: the decoder's (always 0)."""
+    reuse: int | None = None
+    """After each full pass through the transformer, this many steps compute the masked tokens only and reuse what was
+    computed of the others (ReCAP): faster, above all for small holes; the pictures change a little. Default: the
+    decoder's (always 0)."""
     seed: int = 0
     """Another seed gives other pictures. Each file has its own from this one and its name, so a picture doesn't
     depend on the other files nor on the batch size."""
@@ -155,17 +163,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def decode_config(options: Options) -> DecodeConfig:
-    """The decoder with what the options change. Raises a ValueError if they make no sense."""
+def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
+    """The decoder, or else the model's default, with what the options change.
+
+    Raises:
+        ValueError: an unknown decoder, or values that make no sense.
+    """
     changes: dict[str, Any] = {
         "steps": options.steps,
         "schedule": options.schedule,
         "choice_temperature": options.temperature,
         "softmax_temperature": options.softmax_temperature,
         "guidance_scale": options.guidance,
+        "remask": options.remask,
+        "reuse": options.reuse,
     }
     chosen = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(decoder(options.decoder), **chosen)
+    return dataclasses.replace(default if options.decoder is None else decoder(options.decoder), **chosen)
 
 
 class Run:
@@ -184,7 +198,7 @@ class Run:
         """Do all files, report, and give the exit status. Raises UsageError before any file is touched."""
         options = self.options
         try:
-            config = decode_config(options)
+            decode_config(options, DecodeConfig())  # what makes no sense is found out before a model is loaded
             if options.batch_size < 1:
                 raise UsageError(f"--batch-size must be at least 1, got {options.batch_size}")
             check_task(options)
@@ -195,6 +209,7 @@ class Run:
                 options.model, device=options.device, kernels=options.kernels, precision=options.precision
             )
             loading = time.perf_counter() - start
+            config = decode_config(options, model.decoding)
             if options.class_ is not None:
                 self.label = model.class_number(int(options.class_) if options.class_.isdecimal() else options.class_)
             options.output.mkdir(parents=True, exist_ok=True)

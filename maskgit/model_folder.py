@@ -34,6 +34,7 @@ from maskgit.config import (
     tokenizer_from_dict,
     transformer_from_dict,
 )
+from maskgit.decoding import DecodeConfig
 from maskgit.files import write_atomically
 from maskgit.halton_transformer import HaltonTransformer
 from maskgit.tokenizer import VQGAN
@@ -44,7 +45,15 @@ CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.safetensors"
 TRANSFORMER_FILE = "transformer.safetensors"
 
-_FIELDS = {"format_version", "tokenizer", "transformer", "class_names", "metadata", "sha256"}
+_FIELDS: dict[str, type] = {
+    "format_version": int,
+    "tokenizer": dict,
+    "transformer": dict,
+    "class_names": list,
+    "metadata": dict,
+    "decoding": dict,
+    "sha256": dict,
+}
 _MAX_NAMES = 3  # tensors named in an error; the rest are counted
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -63,6 +72,8 @@ class Model:
     class_names: list[str] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     """Anything that JSON can hold: how it was trained, on what, how well it does."""
+    decoding: DecodeConfig = field(default_factory=DecodeConfig)
+    """How the model decodes if nothing else is said."""
 
 
 def save_model(folder: str | os.PathLike[str], model: Model, dtype: torch.dtype | None = None) -> None:
@@ -88,6 +99,7 @@ def save_model(folder: str | os.PathLike[str], model: Model, dtype: torch.dtype 
         "transformer": config_to_dict(model.transformer.config),
         "class_names": list(model.class_names),
         "metadata": model.metadata,
+        "decoding": config_to_dict(model.decoding),
     }
     _save(Path(folder), config, parts, dtype)
 
@@ -110,12 +122,13 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
         check_fit(tokenizer.config, transformer_config)
         with torch.device("meta"):
             transformer = _make_transformer(transformer_config)
-    except (ConfigError, TypeError) as error:
+        decoding = DecodeConfig(**config.get("decoding", {}))
+    except (TypeError, ValueError) as error:  # a ConfigError is a ValueError
         raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
     names = config.get("class_names", [])
     _check_names(folder / CONFIG_FILE, names, transformer_config.num_classes)
     transformer = _fill(transformer, folder / TRANSFORMER_FILE, config)
-    return Model(tokenizer, transformer, names, config.get("metadata", {}))
+    return Model(tokenizer, transformer, names, config.get("metadata", {}), decoding)
 
 
 def save_tokenizer(folder: str | os.PathLike[str], tokenizer: VQGAN, dtype: torch.dtype | None = None) -> None:
@@ -190,13 +203,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{path}: format_version is {config['format_version']!r}, this release reads {FORMAT_VERSION}; "
             "install the release of maskgit that wrote it"
         )
-    unknown = sorted(set(config) - _FIELDS)
+    unknown = sorted(set(config) - set(_FIELDS))
     if unknown:
         raise ModelError(f"{path}: unknown fields {', '.join(unknown)}")
-    kinds = {"tokenizer": dict, "transformer": dict, "class_names": list, "metadata": dict, "sha256": dict}
-    for name, kind in kinds.items():
+    for name, kind in _FIELDS.items():
         if name in config and not isinstance(config[name], kind):
-            raise ModelError(f"{path}: {name} must be a JSON {'object' if kind is dict else 'list'}")
+            raise ModelError(f"{path}: {name} must be a JSON {'list' if kind is list else 'object'}")
     if "tokenizer" not in config:
         raise ModelError(f"{path}: no tokenizer in this configuration")
     return config

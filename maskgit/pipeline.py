@@ -38,6 +38,7 @@ from maskgit.model_folder import (
 )
 from maskgit.outpainting import Canvas, Margins
 from maskgit.packed import can_pack, pack
+from maskgit.reuse import Context, ReusingNetwork, changed_counts
 from maskgit.tokenizer import VQGAN
 from maskgit.transformer import Transformer
 from maskgit_kernels import backend
@@ -48,6 +49,8 @@ PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bf16")
 Progress = Callable[[float], None]
 """Called as the work goes on with what was done since the last call, in images; adds up to their number."""
 
+
+_MASKED_STRIDE = 32  # numbers of masked tokens that a CUDA graph with reuse is made for
 
 _NO_CLASSES = "labels were given, but the model was trained without classes"
 
@@ -95,6 +98,7 @@ class MaskGIT:
         tokenizer, transformer: both are put in evaluation mode and moved to `device`.
         class_names: names of the transformer's classes, if it has any.
         metadata: anything that JSON can hold, saved with the model.
+        decoding: how to decode if nothing else is said; saved with the model.
         device: such as "cpu" or "cuda:0"; None: a GPU if there is one.
         kernels: "auto", "triton" or "torch", for the whole process (see `maskgit_kernels.backend`); None leaves that
             as it is (MASKGIT_KERNELS, or "auto").
@@ -113,6 +117,7 @@ class MaskGIT:
         transformer: Transformer | HaltonTransformer,
         class_names: Sequence[str] = (),
         metadata: dict[str, Any] | None = None,
+        decoding: DecodeConfig | None = None,
         *,
         device: str | torch.device | None = None,
         kernels: str | None = None,
@@ -132,6 +137,7 @@ class MaskGIT:
         self.transformer = transformer.to(self.device).eval()
         self.class_names = list(class_names)
         self.metadata = dict(metadata or {})
+        self.decoding = decoding or DecodeConfig()
         self.graphs = GraphCache() if self.device.type == "cuda" else None
         self._packed: tuple[object, Transformer | HaltonTransformer] | None = None
 
@@ -162,6 +168,7 @@ class MaskGIT:
             model.transformer,
             model.class_names,
             model.metadata,
+            model.decoding,
             device=device,
             kernels=kernels,
             precision=precision,
@@ -178,7 +185,8 @@ class MaskGIT:
             ModelError: a weight that `dtype` can't hold, or metadata that isn't JSON.
             OSError: the folder can't be written.
         """
-        save_model(folder, Model(self.tokenizer, self.transformer, self.class_names, self.metadata), dtype)
+        model = Model(self.tokenizer, self.transformer, self.class_names, self.metadata, self.decoding)
+        save_model(folder, model, dtype)
 
     # --- what users call ----------------------------------------------------------------------------------------------
 
@@ -207,7 +215,8 @@ class MaskGIT:
             images: of any size (W, H) and mode; the model sees RGB.
             masks: bool [H, W] each, True = fill. Where nothing is, the image comes back unchanged; where everything
                 is, it is generated.
-            config: how to decode; `overrides` are its fields (steps=12, choice_temperature=3.0), applied to it.
+            config: how to decode, `self.decoding` by default; `overrides` are its fields (steps=12,
+                choice_temperature=3.0), applied to it.
             seed: image i gets the seed `image_seed(seed, i)`.
             seeds: one 64-bit integer for each image instead.
             labels: class of each image (number or name), None for no class; for models with classes. Guidance acts
@@ -224,7 +233,7 @@ class MaskGIT:
         Raises:
             ValueError: arguments that don't fit each other, unknown labels, impossible decoding options.
         """
-        config = _configure(config, overrides)
+        config = _configure(config or self.decoding, overrides)
         all_seeds = _seeds(len(images), seed, seeds)
         all_labels = self._labels(len(images), labels)
         _check_batch_size(batch_size)
@@ -277,7 +286,7 @@ class MaskGIT:
         Raises:
             ValueError: as `inpaint`.
         """
-        config = _configure(config, overrides)
+        config = _configure(config or self.decoding, overrides)
         all_seeds = _seeds(count, seed, seeds)
         all_labels = self._labels(count, labels)
         _check_batch_size(batch_size)
@@ -321,7 +330,7 @@ class MaskGIT:
         Raises:
             ValueError: as `inpaint`; a negative margin.
         """
-        config = _configure(config, overrides)
+        config = _configure(config or self.decoding, overrides)
         all_seeds = _seeds(len(images), seed, seeds)
         self._labels(len(images), labels)  # so that what is wrong with them is said before any work is done
         if len(margins) != len(images):
@@ -422,24 +431,34 @@ class MaskGIT:
         if labels is None:
             config = dataclasses.replace(config, guidance_scale=0.0)  # guided by no class, the logits stay the same
         batch = Batch(tokens, masked, torch.tensor(seeds, dtype=torch.int64, device=self.device), labels)
+        most_masked = int(masked.sum(1).max()) if config.reuse else None
         if self.graphs is None:
-            yield from self._loop(config)(batch)
+            yield from self._loop(config, most_masked)(batch)
         else:
-            key = (config, labels is None, backend.resolve(None, self.device))
-            states = self.graphs.run(lambda: self._loop(config), key, batch, batch_size)
+            if most_masked is not None:  # rounded up, so that few graphs do for all masks
+                most_masked = min(masked.shape[1], -(-most_masked // _MASKED_STRIDE) * _MASKED_STRIDE)
+            key = (config, labels is None, backend.resolve(None, self.device), most_masked)
+            states = self.graphs.run(lambda: self._loop(config, most_masked), key, batch, batch_size)
             yield from zip(*states, strict=True)
 
-    def _loop(self, config: DecodeConfig) -> Loop:
-        plan = decode_plan(config, self.tokenizer.config.num_tokens, self.device)
-
+    def _loop(self, config: DecodeConfig, most_masked: int | None = None) -> Loop:
+        """The decoding loop for images of which at most so many tokens are masked; None: any number."""
+        num_tokens, mask_token_id = self.tokenizer.config.num_tokens, self.transformer.config.mask_token_id
+        plan = decode_plan(config, num_tokens, self.device)
+        most_masked = num_tokens if most_masked is None else most_masked
+        changed = changed_counts(config, num_tokens, most_masked) if config.reuse else []
         network = self._network()
 
-        def logits(tokens: Tensor, labels: Tensor | None) -> Tensor:
+        def evaluate(tokens: Tensor, labels: Tensor | None, context: Context | None = None) -> Tensor:
             # No cache: a graph must not leave behind weights that it has cast in its own memory.
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast, cache_enabled=False):
-                return network(tokens, labels)
+                return network(tokens, labels, context)
 
         def loop(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+            logits: Callable[[Tensor, Tensor | None], Tensor] = evaluate
+            if config.reuse:
+                logits = ReusingNetwork(evaluate, config.reuse, changed, mask_token_id)
+
             def guided(tokens: Tensor) -> tuple[Tensor, Tensor]:
                 assert batch.labels is not None
                 no_class = torch.full_like(batch.labels, self.transformer.config.num_classes)
@@ -452,7 +471,7 @@ class MaskGIT:
                 batch.masked,
                 config,
                 batch.seeds,
-                mask_token_id=self.transformer.config.mask_token_id,
+                mask_token_id=mask_token_id,
                 tokens_to_guided=guided,
                 plan=plan,
             )
@@ -552,9 +571,9 @@ def _find_model(path_or_repo: str | os.PathLike[str]) -> Path:
         raise ModelError(f"{name}: no such model folder, nor to be had from the Hugging Face Hub: {reason}") from error
 
 
-def _configure(config: DecodeConfig | None, overrides: dict[str, Any]) -> DecodeConfig:
+def _configure(config: DecodeConfig, overrides: dict[str, Any]) -> DecodeConfig:
     try:
-        return dataclasses.replace(config or DecodeConfig(), **overrides)
+        return dataclasses.replace(config, **overrides)
     except TypeError as error:
         names = ", ".join(field.name for field in dataclasses.fields(DecodeConfig))
         raise ValueError(f"unknown decoding option ({error}); there are {names}") from error

@@ -6,12 +6,17 @@ mask, and a head that scores every code at every position.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgit.config import TransformerConfig
 from maskgit_kernels import attention
+
+if TYPE_CHECKING:
+    from maskgit.reuse import Context
 
 EDGE_NORM_EPS = 1e-12  # of the LayerNorms before the first and after the last block, in every source
 INIT_STD = 0.02
@@ -30,10 +35,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.proj = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, dim] -> [B, N, dim]."""
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """[B, N, dim] -> [B, N, dim]; with a context, of the positions that it evaluates, which see all positions."""
         batch, length, _ = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, N, D]
+        if context is not None:
+            k, v = context.recall(self, k, v)
         if self.training and self.dropout:
             seed = torch.randint(2**62, (), device="cpu")
             out = attention(q, k, v, dropout_p=self.dropout, seed=int(seed))
@@ -56,12 +63,12 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """[B, N, dim] -> [B, N, dim]."""
         if self.pre_norm:
-            x = x + self.dropout(self.attention(self.norm1(x)))
+            x = x + self.dropout(self.attention(self.norm1(x), context))
             return x + self.dropout(self.mlp(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self.attention(x)))
+        x = self.norm1(x + self.dropout(self.attention(x, context)))
         return self.norm2(x + self.dropout(self.mlp(x)))
 
 
@@ -110,15 +117,17 @@ class Transformer(nn.Module):
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, labels: Tensor | None = None, context: Context | None = None) -> Tensor:
         """Logits over the codes at every position.
 
         Args:
             tokens: int64 [B, N]; positions to predict hold the mask token V.
             labels: int64 [B] in [0, C]; C (or None) means no class. Only for models with classes.
+            context: keeps keys and values, and says which positions to evaluate (see `maskgit.reuse`).
 
         Returns:
-            Logits [B, N, V]: the mask token has no column, so it can't be predicted.
+            Logits [B, N, V]: the mask token has no column, so it can't be predicted. 0 where nothing is evaluated,
+            but for the bias.
 
         Raises:
             ValueError: N isn't the model's, or labels are given to a model without classes.
@@ -133,10 +142,14 @@ class Transformer(nn.Module):
         elif labels is not None:
             raise ValueError("labels were given, but the model was trained without classes (num_classes is 0)")
         x = self.token_embedding(tokens) + self.position_embedding
+        count = config.num_tokens
+        if context is not None:
+            x, count = context.select(x, count)  # from here on N is the number of positions that are evaluated
         x = self.input_mlp(self.dropout(self.embedding_norm(x)))  # [B, N (+ 1), dim]
         for block in self.blocks:
-            x = block(x)
-        x = self.head(self.final_norm(x[:, : config.num_tokens]))  # [B, N, dim]
-        if config.tied:
-            return F.linear(x, self.token_embedding.weight[: config.codebook_size]) + self.bias
-        return self.unembedding(x)
+            x = block(x, context)
+        x = self.head(self.final_norm(x[:, :count]))  # [B, N, dim]
+        x = F.linear(x, self.token_embedding.weight[: config.codebook_size]) if config.tied else self.unembedding(x)
+        if context is not None:
+            x = context.spread(x)
+        return x + self.bias if config.tied else x

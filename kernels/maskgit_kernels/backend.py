@@ -76,7 +76,7 @@ def why_not_triton(device: torch.device) -> str | None:
         return "the package triton is not installed"
     if interpreting():
         return None
-    if device.type != "cuda" or torch.version.hip:
+    if device.type != "cuda" or torch.version.hip or not torch.cuda.is_available():
         return (
             f"it needs an NVIDIA GPU, and the tensors are on {device.type} "
             "(TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)"

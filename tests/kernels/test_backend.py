@@ -53,6 +53,7 @@ def test_triton_that_is_not_installed(monkeypatch):
 
 def test_old_gpus(monkeypatch):
     pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(backend, "_capability", lambda device: (7, 5))
     with pytest.raises(RuntimeError, match="compute capability 8.0 or later, and cuda:0 has 7.5"):
         backend.resolve("triton", torch.device("cuda:0"))

@@ -32,6 +32,7 @@ from maskgit_kernels import backend
 
 GRID, CODES, CLASSES = 4, 16, 3
 N = GRID * GRID
+LOOPS = DECODERS | {"re-masking": DecodeConfig(remask=0.6), "reuse": DecodeConfig(reuse=2, remask=0.6)}
 
 
 def on_gpu(test: Callable[..., None]) -> Callable[..., None]:
@@ -120,9 +121,9 @@ def stand_in_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, name, value)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", LOOPS)
 def test_replays_are_the_loop_with_other_images(stand_in_cuda: None, name: str) -> None:
-    loop = tiny_model()._loop(dataclasses.replace(DECODERS[name], steps=4))
+    loop = tiny_model()._loop(dataclasses.replace(LOOPS[name], steps=4))
     graph = DecodeGraph(loop, random_batch(3, seed=0))
     results = []
     for seed in range(4):
@@ -262,9 +263,9 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 
 @on_gpu
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", LOOPS)
 def test_replays_on_a_gpu(implementation: str, name: str) -> None:
-    loop = tiny_model("cuda")._loop(dataclasses.replace(DECODERS[name], steps=5))
+    loop = tiny_model("cuda")._loop(dataclasses.replace(LOOPS[name], steps=5))
     graph = DecodeGraph(loop, random_batch(6, seed=0, device="cuda"))
     results = []
     for seed in range(5):
@@ -298,9 +299,9 @@ def test_padding_on_a_gpu(implementation: str) -> None:
 
 
 @on_gpu
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", LOOPS)
 def test_the_eager_loop_never_synchronizes(implementation: str, name: str) -> None:
-    loop, batch = tiny_model("cuda")._loop(DECODERS[name]), random_batch(3, 0, "cuda")
+    loop, batch = tiny_model("cuda")._loop(LOOPS[name]), random_batch(3, 0, "cuda")
     expected = eagerly(loop, batch)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

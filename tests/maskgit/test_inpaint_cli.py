@@ -179,10 +179,12 @@ def test_decoders(name: str, model: Path, tmp_path: Path, images: Path, capsys: 
 
 
 def test_settings_of_a_decoder() -> None:
-    assert decode_config(Options()) == DecodeConfig()
-    assert decode_config(Options(decoder="valeo")) == DECODERS["valeo"]
+    own = DecodeConfig(steps=3, choice_temperature=1.0)
+    assert decode_config(Options(), own) == own
+    assert decode_config(Options(steps=9), own) == dataclasses.replace(own, steps=9)
+    assert decode_config(Options(decoder="valeo"), own) == DECODERS["valeo"]
     changed = Options(decoder="valeo", steps=5, schedule="sqrt", temperature=0.0, softmax_temperature=0.9)
-    assert decode_config(changed) == dataclasses.replace(
+    assert decode_config(changed, own) == dataclasses.replace(
         DECODERS["valeo"], steps=5, schedule="sqrt", choice_temperature=0.0, softmax_temperature=0.9
     )
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from maskgit import holes
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
+from maskgit.decoding import DecodeConfig
 from maskgit.model_folder import ModelError, load_tokenizer, save_tokenizer
 from maskgit.pipeline import MaskGIT, image_seed
 from maskgit.tokenizer import VQGAN
@@ -322,6 +323,19 @@ def test_save_and_load(model: MaskGIT, tmp_path) -> None:
         "tokenizer.safetensors",
         "transformer.safetensors",
     ]
+
+
+def test_a_model_says_how_it_decodes(model: MaskGIT, tmp_path) -> None:
+    own = DecodeConfig(steps=3, softmax_temperature=0.5, choice_temperature=1.0)
+    opinionated = MaskGIT(model.tokenizer, model.transformer, decoding=own, device="cpu")
+    opinionated.save_pretrained(tmp_path)
+    loaded = MaskGIT.from_pretrained(tmp_path, device="cpu")
+    assert loaded.decoding == own and model.decoding == DecodeConfig()
+    assert same(loaded.generate(1)[0], model.generate(1, config=own)[0])
+    assert same(loaded.generate(1, steps=2)[0], model.generate(1, config=own, steps=2)[0])
+    edit(tmp_path / "config.json", decoding={"steps": 0})
+    with pytest.raises(ModelError, match="config.json: steps must be at least 1"):
+        MaskGIT.from_pretrained(tmp_path, device="cpu")
 
 
 def test_half_precision_on_disk(model: MaskGIT, tmp_path) -> None:

@@ -1,0 +1,169 @@
+"""Measure the kernels, the models and the baselines; from a checkout of the repository.
+
+    python -m benchmarks                                 # everything: 12 minutes on a 2-core CPU
+    python -m benchmarks --quick                         # shows that it runs: tiny shapes, under a minute
+    python -m benchmarks --only decode-step lab          # some suites
+    python -m benchmarks --compare outputs/benchmarks/OLD/results.json
+
+An implementation is timed only if its result is right. Results go to OUTPUT/DEVICE-VERSION-DATE: results.json,
+results.md, and plots where matplotlib is installed. docs/benchmarks.md explains the suites and the figures.
+
+Exit status: 0; 1 if a result was wrong, a promised figure was missed or something has become slower; 2 for impossible
+options.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from benchmarks import (
+    attention,
+    decode_step,
+    end_to_end,
+    head_sample,
+    lab_baseline,
+    static_report,
+    token_baseline,
+    transformer,
+)
+from benchmarks.clock import Clock
+from benchmarks.hardware import describe, measure_peaks
+from benchmarks.harness import Comparison, compare
+from benchmarks.report import Report, Row, duration, load_rows, regressions, skipped, slug
+from benchmarks.setting import Setting
+from maskgit.pipeline import resolve_device
+from maskgit_kernels import backend
+
+Suite = Literal[
+    "attention",
+    "decode-step",
+    "head-sample",
+    "forward",
+    "ceiling",
+    "lab",
+    "tokens",
+    "inpaint",
+    "training",
+    "static",
+]
+
+SUITES: dict[Suite, Callable[[Setting], Iterator[Comparison]]] = {
+    "attention": attention.comparisons,
+    "decode-step": decode_step.comparisons,
+    "head-sample": head_sample.comparisons,
+    "forward": transformer.forward_comparisons,
+    "ceiling": transformer.ceiling_comparisons,
+    "lab": lab_baseline.comparisons,
+    "tokens": token_baseline.comparisons,
+    "inpaint": end_to_end.inpaint_comparisons,
+    "training": end_to_end.training_comparisons,
+}
+STATIC: Suite = "static"
+
+# Time for each comparison of short calls, and the fewest rounds of any.
+SECONDS, ROUNDS = 1.0, 4
+QUICK_SECONDS, QUICK_ROUNDS = 0.0, 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    only: tuple[Suite, ...] = ()
+    """Suites to run; by default all. attention, decode-step, head-sample: the kernels. forward, ceiling: the
+    transformer against plain eager code, and against bare matrix products. lab, tokens: against the loops of other
+    people's programs. inpaint, training: what a user waits for. static: what is known without running, by counting
+    and by compiling."""
+    quick: bool = False
+    """Tiny shapes and two rounds."""
+    device: str = "auto"
+    """cuda, cpu, ... ; auto takes a GPU where there is one."""
+    output: Path = Path("outputs/benchmarks")
+    """Folder in which each run gets one of its own."""
+    compare: Path | None = None
+    """results.json of an older run on the same machine: report what has become slower."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the suites; returns the exit status."""
+    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks", description=__doc__)
+    try:
+        device = resolve_device(None if options.device == "auto" else options.device)
+        key = describe(device)
+        old = load_rows(options.compare, key, options.quick) if options.compare else {}
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    backend.use("auto")  # whatever MASKGIT_KERNELS says: the suites choose
+    setting, clock = Setting(device, options.quick), Clock(device)
+    report = Report(key, options.quick, measure_peaks(device, clock, options.quick))
+    folder = options.output / slug(f"{key['device']} torch {key['torch']} {key['date']}")
+    print("\n".join(f"{name:>10}: {value}" for name, value in key.items()))
+    if device.type != "cuda":
+        print("No GPU here: the PyTorch path is timed on the CPU, and no GPU figure exists.")
+
+    for suite in options.only or (*SUITES, STATIC):
+        started = time.monotonic()
+        print(f"\n{suite}")
+        if suite == STATIC:
+            report.static = static_report.measure(setting)
+            print(report.static.to_markdown())
+        else:
+            _run(SUITES[suite](setting), report, clock)
+        report.save(folder)  # after each suite, so that a run that is broken off leaves something
+        print(f"({time.monotonic() - started:.0f} s)")
+    return _conclude(report, folder, regressions(old, report.rows))
+
+
+def _run(comparisons: Iterator[Comparison], report: Report, clock: Clock) -> None:
+    seconds, fewest = (QUICK_SECONDS, QUICK_ROUNDS) if report.quick else (SECONDS, ROUNDS)
+    rows: list[Row] = []
+    for comparison in comparisons:
+        print(f"  {comparison.name}", flush=True)
+        fresh = report.add(compare(comparison, clock, report.peaks, seconds, fewest))
+        for row in fresh:
+            if row.status != "skipped":
+                print(f"    {row.implementation:<22} {_summary(row)}", flush=True)
+        rows += fresh
+        gc.collect()  # the models of one comparison before those of the next
+    print("".join(f"  {line}\n" for line in skipped(rows)), end="")
+
+
+def _summary(row: Row) -> str:
+    if row.status == "refused":
+        return f"REFUSED: {row.reason}"
+    floor = f"{row.of_floor:8.2f} x the floor" if row.of_floor else ""
+    return f"{duration(row.p50):>9} {row.items / row.p50:9.4g} {row.item}s/s {row.speedup:7.2f} x{floor}"
+
+
+def _conclude(report: Report, folder: Path, slower: list[str]) -> int:
+    try:
+        from benchmarks.plots import draw
+
+        draw(report, folder)
+    except ImportError:
+        print("\nNo plots: matplotlib is not installed (pip install 'maskgit-inpaint[bench]').")
+    print(f"\nResults: {folder}")
+    for promise in report.promises:
+        measured = "not measured" if promise.measured is None else f"{promise.measured:.2f}"
+        verdict = "holds" if promise.holds else "DOES NOT HOLD"
+        print(f"  {verdict:>13}  {promise.name}: {measured} (promised {promise.at_least:g})")
+    for line in report.failures:
+        print(f"FAILED  {line}", file=sys.stderr)
+    for line in slower:
+        print(f"SLOWER  {line}", file=sys.stderr)
+    return int(bool(report.failures or slower))
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    sys.exit(main())

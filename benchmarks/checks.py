@@ -1,0 +1,43 @@
+"""Checks that several suites make of a model before it is timed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from benchmarks.harness import WrongResultError
+from benchmarks.models import pictures_with_holes, predictor
+from benchmarks.naive_transformer import NaiveTransformer
+from maskgit import MaskGIT
+
+# Root mean square of what the precision changes in the logits, against that of the logits themselves.
+FLOAT32_ERROR, BF16_ERROR = 1e-4, 0.05
+
+
+def check_logits(model: MaskGIT, naive: NaiveTransformer) -> None:
+    """The model's logits at its precision are those of the naive transformer in float32, but for rounding."""
+    config = model.transformer.config
+    tokens = torch.randint(config.codebook_size + 1, (1, config.num_tokens), device=model.device)
+    with torch.no_grad():
+        expected = naive(tokens)[..., : config.codebook_size].double()
+    difference = predictor(model)(tokens)[..., : config.codebook_size].double() - expected
+    error = float(difference.square().mean().sqrt() / expected.square().mean().sqrt())
+    if not error < (BF16_ERROR if model.autocast else FLOAT32_ERROR):
+        raise WrongResultError(f"the logits are off by {error:.2g} of their size")
+
+
+def check_inpainting(model: MaskGIT) -> None:
+    """Known pixels stay, hidden ones are filled, and the same seed gives the same picture."""
+    tokenizer = model.tokenizer.config
+    images, holes = pictures_with_holes(1, tokenizer.image_size)
+    results = [model.inpaint(images, holes, steps=1, seed=3) for _ in range(2)]
+    for original, hole, *twice in zip(images, holes, *results, strict=True):
+        first, second = (np.array(result.image) for result in twice)
+        if not np.array_equal(first, second):
+            raise WrongResultError("the same seed gives two pictures")
+        if np.array_equal(first[hole], np.array(original)[hole]):
+            raise WrongResultError("nothing was filled")
+        # Blending reaches a patch out of the hole, which starts at a quarter of the height.
+        untouched = max(1, tokenizer.image_size // 4 - tokenizer.patch)
+        if not np.array_equal(first[:untouched], np.array(original)[:untouched]):
+            raise WrongResultError("known pixels were changed")

@@ -1,0 +1,146 @@
+"""What a user waits for: inpainting, in images per second, and training, in steps per second."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks.checks import check_inpainting
+from benchmarks.harness import Case, Comparison, WrongResultError
+from benchmarks.models import PRECISIONS, make_models, make_transformer, pictures_with_holes
+from benchmarks.naive_transformer import NaiveTransformer
+from benchmarks.setting import Setting
+from maskgit import MaskGIT
+from maskgit.pipeline import Precision
+from maskgit.training.loop import make_optimizer
+from maskgit.training.transformer import TransformerTask, TransformerTraining
+from maskgit.transformer import Transformer
+from maskgit_kernels import backend
+
+STEPS = 8
+LONG_ROUNDS = 2  # of training steps that take many seconds
+# How far loss and gradient norm may be from those of the naive transformer in float32.
+SAME_FIGURES = {"float32": 1e-3, "bf16": 0.05}
+
+
+def inpaint_comparisons(setting: Setting) -> Iterator[Comparison]:
+    """Each model at several batch sizes; `lab_baseline` has the lab's eight images, on a CPU a minute's work."""
+    batches = {"embedded": (1, 8), "lab": (1,), "maskgit-256": (1,)}
+    if setting.on_gpu:
+        batches = dict.fromkeys(batches, (1, 8, 64))
+    for name in batches:
+        models = make_models(name, setting.device, setting.quick)
+        for batch in batches[name]:
+            yield inpaint_comparison(name, models, batch, setting)
+
+
+def inpaint_comparison(name: str, models: dict[Precision, MaskGIT], batch: int, setting: Setting) -> Comparison:
+    """`MaskGIT.inpaint` from pictures to pictures, at both precisions, with each implementation that runs here."""
+    images, holes = pictures_with_holes(batch, models["float32"].tokenizer.config.image_size)
+    cases = []
+    for precision, model in models.items():
+        for kernels in setting.backends():
+            inpaint = functools.partial(model.inpaint, images, holes, steps=STEPS, batch_size=batch)
+            run = functools.partial(_with_kernels, kernels, inpaint)
+            verify = functools.partial(_with_kernels, kernels, functools.partial(check_inpainting, model))
+            cases.append(Case(f"{precision} ({kernels})", run, verify))
+    return Comparison(
+        "inpaint",
+        f"{name}, a quarter of the picture, {STEPS} steps, batch {batch}",
+        cases,
+        "float32 (torch)",
+        item="image",
+        items=batch,
+        left_out=setting.left_out(),
+    )
+
+
+def _with_kernels(kernels: str, run: Callable[[], object]) -> None:
+    backend.use(kernels)
+    try:
+        run()
+    finally:
+        backend.use("auto")
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class Training(TransformerTask):
+    """The step that `train.py transformer` makes, on random tokens instead of a data set.
+
+    The learning rate is what `make_optimizer` starts with, 0, so the weights stay as they are however often it runs.
+    """
+
+    def __init__(
+        self,
+        model: Transformer | NaiveTransformer,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision,
+        batch: int,
+    ) -> None:
+        self.config = TransformerTraining(precision=precision)
+        self.model = self.logits = model  # type: ignore[assignment]
+        self.optimizers = [optimizer]
+        self.device = model.position_embedding.device
+        config = model.config
+        tokens = torch.randint(config.codebook_size, (batch, config.num_tokens))
+        self.batch = tokens, torch.zeros(batch, dtype=torch.int64)  # all of class 0, if there are classes
+
+    def step(self) -> dict[str, Tensor]:
+        """One training step; returns what `training_step` logs."""
+        self.model.train()
+        return self.training_step(self.batch, 0)
+
+    def figures(self) -> dict[str, float]:
+        """What a step logs for the first image, without dropout and with the same mask at every call."""
+        self.model.eval()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            logged = self.training_step((self.batch[0][:1], self.batch[1][:1]), 0)
+        return {name: float(value) for name, value in logged.items()}
+
+
+def training_comparisons(setting: Setting) -> Iterator[Comparison]:
+    """Each model at a batch that a workstation holds."""
+    for name, batch in {"embedded": 32, "lab": 8, "maskgit-256": 4}.items():
+        yield training_comparison(name, 2 if setting.quick else batch, setting)
+
+
+def training_comparison(name: str, batch: int, setting: Setting) -> Comparison:
+    """Forward, backward and optimizer; the naive transformer in float32, ours at both precisions."""
+    torch.manual_seed(0)  # of the tokens, the masks and the dropout
+    model = make_transformer(name, setting.device, setting.quick)
+    naive = NaiveTransformer(model)
+    plain = Training(naive, make_optimizer(naive, TransformerTraining()), "float32", batch)
+    # One model and one optimizer for both precisions: two would not fit into a small machine's memory.
+    optimizer = make_optimizer(model, TransformerTraining())
+    cases = [Case("naive, float32", plain.step, lambda: None)]
+    for precision in PRECISIONS:
+        task = Training(model, optimizer, precision, batch)
+        task.batch = plain.batch
+        for kernels in setting.backends():
+            run = functools.partial(_with_kernels, kernels, task.step)
+            verify = functools.partial(_with_kernels, kernels, functools.partial(check_training, task, plain))
+            cases.append(Case(f"{precision} ({kernels})", run, verify))
+    return Comparison(
+        "training",
+        f"{name}, a step of {batch} images",
+        cases,
+        "naive, float32",
+        item="step",
+        rounds=None if setting.on_gpu or name == "embedded" else LONG_ROUNDS,
+        left_out=setting.left_out(),
+    )
+
+
+def check_training(task: Training, plain: Training) -> None:
+    """Loss and gradient norm are those of the naive transformer, but for rounding."""
+    expected, got = plain.figures(), task.figures()
+    for name in ("loss", "gradient_norm"):
+        error = abs(got[name] - expected[name]) / expected[name]
+        if not error < SAME_FIGURES[task.config.precision]:
+            raise WrongResultError(f"the {name} is {got[name]:.6g}, and {expected[name]:.6g} in the naive transformer")

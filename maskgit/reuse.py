@@ -1,0 +1,155 @@
+"""Context reuse: between full evaluations, the transformer is evaluated where tokens are masked only.
+
+Liu et al., "Plug-and-Play Context Feature Reuse for Efficient Masked Generation" (ReCAP), NeurIPS 2025. A decided token
+changes little in the eyes of its neighbors from one decoding step to the next. So its keys and values are kept from
+step to step, and only positions that have changed go through the transformer, M of N of them: its linear layers and its
+attention's queries then cost M / N of a full evaluation.
+
+Here a step evaluates every position that is masked, and those decided since the evaluation before, so that each token
+is seen as soon as it is decided. (The authors' code chooses at a full evaluation which tokens are decided before the
+next, and evaluates these only: less work yet where nearly everything is masked, but the order is no longer the
+decoder's.) How many these are follows from the schedule, so the host knows it beforehand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskgit.decoding import DecodeConfig, decode_plan
+
+
+class Context:
+    """The keys and values of all positions, for a transformer that is evaluated at some: `transformer(..., context)`.
+
+    The first evaluation with it is a full one; `choose` settles which positions the next are about. Not for training:
+    what is kept is overwritten in place.
+    """
+
+    _images: Tensor  # int64 [B, 1]
+    _places: Tensor  # int64 [B, M + L - N]: what is evaluated of the sequence
+    _targets: Tensor  # the same with L for what is not to be kept
+
+    def __init__(self) -> None:
+        # Keys and values of each layer, [B, L + 1, H, D] each; the last row takes what is not to be kept.
+        self._kept: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self._changed: Tensor | None = None  # bool [B, N]
+        self._count = 0
+
+    def choose(self, changed: Tensor, count: int) -> None:
+        """Evaluate some positions only from now on.
+
+        Args:
+            changed: bool [B, N], the positions to evaluate.
+            count: M in [1, N], at least their number in any image. Images that have fewer are filled up with other
+                positions, which stay in the context as they are.
+        """
+        self._changed, self._count = changed, count
+
+    # --- what the transformer asks ------------------------------------------------------------------------------------
+
+    def select(self, x: Tensor, num_tokens: int) -> tuple[Tensor, int]:
+        """What to evaluate of a sequence [B, L, dim], whose first N are the image's tokens.
+
+        Returns:
+            [B, M + L - N, dim], the chosen positions and all that follows the image (class token, registers), and M.
+        """
+        if self._changed is None:
+            return x, num_tokens
+        batch, length = x.shape[:2]
+        order = (~self._changed).to(torch.uint8).sort(dim=1, stable=True).indices  # [B, N], the changed ones first
+        rest = torch.arange(num_tokens, length, device=x.device).expand(batch, -1)
+        self._images = torch.arange(batch, device=x.device)[:, None]
+        self._places = torch.cat([order[:, : self._count], rest], dim=1)
+        keep = F.pad(self._changed, (0, length - num_tokens), value=True).gather(1, self._places)
+        self._targets = self._places.masked_fill(~keep, length)
+        return x[self._images, self._places], self._count
+
+    def recall(self, layer: Hashable, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep a layer's keys and values where it is evaluated, [B, H, M + L - N, D] each; give all, [B, H, L, D]."""
+        new = k.transpose(1, 2), v.transpose(1, 2)
+        if self._changed is None:
+            keys, values = (F.pad(part, (0, 0, 0, 0, 0, 1)) for part in new)
+            self._kept[layer] = keys, values
+            return k, v
+        for kept, part in zip(self._kept[layer], new, strict=True):
+            kept[self._images, self._targets] = part
+        keys, values = (kept[:, :-1].transpose(1, 2) for kept in self._kept[layer])
+        return keys, values
+
+    def spread(self, x: Tensor) -> Tensor:
+        """[B, M, V] at the chosen positions -> [B, N, V], with 0 elsewhere."""
+        if self._changed is None:
+            return x
+        spread = x.new_zeros(*self._changed.shape, x.shape[2])
+        spread[self._images, self._places[:, : self._count]] = x
+        return spread
+
+
+Network = Callable[[Tensor, Tensor | None, Context], Tensor]
+"""A transformer: tokens int64 [B, N], labels int64 [B] or None, and the context -> logits [B, N, at least V]."""
+
+
+class ReusingNetwork:
+    """A transformer for one run of `maskgit.decoding.decode_steps`, evaluated in full now and then only.
+
+    Neither reads from the device nor copies to it. An image's logits do not depend on the others in the batch, but for
+    rounding.
+
+    Args:
+        network: the transformer.
+        reuse: partial evaluations after each full one; 0 is none.
+        counts: the run's `changed_counts`.
+        mask_token_id: V.
+    """
+
+    def __init__(self, network: Network, reuse: int, counts: Sequence[int], mask_token_id: int) -> None:
+        self._network, self._reuse, self._counts, self._mask_token_id = network, reuse, counts, mask_token_id
+        self._step = self._left = 0  # evaluations made, and partial ones left before the next full one
+        self._context = Context()
+        self._masked = torch.empty(0)  # bool [B, N], what was masked in the last evaluation
+
+    def __call__(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits [B, N, V] at the masked positions, for the next step; those elsewhere mean nothing.
+
+        Where the number of images changes, because guidance sets in and doubles it, the evaluation is a full one.
+
+        Args:
+            tokens: int64 [B, N], the mask token where masked.
+            labels: int64 [B] or None, as for the transformer.
+        """
+        masked = tokens == self._mask_token_id
+        if self._left == 0 or len(masked) != len(self._masked):
+            self._context, self._left = Context(), self._reuse
+        else:
+            self._context.choose(masked | self._masked, self._counts[self._step])
+            self._left -= 1
+        self._masked = masked
+        self._step += 1
+        return self._network(tokens, labels, self._context)
+
+
+def changed_counts(config: DecodeConfig, num_tokens: int, most_masked: int) -> list[int]:
+    """How many tokens at most are masked at a step or were so at the step before it: M of `Context` for each step.
+
+    Args:
+        config: of the run.
+        num_tokens: N.
+        most_masked: at least the number of tokens masked at first in any image. The less, the less work.
+
+    Returns:
+        M in [1, N] for each of the config's steps, but the first, which has nothing before it and gets N.
+
+    Raises:
+        ValueError: `most_masked` isn't in [0, N].
+    """
+    if not 0 <= most_masked <= num_tokens:
+        raise ValueError(f"most_masked must be in [0, {num_tokens}], got {most_masked}")
+    plan = decode_plan(dataclasses.replace(config, order="confidence"), num_tokens)  # the order has no say in numbers
+    before = torch.cat([torch.arange(num_tokens + 1)[None], plan.counts[:-1]])  # [S, N + 1], masked before each step
+    changed = before if plan.remasked is None else before + plan.remasked
+    return [num_tokens, *changed[:-1, : most_masked + 1].amax(1).clamp(min=1).tolist()]

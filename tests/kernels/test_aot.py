@@ -1,0 +1,423 @@
+"""Gates on the compiled kernels: what the machine code of every shipped kernel costs, on GPUs that are not there.
+
+Kernels are compiled in a process of its own, because under TRITON_INTERPRET, as the other tests run, nothing is.
+`pytest -s` prints the tables.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maskgit_kernels import aot
+
+triton = pytest.importorskip("triton")
+
+# Compilers differ: the limits are those of one.
+pinned = pytest.mark.skipif(not triton.__version__.startswith("3.8."), reason="limits are for Triton 3.8")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Kernels of which it is known what must be found in their machine code.
+SAMPLES = '''
+import triton
+import triton.language as tl
+from maskgit_kernels.aot import Build
+
+
+@triton.jit
+def product(a_ptr, b_ptr, out_ptr, depth, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr):
+    rows, columns, inner = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
+    total = tl.zeros([M, N], tl.float32)
+    for start in range(0, depth, K):
+        a = tl.load(a_ptr + rows * depth + start + inner[None, :])  # [M, K]
+        b = tl.load(b_ptr + (start + inner[:, None]) * N + columns)  # [K, N]
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    tl.store(out_ptr + rows * N + columns, total)
+
+
+@triton.jit
+def products(a_ptr, b_ptr, out_ptr, count, depth, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    """Many products in a loop, with an epilogue that costs more than the products do."""
+    rows, columns, inner = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
+    for _ in range(count):
+        total = tl.zeros([M, N], tl.float32)
+        for start in range(0, depth, K):
+            a = tl.load(a_ptr + rows * depth + start + inner[None, :])  # [M, K]
+            b = tl.load(b_ptr + (start + inner[:, None]) * N + columns)  # [K, N]
+            total = tl.dot(a, b, total)
+        for _ in tl.static_range(20):
+            total = tl.exp2(total)
+        tl.store(out_ptr + rows * N + columns, total)
+        b_ptr += depth * N
+        out_ptr += M * N
+
+
+@triton.jit
+def total(x_ptr, out_ptr, count, BLOCK: tl.constexpr, TRAP: tl.constexpr):
+    offsets = tl.arange(0, BLOCK)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, count, BLOCK):
+        sums += tl.load(x_ptr + start + offsets).to(tl.float32)
+    if TRAP:
+        sums = tl.inline_asm_elementwise("trap; mov.b32 $0, $1;", "=f,f", [sums], tl.float32, is_pure=False, pack=1)
+    tl.atomic_add(out_ptr, tl.sum(sums, 0))
+
+
+def build(name, m, n, k, dtype="bf16", precision="tf32", **options):
+    return Build(
+        name,
+        product,
+        {"a_ptr": f"*{dtype}", "b_ptr": f"*{dtype}", "out_ptr": "*fp32", "depth": "i32"},
+        {"M": m, "N": n, "K": k, "PRECISION": precision},
+        aligned=("depth",),
+        elements=m * n,
+        ideal_macs=m * n * k,
+        **options,
+    )
+
+
+def builds(capability):
+    plain = build("product 64x64x32", 64, 64, 32)
+    nested = Build(
+        "products in a loop",
+        products,
+        {"a_ptr": "*bf16", "b_ptr": "*bf16", "out_ptr": "*fp32", "count": "i32", "depth": "i32"},
+        {"M": 64, "N": 64, "K": 32},
+        aligned=("depth",),
+        elements=64 * 64,
+        ideal_macs=64 * 64 * 32,
+    )
+    if capability != 80:
+        return [plain, nested]
+    sums = {"x_ptr": "*bf16", "out_ptr": "*fp32", "count": "i32"}
+    return [
+        plain,
+        nested,
+        build("tf32", 64, 64, 32, dtype="fp32"),
+        build("exact float32", 64, 64, 16, dtype="fp32", precision="ieee"),
+        build("too many accumulators", 128, 128, 32, num_warps=1),
+        build("too many stages", 128, 128, 128, num_stages=4),
+        build("too many warps", 16, 16, 16, num_warps=8),
+        build("too short a sum", 64, 64, 8),
+        Build("total", total, sums, {"BLOCK": 1024, "TRAP": False}, elements=1024, aligned=("count",)),
+        Build("trap", total, sums, {"BLOCK": 1024, "TRAP": True}, elements=1024, aligned=("count",)),
+    ]
+'''
+
+
+def command_line(*options: str, python_path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `python -m maskgit_kernels.aot` where Triton compiles."""
+    paths = [str(ROOT / "kernels"), *([str(python_path)] if python_path else []), os.environ.get("PYTHONPATH", "")]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-m", "maskgit_kernels.aot", "--jobs", "1", *options],
+        env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def as_report(row: dict[str, Any]) -> aot.Report | aot.Failure:
+    if "registers" not in row:
+        return aot.Failure(**row)
+    return aot.Report(**{name: value for name, value in row.items() if name != "faults"})
+
+
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[], str]) -> Any:
+    """The JSON that `make` returns, made only once however many processes run the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    file = folder / f"{name}.json"
+    with open(file.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            file.write_text(make())
+    return json.loads(file.read_text())
+
+
+Rows = dict[str, Any]  # of the JSON report, by the build's name
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Rows]:
+    """The reports on everything that is shipped for an architecture."""
+
+    @functools.cache
+    def of(capability: int) -> Rows:
+        def make() -> str:
+            run = command_line("--capability", str(capability), "--json")
+            assert run.returncode in (0, 1), run.stderr
+            return run.stdout
+
+        return {row["name"]: row for row in once(tmp_path_factory, f"aot_{capability}", make)}
+
+    return of
+
+
+def only(rows: Rows, *words: str) -> Any:
+    """The one report with all these words in its name."""
+    found = [row for name, row in rows.items() if all(word in name for word in words)]
+    assert len(found) == 1, f"{words}: {len(found)} of {list(rows)}"
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], dict[str, Any]]:
+    """The reports on SAMPLES, by name and architecture."""
+
+    def make() -> str:
+        folder = tmp_path_factory.mktemp("samples")
+        (folder / "sample_kernels.py").write_text(SAMPLES)
+        options = ("--module", "sample_kernels", "--capability", "80", "90", "100", "--json")
+        run = command_line(*options, python_path=folder)
+        assert run.returncode == 1, run.stderr  # because some of them are faulty
+        return run.stdout
+
+    return {(row["name"], row["capability"]): row for row in once(tmp_path_factory, "aot_samples", make)}
+
+
+class TestAnalysis:
+    """What is read from kernels whose cost is known."""
+
+    @pytest.mark.parametrize(
+        "capability, instructions", [(80, {"HMMA.16816": 16}), (90, {"HGMMA.64x64x16": 2}), (100, {"UTCHMMA": 2})]
+    )
+    def test_tensor_core_work(self, samples: Any, capability: int, instructions: dict[str, int]) -> None:
+        for name in ("product 64x64x32", "products in a loop"):
+            row = samples[name, capability]
+            assert row["matrix_instructions"] == instructions
+            assert (row["macs"], row["other_macs"]) == (64 * 64 * 32, 0)
+            assert (row["padding"], row["replication"], row["faults"]) == (1, 1, [])
+            assert row["bytes_per_element"] == 2 * 2 * 64 * 32 / (64 * 64)
+            assert row["stored_per_element"] == 4
+
+    def test_tf32_products_are_half_as_deep(self, samples: Any) -> None:
+        row = samples["tf32", 80]
+        assert row["matrix_instructions"] == {"HMMA.1688": 32}
+        assert row["macs"] == 64 * 64 * 32
+        assert row["padding"] == 1
+
+    @pytest.mark.parametrize("capability", [80, 90, 100])
+    def test_an_epilogue_is_told_from_the_main_loop(self, samples: Any, capability: int) -> None:
+        alone, nested = samples["product 64x64x32", capability], samples["products in a loop", capability]
+        assert nested["per_element"] < 1.5 * alone["per_element"]
+        assert alone["epilogue_per_element"] < 20 < nested["epilogue_per_element"] < 60  # 20 exponentials
+
+    def test_spills(self, samples: Any) -> None:
+        row = samples["too many accumulators", 80]
+        assert row["local_stores"] > 100 and row["local_loads"] > 100 and row["stack"] > 0
+        assert [fault.split(":")[0] for fault in row["faults"]] == ["spills"]
+
+    def test_shared_memory_beyond_the_limit(self, samples: Any) -> None:
+        row = samples["too many stages", 80]
+        assert row["shared"] > 163 * 1024
+        assert (row["blocks"], row["blocks_limit"]) == (0, "shared memory")
+        assert any("shared memory" in fault for fault in row["faults"])
+
+    def test_replicated_tensor_core_work(self, samples: Any) -> None:
+        row = samples["too many warps", 80]
+        assert (row["macs"], row["replication"], row["padding"]) == (4 * 16 * 16 * 16, 4, 1)
+        assert row["faults"] == ["tensor-core work done 4 times"]
+
+    @pytest.mark.parametrize("name", ["total", "too many warps"])
+    def test_unrolled_loops_count_as_they_were_written(self, samples: Any, name: str) -> None:
+        row = samples[name, 80]
+        assert row["unrolled"] == 4  # as LLVM likes it for loops this short
+        per_pass = {"total": 1024 * 2, "too many warps": 2 * 16 * 16 * 2}[name]  # bytes
+        per_element = {"total": 1024, "too many warps": 16 * 16}[name]
+        assert row["bytes_per_element"] == per_pass / per_element
+
+    def test_missing_tensor_core_work(self, samples: Any) -> None:
+        row = samples["exact float32", 80]
+        assert (row["macs"], row["matrix_instructions"]) == (0, {})
+        assert "no tensor-core work" in row["faults"]
+
+    def test_atomics_and_traps(self, samples: Any) -> None:
+        assert (samples["total", 80]["atomics"], samples["total", 80]["traps"]) == (1, 0)
+        assert samples["total", 80]["faults"] == []
+        assert samples["trap", 80]["traps"] > 0
+        assert any("traps" in fault for fault in samples["trap", 80]["faults"])
+        assert samples["product 64x64x32", 80]["atomics"] == 0
+
+    def test_a_kernel_that_does_not_compile_is_a_fault_not_the_end(self, samples: Any) -> None:
+        assert samples["too short a sum", 80].keys() == {"name", "capability", "faults"}
+        assert "Error" in samples["too short a sum", 80]["faults"][0]
+
+    @pytest.mark.parametrize(
+        "capability, num_warps, registers, shared, expected",
+        [  # as NVIDIA's occupancy calculator has it
+            (80, 4, 128, 18 * 1024, (4, "registers")),
+            (80, 4, 129, 18 * 1024, (3, "registers")),
+            (80, 8, 24, 0, (8, "threads")),
+            (80, 1, 32, 0, (32, "blocks")),
+            (86, 4, 64, 30 * 1024, (3, "shared memory")),
+            (86, 8, 32, 0, (6, "threads")),
+            (89, 1, 16, 0, (24, "blocks")),
+            (90, 4, 168, 41 * 1024, (3, "registers")),
+            (90, 4, 64, 227 * 1024, (1, "shared memory")),
+            (90, 4, 64, 227 * 1024 + 1, (0, "shared memory")),
+        ],
+    )
+    def test_occupancy(self, capability: int, num_warps: int, registers: int, shared: int, expected: Any) -> None:
+        assert aot.occupancy(aot.ARCHITECTURES[capability], num_warps, registers, shared) == expected
+
+    def test_occupancy_by_tensor_memory(self) -> None:
+        assert aot.occupancy(aot.ARCHITECTURES[100], 4, 64, 1024, tensor_memory=256) == (2, "tensor memory")
+        assert aot.occupancy(aot.ARCHITECTURES[100], 4, 64, 1024, tensor_memory=1024) == (0, "tensor memory")
+
+
+class TestCommandLine:
+    def test_says_so_where_triton_interprets(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        with pytest.raises(SystemExit) as exit:
+            aot.main([])
+        assert exit.value.code == 2
+        assert "TRITON_INTERPRET is set" in capsys.readouterr().err
+
+    def test_says_so_where_triton_is_missing(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "triton", None)
+        with pytest.raises(SystemExit) as exit:
+            aot.main([])
+        assert exit.value.code == 2
+        assert "triton, which is not installed" in capsys.readouterr().err
+
+    def test_says_so_if_no_kernel_has_the_name(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        monkeypatch.setattr(aot, "_builds", lambda module, capability: [])
+        with pytest.raises(SystemExit) as exit:
+            aot.main(["--kernel", "nonesuch"])
+        assert exit.value.code == 2
+        assert "nonesuch" in capsys.readouterr().err
+
+    def test_table_has_a_row_for_each_report_and_a_line_for_each_fault(self, samples: Any) -> None:
+        lines = aot.table(map(as_report, samples.values())).splitlines()
+        rows = [line for line in lines if line.startswith("| ")]
+        failures = [row for row in samples.values() if "registers" not in row]
+        assert len(rows) == 1 + len(samples) - len(failures)
+        assert {line.count("|") for line in rows} == {rows[0].count("|")}
+        assert len([line for line in lines if line.startswith("- ")]) == sum(
+            len(row["faults"]) for row in samples.values()
+        )
+        assert any("too short a sum, sm_80" in line for line in lines)
+
+
+class TestShippedKernels:
+    """The limits are what was measured when the kernels were made, plus a little."""
+
+    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    def test_are_fit(self, shipped: Any, capability: int) -> None:
+        rows = shipped(capability)
+        print(aot.table(map(as_report, rows.values())))
+        operators = {"attention forward", "attention dq", "attention dk_dv", "decode step", "head sample"}
+        assert {name.split(",")[0] for name in rows} == operators
+        assert {name: row["faults"] for name, row in rows.items() if row["faults"]} == {}
+
+
+@pinned
+class TestAttentionForward:
+    @pytest.mark.parametrize("head_dim", [48, 96])
+    @pytest.mark.parametrize("capability", [80, 86, 89])
+    def test_head_dims_that_are_no_power_of_two_cost_no_padding(
+        self, shipped: Any, capability: int, head_dim: int
+    ) -> None:
+        assert shipped(capability)[f"attention forward, head_dim {head_dim}, half"]["padding"] == 1
+
+    @pytest.mark.parametrize("capability", [80, 86, 89, 90])
+    def test_cost(self, shipped: Any, capability: int) -> None:
+        row = shipped(capability)["attention forward, head_dim 48, half"]
+        assert row["registers"] <= 128
+        assert row["per_element"] <= 10.5
+        assert row["blocks"] >= 4
+
+    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    @pytest.mark.parametrize("head_dim", [48, 96])
+    def test_cost_of_dropout(self, shipped: Any, capability: int, head_dim: int) -> None:
+        name = f"attention forward, head_dim {head_dim}, half"
+        rows = shipped(capability)
+        assert rows[f"{name}, dropout"]["per_element"] - rows[name]["per_element"] <= 18
+
+    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    @pytest.mark.parametrize("length, limit", [(256, 1.0), (257, 1.35), (1025, 1.10)])
+    def test_ragged_lengths_cost_little(self, shipped: Any, capability: int, length: int, limit: float) -> None:
+        from maskgit_kernels.attention import triton_forward
+
+        name = "attention forward, head_dim 48, half"
+        row = shipped(capability)[name]
+        (build,) = (build for build in triton_forward.builds(capability) if build.name == name)
+        block_m, block_n = build.constants["BLOCK_M"], build.constants["BLOCK_N"]
+        passes, tail_passes = length // block_n, -(-(length % block_n) // 16)
+        macs = -(-length // block_m) * (passes * row["macs"] + tail_passes * row["other_macs"])
+        ideal = length**2 * build.ideal_macs / build.elements
+        assert macs / ideal <= limit * row["padding"]
+
+
+@pinned
+class TestAttentionBackward:
+    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    def test_no_atomics(self, shipped: Any, capability: int) -> None:
+        rows = {name: row for name, row in shipped(capability).items() if name.startswith("attention")}
+        assert {name: row["atomics"] for name, row in rows.items() if row["atomics"]} == {}
+
+    @pytest.mark.parametrize("capability, limit", [(80, 22), (86, 22), (89, 22), (90, 18.5)])
+    def test_cost(self, shipped: Any, capability: int, limit: float) -> None:
+        dq, dk_dv = (shipped(capability)[f"attention {name}, head_dim 48, half"] for name in ("dq", "dk_dv"))
+        assert min(dq["blocks"], dk_dv["blocks"]) >= 2
+        assert dq["per_element"] + dk_dv["per_element"] <= limit
+
+
+@pinned
+class TestDecodeStep:
+    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    @pytest.mark.parametrize("num_codes, limit", [(1024, 55), (16384, 45)])
+    def test_drawing(self, shipped: Any, capability: int, num_codes: int, limit: float) -> None:
+        row = only(shipped(capability), "decode step, categorical, V=", f"V={num_codes},")
+        assert row["per_element"] <= limit
+        assert row["registers"] <= 128
+        assert row["atomics"] == 0
+
+    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    def test_each_logit_is_read_once_and_none_written(self, shipped: Any, capability: int) -> None:
+        for name, row in shipped(capability).items():
+            if name.startswith("decode step, categorical"):
+                assert row["bytes_per_element"] == (4 if "guided" in name else 2), name  # bf16
+                assert row["stored_per_element"] < 1, name
+
+
+@pinned
+class TestHeadSample:
+    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    def test_epilogue(self, shipped: Any, capability: int) -> None:
+        for num_codes in (1024, 16384):
+            row = only(shipped(capability), "head sample, categorical, V=", f"V={num_codes}, bf16")
+            assert row["epilogue_per_element"] <= 45
+
+    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    def test_guidance_takes_no_second_product(self, shipped: Any, capability: int) -> None:
+        plain, guided = (
+            shipped(capability)[f"head sample, categorical, {words}V=1024, bf16"] for words in ("", "guided, ")
+        )
+        assert plain["macs"] > 0
+        assert (guided["macs"], guided["other_macs"]) == (plain["macs"], plain["other_macs"])
+
+    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    def test_no_logit_is_written(self, shipped: Any, capability: int) -> None:
+        for name, row in shipped(capability).items():
+            if name.startswith("head sample, ") and "finish" not in name:
+                assert row["stored_per_element"] < 1, name
