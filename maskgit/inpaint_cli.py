@@ -348,6 +348,7 @@ def write_pictures(job: Job, pictures: dict[str, Image.Image]) -> Path:
 
 def check_task(options: Options) -> None:
     """Raise UsageError for options that exclude each other, or make no sense."""
+    given: tuple[str, ...]
     if options.generate is not None:
         if options.generate < 1:
             raise UsageError(f"--generate {options.generate}: must be at least 1")

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskgit.config import TransformerConfig, preset
+from maskgit.config import TransformerConfig, config_to_dict, preset
 from maskgit.data import load_dataset
 from maskgit.data.images import AugmentConfig
-from maskgit.data.tokens import PLAIN_VIEWS, tokenize
+from maskgit.data.tokens import PLAIN_VIEWS, fingerprint, tokenize
 from maskgit.decoding import DecodeConfig, decode
 from maskgit.masking import mvtm_masks
-from maskgit.model_folder import Model, load_tokenizer, save_model
+from maskgit.model_folder import Model, load_model, load_tokenizer, save_model
 from maskgit.schedules import check_schedule
 from maskgit.tokenizer import VQGAN
 from maskgit.training.loop import LoopConfig, StageTask, TrainingError, make_optimizer, pick_device, train
@@ -52,6 +52,9 @@ class TransformerTraining(LoopConfig):
     """AdamW's weight decay, on matrices only."""
     ema: float = 0.999
     """Decay of the moving average of the weights, which is what is validated and saved; 0 for none."""
+    init: Path | None = None
+    """Model folder whose transformer to go on from, instead of random weights: of the same size, over the same
+    tokenizer. Optimizer, learning rate and average start anew."""
     model: str = "embedded"
     """Preset whose transformer is trained: embedded, lab, maskgit-256, maskgit-512."""
     data: str = "emoji"
@@ -119,6 +122,8 @@ class TransformerTask(StageTask):
         self.families = images.family_numbers()
         torch.manual_seed(config.seed)
         self.model = Transformer(architecture).to(device)
+        if config.init is not None:
+            self.model.load_state_dict(_initial_weights(config.init, architecture, tokenizer))
         self.class_names = images.class_names if architecture.num_classes else []
         self.optimizers = [make_optimizer(self.model, config)]
         self.logits: Any = torch.compile(self.model) if config.compile else self.model
@@ -218,6 +223,24 @@ class TransformerTask(StageTask):
     def export(self, model: nn.Module, folder: Path, figures: dict[str, float]) -> None:
         assert isinstance(model, Transformer)
         save_model(folder / "model", Model(self.tokenizer, model, list(self.class_names), {"validation": figures}))
+
+
+def _initial_weights(folder: Path, architecture: TransformerConfig, tokenizer: VQGAN) -> dict[str, Tensor]:
+    model = load_model(folder)
+    # How much is dropped has no influence on what the weights mean.
+    theirs, ours = (
+        config_to_dict(config) | {"dropout": None, "attention_dropout": None}
+        for config in (model.transformer.config, architecture)
+    )
+    if theirs != ours:
+        names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        raise TrainingError(
+            f"--init {folder}: another transformer than the one to be trained: "
+            + ", ".join(f"{name} is {theirs.get(name)} there and {ours.get(name)} here" for name in names)
+        )
+    if fingerprint(model.tokenizer) != fingerprint(tokenizer):
+        raise TrainingError(f"--init {folder}: its tokenizer is not the one to be trained on, so its tokens differ")
+    return model.transformer.state_dict()
 
 
 def train_transformer(config: TransformerTraining) -> dict[str, float]:

@@ -23,7 +23,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from maskgit.model_folder import load_model, load_tokenizer
+from maskgit.model_folder import load_model, load_tokenizer, save_tokenizer
+from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
 from maskgit.training.loop import TrainingError
 from maskgit.training.tokenizer import TokenizerTask
@@ -294,6 +295,19 @@ def test_pictures_without_classes(run: Any, unbroken: Any, tmp_path: Path, capsy
     run("transformer", tmp_path / "out", data=str(folder), steps=1)
     assert "flat has no classes" in capsys.readouterr().out
     assert load_model(tmp_path / "out" / "model").transformer.config.num_classes == 0
+
+
+def test_going_on_from_a_model(run: Any, unbroken: Any, tmp_path: Path, tiny_tokenizer: VQGAN) -> None:
+    start = unbroken["transformer"] / "model"
+    run("transformer", tmp_path / "a", init=start, lr=0.0, ema=0.0, dropout=0.0, steps=1)
+    ours, theirs = (load_model(folder).transformer for folder in (tmp_path / "a" / "model", start))
+    assert ours.config.dropout != theirs.config.dropout  # that may change
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    with pytest.raises(TrainingError, match="another transformer than .*: num_classes is 2 there and 0 here"):
+        run("transformer", tmp_path / "b", init=start, model="tiny")
+    save_tokenizer(tmp_path / "other", tiny_tokenizer)
+    with pytest.raises(TrainingError, match="its tokenizer is not the one"):
+        run("transformer", tmp_path / "c", init=start, tokenizer=tmp_path / "other")
 
 
 def test_class_dropout(run: Any, unbroken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
