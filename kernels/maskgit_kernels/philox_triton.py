@@ -37,11 +37,11 @@ def philox_4x32(key0, key1, c0, c1, c2, c3, ROUNDS: tl.constexpr = 10):
     w0, w1 = tl.cast(c0, tl.uint32), tl.cast(c1, tl.uint32)
     w2, w3 = tl.cast(c2, tl.uint32), tl.cast(c3, tl.uint32)
     for _ in tl.static_range(ROUNDS):
-        before0, before2 = w0, w2
-        w0 = tl.umulhi(before2, 0xCD9E8D57) ^ w1 ^ k0
-        w2 = tl.umulhi(before0, 0xD2511F53) ^ w3 ^ k1
-        w1 = before2 * 0xCD9E8D57
-        w3 = before0 * 0xD2511F53
+        # A GPU has both halves of a product from one instruction, if they are asked for as one number.
+        product_a, product_b = w0.to(tl.uint64) * 0xD2511F53, w2.to(tl.uint64) * 0xCD9E8D57
+        w0 = (product_b >> 32).to(tl.uint32) ^ w1 ^ k0
+        w2 = (product_a >> 32).to(tl.uint32) ^ w3 ^ k1
+        w1, w3 = product_b.to(tl.uint32), product_a.to(tl.uint32)
         k0 += 0x9E3779B9
         k1 += 0xBB67AE85
     return w0, w1, w2, w3

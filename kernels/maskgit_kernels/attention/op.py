@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from maskgit_kernels.attention.reference import keep_mask
+from maskgit_kernels.attention.tiling import HEAD_DIMS
+from maskgit_kernels.attention.triton_op import attention_forward
 from maskgit_kernels.backend import resolve
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -28,16 +32,23 @@ def attention(
 ) -> Tensor:
     """Bidirectional multi-head attention, softmax(q k^T * scale) v, without a causal mask.
 
-    Any strides are read in place: `packed.permute(2, 0, 3, 1, 4)` of a [B, N, 3, H, D] projection needs no copy.
+    Any strides are read in place: `packed.permute(2, 0, 3, 1, 4)` of a [B, N, 3, H, D] projection needs no copy. Nor
+    does merging the heads afterwards, `out.transpose(1, 2).flatten(2)`, where Triton or SDPA computed them.
     Under autocast the inputs are first cast to its dtype, as `scaled_dot_product_attention` does.
+
+    Triton's kernels take float32, float16 and bfloat16 and a D of 16, 32, 48, ... 128; "auto" computes everything else
+    with PyTorch. They multiply float32 as PyTorch is set to (`torch.set_float32_matmul_precision`), give the same bits
+    every time, and have no second derivatives. With MASKGIT_AUTOTUNE=1 in the environment they are tuned when they
+    first meet a size, which must not be while a CUDA graph is captured.
 
     Args:
         q: [B, H, Nq, D], float32, float16, bfloat16 or float64.
         k, v: [B, H, Nk, D] of q's dtype and device; Nk may differ from Nq.
         dropout_p: probability in [0, 1) with which each attention weight is dropped.
-        seed: int64 (an int, or a tensor of one element) that decides which weights are dropped, needed when
-            dropout_p > 0. The same seed drops the same weights on every device; give every layer and every training
-            step its own. The PyTorch path spells the generator out, so dropout is slow there.
+        seed: int64 (an int, or a tensor of one element, best on q's device) that decides which weights are dropped,
+            needed when dropout_p > 0. The same seed drops the same weights on every device and with every backend; give
+            every layer and every training step its own. The PyTorch path spells the generator out, so dropout is slow
+            there.
         scale: factor on the scores; D ** -0.5 by default.
         backend: "auto", "triton" or "torch" for this call; see `maskgit_kernels.backend`.
 
@@ -46,21 +57,36 @@ def attention(
 
     Raises:
         ValueError: a shape, dtype, device or probability that does not fit; a missing seed.
-        RuntimeError: `backend` is "triton", where it cannot run.
+        RuntimeError: `backend` is "triton", where it cannot run, or with a D or dtype that its kernels do not take.
     """
-    resolve(backend)
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
+    device_type = q.device.type
+    autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    if autocast:
+        dtype = torch.get_autocast_dtype(device_type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     _check(q, k, v, dropout_p, seed)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    with torch.autocast(q.device.type, enabled=False):
+    if resolve(backend, q.device, _why_not_triton(q)) == "triton":
+        return _triton(q, k, v, dropout_p, seed, scale)
+    with torch.autocast(device_type, enabled=False) if autocast else contextlib.nullcontext():
         # On a CPU, SDPA in bfloat16 converts to float32 and misses the matrix instructions. Written out it takes 0.4
         # times as long forward and backward (batch 32, 8 heads of 48, 256 tokens); in float32 SDPA is the faster one.
-        written_out = q.device.type == "cpu" and q.dtype == torch.bfloat16
+        written_out = device_type == "cpu" and q.dtype == torch.bfloat16
         if written_out or dropout_p > 0:
             return _written_out(q, k, v, dropout_p, seed, scale)
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def _triton(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Tensor | None, scale: float) -> Tensor:
+    if scale <= 0:  # the kernels find the largest score before they scale
+        q, scale = q * scale, 1.0
+    seeds = None
+    if dropout_p > 0:
+        assert seed is not None
+        # Filled, not copied from the host: a copy waits for the GPU, and a CUDA graph can't hold it.
+        seeds = seed.to(q.device) if isinstance(seed, Tensor) else q.new_full((), seed, dtype=torch.int64)
+    out, _ = attention_forward(q, k, v, seeds, dropout_p, scale)
+    return out
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Tensor | None, scale: float) -> Tensor:
@@ -76,6 +102,15 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | 
             weights = weights * keep_mask(q_part, k_part, dropout_p, seed, first_image=start) / (1 - dropout_p)
         outputs.append(weights @ v_part)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _why_not_triton(q: Tensor) -> str | None:
+    """What of q, if anything, the kernels can't take."""
+    if q.dtype == torch.float64:
+        return "it has no kernel for float64"
+    if q.shape[-1] not in HEAD_DIMS:
+        return f"D must be a multiple of 16 up to {HEAD_DIMS[-1]}, and q is {tuple(q.shape)}"
+    return None
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Tensor | None) -> None:

@@ -1,0 +1,90 @@
+"""How the kernels cut their work: the tile sizes of each architecture, and those that autotuning tries.
+
+The fixed choices come from what the kernels compile to (`python -m maskgit_kernels.aot`): no spilled registers first,
+then blocks per multiprocessor, then instructions per score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+HEAD_DIMS = tuple(range(16, 129, 16))
+KERNELS = ("forward", "dq", "dk_dv")
+MATH = ("half", "tf32", "ieee")  # float16 and bfloat16; float32 with tensor cores, and without
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tile sizes and compiler options of one kernel."""
+
+    block_m: int = 64  # queries at a time
+    block_n: int = 64  # keys at a time
+    widest: int = 64  # columns of the head_dim at a time, at most
+    padded: bool = False  # whether the head_dim is rounded up to a power of two, instead of cut into parts that are
+    num_warps: int = 4
+    num_stages: int = 2
+    max_registers: int | None = None  # per thread; None leaves it to the compiler
+
+    def parts(self, head_dim: int) -> tuple[tuple[int, int], ...]:
+        """The (first, end) column of each part of the head_dim: 48 is ((0, 32), (32, 48)), or ((0, 64),) if padded."""
+        if self.padded:
+            head_dim = 1 << (head_dim - 1).bit_length()
+        parts = []
+        start = 0
+        while start < head_dim:
+            width = min(self.widest, 1 << (head_dim - start).bit_length() - 1)
+            parts.append((start, start + width))
+            start += width
+        return tuple(parts)
+
+
+def fixed(kernel: str, capability: int, head_dim: int, math: str) -> Tiling:
+    """What a kernel uses where nothing is tuned.
+
+    Args:
+        kernel: one of KERNELS. math: one of MATH.
+        capability: ten times the GPU's compute capability.
+        head_dim: one of HEAD_DIMS.
+    """
+    if math == "ieee":
+        # No tensor cores: every factor of a product is held in registers.
+        return Tiling(16 if kernel == "dk_dv" and head_dim > 48 else 32, 32, widest=32)
+    if math == "tf32":
+        # Backward, a head_dim above 80 spills some registers whatever the tiles: still ten times as fast as exact.
+        if kernel == "forward":
+            return Tiling(block_n=64 if head_dim <= 64 else 32)
+        if kernel == "dq":
+            return Tiling(block_n=32 if head_dim <= 64 else 16)
+        return Tiling(block_m=32 if head_dim <= 48 else 16)
+
+    if 90 <= capability < 100:  # Hopper: tensor cores that read shared memory
+        if kernel == "dk_dv":
+            return Tiling(block_m=64 if head_dim <= 64 else 32)
+        return Tiling(max_registers=128 if kernel == "forward" and head_dim <= 64 else None)
+    if 100 <= capability < 120:  # datacenter Blackwell: tensor cores with a memory of their own, where parts cost more
+        if kernel == "forward":
+            return Tiling(widest=128, padded=head_dim in (48, 96, 112))
+        if kernel == "dq":
+            return Tiling(block_n=64 if head_dim <= 96 else 32, padded=head_dim in (48, 112))
+        return Tiling(block_m=64 if head_dim <= 64 else 32, padded=head_dim in (48, 112))
+    # Ampere, Ada and consumer Blackwell: tensor cores that read registers
+    if kernel == "forward":
+        return Tiling(max_registers=128 if head_dim <= 48 else None)
+    if kernel == "dq":
+        return Tiling(block_n=64 if head_dim <= 96 else 32)
+    return Tiling(block_m=64 if head_dim <= 48 else 32 if head_dim <= 96 else 16)
+
+
+def candidates(kernel: str, capability: int, head_dim: int, math: str) -> list[Tiling]:
+    """What autotuning tries: the fixed choice first, then its neighbors."""
+    choice = fixed(kernel, capability, head_dim, math)
+    tilings = [choice, replace(choice, num_stages=3), replace(choice, max_registers=None)]
+    if math == "half":
+        if kernel == "dk_dv":
+            tilings.append(replace(choice, block_m=max(16, choice.block_m // 2)))
+        else:
+            tilings.append(replace(choice, block_m=128, num_warps=8, max_registers=None))
+            tilings.append(replace(choice, block_n=128 if kernel == "forward" else 32, max_registers=None))
+        if capability >= 90:
+            tilings.append(replace(choice, padded=not choice.padded))
+    return list(dict.fromkeys(tilings))

@@ -1,0 +1,175 @@
+"""What the forward and the backward kernels share: tiles of rows, products of them, and dropout.
+
+A head_dim that is no power of two is cut into parts that are, widest first: 48 = 32 + 16, 112 = 64 + 32 + 16. A tile of
+rows is then a tuple of blocks, one for each part, and a product over the head dim is a sum of products. `PARTS` holds
+the (first, end) column of each part. Where padding is faster there is one part that ends beyond the head_dim, and its
+columns in excess are loaded as zeros.
+
+`matrix` below is a tuple of a pointer to an [N, D] matrix and the strides of its rows and columns.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from maskgit_kernels import philox
+from maskgit_kernels.philox_triton import philox_4x32, seed_halves
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+TAIL = tl.constexpr(16)  # rows at a time of what a main loop leaves: the fewest that tl.dot sums over
+_ROUNDS = tl.constexpr(philox.DROPOUT_ROUNDS)
+_STREAM = tl.constexpr(philox.STREAM_DROPOUT)
+
+
+@triton.jit
+def zeros(ROWS: tl.constexpr, PARTS: tl.constexpr):
+    return [tl.zeros([ROWS, part[1] - part[0]], tl.float32) for part in PARTS]  # [ROWS, D_i] each
+
+
+@triton.jit
+def skip_rows(matrix, count):
+    """The matrix without its first `count` rows."""
+    pointer, row_stride, column_stride = matrix
+    return pointer + tl.cast(count, tl.int64) * row_stride, row_stride, column_stride
+
+
+@triton.jit
+def load_rows(matrix, rows, count, PARTS: tl.constexpr, D: tl.constexpr, MASK: tl.constexpr):
+    """Some rows as a tuple of blocks [ROWS, D_i]. With MASK, rows from `count` on are zeros."""
+    pointer, row_stride, column_stride = matrix
+    blocks = ()
+    for i in tl.static_range(len(PARTS)):
+        columns = tl.arange(PARTS[i][0], PARTS[i][1])  # [D_i]
+        places = rows.to(tl.int64)[:, None] * row_stride + columns[None, :] * column_stride  # [ROWS, D_i]
+        inside = columns[None, :] < D  # [1, D_i]
+        if MASK:
+            inside = inside & (rows[:, None] < count)  # [ROWS, D_i]
+        if MASK or PARTS[i][1] > D:
+            blocks = blocks + (tl.load(pointer + places, mask=inside, other=0.0),)
+        else:
+            blocks = blocks + (tl.load(pointer + places),)
+    return blocks
+
+
+@triton.jit
+def store_rows(matrix, rows, count, blocks, PARTS: tl.constexpr, D: tl.constexpr):
+    """Write blocks [ROWS, D_i] to some rows, as far as these are below `count`."""
+    pointer, row_stride, column_stride = matrix
+    for i in tl.static_range(len(PARTS)):
+        columns = tl.arange(PARTS[i][0], PARTS[i][1])  # [D_i]
+        places = rows.to(tl.int64)[:, None] * row_stride + columns[None, :] * column_stride  # [ROWS, D_i]
+        inside = (rows[:, None] < count) & (columns[None, :] < D)  # [ROWS, D_i]
+        tl.store(pointer + places, blocks[i].to(pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def product(left, right, PRECISION: tl.constexpr):
+    """left right^T, summed over the parts: [M, D_i] and [N, D_i] to [M, N]."""
+    total = tl.dot(left[0], tl.trans(right[0]), input_precision=PRECISION)
+    for i in tl.static_range(1, len(left)):
+        total = tl.dot(left[i], tl.trans(right[i]), total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def add_products(sums, weights, blocks, PRECISION: tl.constexpr):
+    """sums + weights blocks, part by part: [M, D_i] and [M, N] times [N, D_i]."""
+    weights = weights.to(blocks[0].dtype)
+    results = ()
+    for i in tl.static_range(len(blocks)):
+        results = results + (tl.dot(weights, blocks[i], sums[i], input_precision=PRECISION),)
+    return results
+
+
+# Dropout. One call of the generator decides on an octet of neighbouring keys, for one query. Attention does not care
+# for the order of the keys, so a tile's keys are put in such an order that decisions need not travel far: each thread
+# of a warp holds a fixed set of places of a block that comes from matrix instructions.
+
+
+@triton.jit
+def noise_of(seed_ptr, pair, last_dropped):
+    """What decides: the generator's key (two words), the index of the (image, head) pair, and the largest 16-bit number
+    that drops a weight."""
+    key0, key1 = seed_halves(tl.load(seed_ptr))
+    return key0, key1, pair, last_dropped
+
+
+@triton.jit
+def keys_as_columns(BLOCK_N: tl.constexpr):
+    """Offsets of the keys that the columns of a [queries, keys] block stand for.
+
+    A thread holds columns 2c, 2c + 1, 2c + 8, 2c + 9, 2c + 16, ... of a row, c being its place among four. So of each
+    32 columns, those with index bits JJ CC E stand for keys CC JJ E: a thread then has whole octets.
+    """
+    columns = tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    if BLOCK_N >= 32:
+        return columns // 32 * 32 + columns // 2 % 4 * 8 + columns // 8 % 4 * 2 + columns % 2
+    else:
+        return columns
+
+
+@triton.jit
+def keys_as_rows(BLOCK_N: tl.constexpr):
+    """Offsets of the keys that the rows of a [keys, queries] block stand for.
+
+    A thread holds rows r and r + 8 of each 16. With bits 3 and 2 swapped, both are in the same octet.
+    """
+    rows = tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    return rows // 16 * 16 + rows // 4 % 2 * 8 + rows // 8 % 2 * 4 + rows % 4
+
+
+@triton.jit
+def _keep_octets(noise, octets, queries):
+    """Four pairs of bool blocks of the shape that octets and queries broadcast to: one for each half of a word."""
+    key0, key1, pair, last_dropped = noise
+    w0, w1, w2, w3 = philox_4x32(key0, key1, octets, queries, pair, _STREAM, _ROUNDS)
+    # A half is above `last_dropped` if the word that has it on top is above last_dropped followed by 16 ones: no half
+    # needs to be cut out.
+    limit = (last_dropped.to(tl.uint32) << 16) | 0xFFFF
+    return (
+        ((w0 << 16) > limit, w0 > limit),
+        ((w1 << 16) > limit, w1 > limit),
+        ((w2 << 16) > limit, w2 > limit),
+        ((w3 << 16) > limit, w3 > limit),
+    )
+
+
+@triton.jit
+def keep_by_columns(noise, queries, first_key, BLOCK_N: tl.constexpr):
+    """What dropout keeps of a block whose columns are `keys_as_columns`: bool [BLOCK_M, BLOCK_N].
+
+    Args:
+        queries: [BLOCK_M], their indices.
+        first_key: of the block, a multiple of 8.
+    """
+    BLOCK_M: tl.constexpr = queries.shape[0]
+    octets = first_key // 8 + tl.arange(0, BLOCK_N // 8)  # [BLOCK_N / 8]
+    a, b, c, d = _keep_octets(noise, octets[None, :], queries[:, None])  # [BLOCK_M, BLOCK_N / 8] each
+    ac = tl.join(tl.join(a[0], a[1]), tl.join(c[0], c[1]))
+    bd = tl.join(tl.join(b[0], b[1]), tl.join(d[0], d[1]))
+    kept = tl.join(ac, bd)  # [BLOCK_M, BLOCK_N / 8, half, word // 2, word % 2]
+    if BLOCK_N >= 32:
+        kept = kept.reshape(BLOCK_M, BLOCK_N // 32, 4, 2, 4)  # [BLOCK_M, group of 32, octet, half, word]
+        return kept.permute(0, 1, 4, 2, 3).reshape(BLOCK_M, BLOCK_N)
+    else:
+        kept = kept.reshape(BLOCK_M, BLOCK_N // 8, 2, 4)  # [BLOCK_M, octet, half, word]
+        return kept.permute(0, 1, 3, 2).reshape(BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def keep_by_rows(noise, queries, first_key, BLOCK_N: tl.constexpr):
+    """What dropout keeps of a block whose rows are `keys_as_rows`: bool [BLOCK_N, BLOCK_M].
+
+    An octet is spread over four threads here. Its decisions travel as the bits of one number.
+    """
+    BLOCK_M: tl.constexpr = queries.shape[0]
+    octets = first_key // 8 + tl.arange(0, BLOCK_N // 8)  # [BLOCK_N / 8]
+    a, b, c, d = _keep_octets(noise, octets[:, None], queries[None, :])  # [BLOCK_N / 8, BLOCK_M] each
+    low = tl.where(a[0], 1, 0) | tl.where(a[1], 2, 0) | tl.where(b[0], 4, 0) | tl.where(b[1], 8, 0)
+    high = tl.where(c[0], 16, 0) | tl.where(c[1], 32, 0) | tl.where(d[0], 64, 0) | tl.where(d[1], 128, 0)
+    # A sum along an axis, for the compiler would move anything simpler behind the broadcast, and do it eight times.
+    bits = tl.sum(tl.join(low, high), 2)  # [BLOCK_N / 8, BLOCK_M]
+    bits = bits.reshape(BLOCK_N // 16, 1, 2, 1, BLOCK_M).broadcast_to(BLOCK_N // 16, 2, 2, 4, BLOCK_M)
+    own_bit = 1 << (keys_as_rows(BLOCK_N) % 8)  # [BLOCK_N]
+    return bits.reshape(BLOCK_N, BLOCK_M) & own_bit[:, None] != 0

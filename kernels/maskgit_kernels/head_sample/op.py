@@ -1,0 +1,184 @@
+"""The public `head_sample`: validation, and the operator behind it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maskgit_kernels.backend import resolve
+from maskgit_kernels.decode_step.op import check_settings
+from maskgit_kernels.head_sample.eager import head_sample_eager
+
+
+def head_sample(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    masked: Tensor,
+    n_keep_masked: Tensor,
+    *,
+    seeds: Tensor,
+    step: int,
+    softmax_temperature: float = 1.0,
+    choice_temperature: float = 0.0,
+    draw: str = "categorical",
+    confidence: str = "log_prob",
+    guidance_hidden: Tensor | None = None,
+    guidance_scale: float = 0.0,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of iterative decoding from what goes into the LM head: `decode_step` on hidden @ weight.T + bias.
+
+    The product is made for masked positions only, and no tensor of B x N x V logits is made: with Triton no logit is
+    ever in memory. Guidance takes one product, not two, because the head is linear: that of hidden + s * (hidden -
+    guidance_hidden), in which the bias cancels.
+
+    Everything `decode_step` says of noise and reproducibility holds here. Implementations sum products in different
+    orders, and PyTorch rounds each logit to the dtype of `hidden`, so where two codes nearly tie they may differ.
+
+    Under autocast hidden, guidance_hidden and weight are first cast to its dtype, as by `F.linear`.
+
+    Args:
+        hidden: [B, N, D], float32, float16, bfloat16 or float64 (PyTorch only): what the head multiplies. The sums are
+            float32.
+        weight: [V, D], of hidden's dtype.
+        bias: [V] or, one for each position, [N, V], of any floating-point dtype; None for none. A code whose bias is
+            -inf is impossible.
+        tokens, masked, n_keep_masked, seeds, step: as for `decode_step`.
+        softmax_temperature, choice_temperature, draw, confidence: as for `decode_step`. "perturbed" needs a row's
+            softmax before it can compare, so Triton makes the product twice.
+        guidance_hidden: a second hidden state, such as the unconditional model's, like `hidden`.
+        guidance_scale: s in logits + s * (logits - guidance_logits); 0 is no guidance.
+        backend: "auto", "triton" or "torch" for this call; see `maskgit_kernels.backend`.
+
+    Returns, both contiguous:
+        tokens: int64 [B, N], as from `decode_step`.
+        masked: bool [B, N], as from `decode_step`.
+
+    Raises:
+        ValueError: an argument whose shape, dtype, device or value does not fit; where PyTorch computes on a CPU also
+            a masked position whose logits hold NaN or leave no code possible (elsewhere looking would stop the host:
+            such a position gets some valid code).
+        RuntimeError: `backend` is "triton", where it can't run or for float64.
+    """
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        guidance_hidden = None if guidance_hidden is None else guidance_hidden.to(dtype)
+    _check_tensors(hidden, weight, bias, tokens, masked, n_keep_masked, seeds, guidance_hidden)
+    check_settings(step, softmax_temperature, choice_temperature, draw, confidence, guidance_scale)
+    if guidance_scale != 0 and guidance_hidden is None:
+        raise ValueError(f"guidance_scale is {guidance_scale}, but guidance_hidden is missing")
+    return _head_sample(
+        hidden,
+        weight,
+        bias,
+        tokens,
+        masked,
+        n_keep_masked,
+        seeds,
+        step,
+        softmax_temperature,
+        choice_temperature,
+        draw,
+        confidence,
+        guidance_hidden,
+        guidance_scale,
+        backend,
+    )
+
+
+def _check_tensors(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    masked: Tensor,
+    n_keep_masked: Tensor,
+    seeds: Tensor,
+    guidance_hidden: Tensor | None,
+) -> None:
+    if hidden.dim() != 3 or not hidden.is_floating_point():
+        raise ValueError(f"hidden must be [B, N, D] and floating-point, got {hidden.dtype} {list(hidden.shape)}")
+    batch, length, width = hidden.shape
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise ValueError(f"weight must be [V, D] with at least one code, got shape {list(weight.shape)}")
+    num_codes = len(weight)
+    expected = {
+        "weight": (weight, hidden.dtype, [num_codes, width]),
+        "tokens": (tokens, torch.int64, [batch, length]),
+        "masked": (masked, torch.bool, [batch, length]),
+        "n_keep_masked": (n_keep_masked, torch.int64, [batch]),
+        "seeds": (seeds, torch.int64, [batch]),
+    }
+    if bias is not None:
+        if not bias.is_floating_point() or list(bias.shape) not in ([num_codes], [length, num_codes]):
+            raise ValueError(
+                f"bias must be floating-point of shape [{num_codes}] or [{length}, {num_codes}], got {bias.dtype} "
+                f"{list(bias.shape)}"
+            )
+        expected["bias"] = (bias, bias.dtype, list(bias.shape))
+    if guidance_hidden is not None:
+        expected["guidance_hidden"] = (guidance_hidden, hidden.dtype, [batch, length, width])
+    for name, (tensor, dtype, shape) in expected.items():
+        if list(tensor.shape) != shape or tensor.dtype != dtype:
+            raise ValueError(f"{name} must be {dtype} of shape {shape}, got {tensor.dtype} {list(tensor.shape)}")
+        if tensor.device != hidden.device:
+            raise ValueError(f"{name} is on {tensor.device}, but hidden is on {hidden.device}")
+
+
+# One opaque operator, for the reasons that `decode_step` is one.
+@torch.library.custom_op("maskgit_kernels::head_sample", mutates_args=())
+def _head_sample(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    masked: Tensor,
+    n_keep_masked: Tensor,
+    seeds: Tensor,
+    step: int,
+    softmax_temperature: float,
+    choice_temperature: float,
+    draw: str,
+    confidence: str,
+    guidance_hidden: Tensor | None,
+    guidance_scale: float,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    arguments = (
+        hidden,
+        weight,
+        bias,
+        tokens,
+        masked,
+        n_keep_masked,
+        seeds,
+        step,
+        softmax_temperature,
+        choice_temperature,
+        draw,
+        confidence,
+        guidance_hidden,
+        guidance_scale,
+    )
+    unsupported = "it does not take float64" if hidden.dtype == torch.float64 else None
+    if resolve(backend, hidden.device, unsupported) == "triton":
+        from maskgit_kernels.head_sample.triton import head_sample_triton
+
+        return head_sample_triton(*arguments)
+    return head_sample_eager(*arguments)
+
+
+@_head_sample.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    masked: Tensor,
+    *_: object,
+) -> tuple[Tensor, Tensor]:
+    contiguous = torch.contiguous_format
+    return torch.empty_like(tokens, memory_format=contiguous), torch.empty_like(masked, memory_format=contiguous)

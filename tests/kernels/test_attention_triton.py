@@ -1,0 +1,425 @@
+"""The Triton kernels of attention, on a GPU or in Triton's interpreter, against the reference in float64."""
+
+import functools
+import importlib.util
+import itertools
+import math
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from maskgit_kernels import attention as any_attention
+from maskgit_kernels.attention.reference import attention_reference, keep_mask
+from maskgit_kernels.attention.tiling import HEAD_DIMS, KERNELS, MATH, candidates, fixed
+from maskgit_kernels.attention.triton_op import attention_backward, attention_forward
+
+attention = functools.partial(any_attention, backend="triton")
+
+
+def inputs(shape, dtype, device, scale=1.0):
+    """q, k, v and a gradient of the output as views of a model's memory: [B, H, N, D] over [B, N, H, D]."""
+    batch, heads, queries, keys, dim = shape
+    made = [torch.randn(batch, n, heads, dim, dtype=torch.float64) for n in (queries, keys, keys, queries)]
+    return [(x * scale).to(dtype).to(device).transpose(1, 2) for x in made]
+
+
+def with_gradients(function, tensors, dtype=None):
+    """[out, dq, dk, dv] of function(q, k, v), computed in `dtype`."""
+    *leaves, grad = (x.detach().to(dtype or x.dtype) for x in tensors)
+    leaves = [x.requires_grad_() for x in leaves]
+    out = function(*leaves)
+    return [out, *torch.autograd.grad(out, leaves, grad)]
+
+
+def plain(q, k, v, dropout_p=0.0, seed=None):
+    """Matrix product, softmax, matrix product, in the inputs' precision."""
+    weights = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, -1)
+    if dropout_p:
+        weights = weights * keep_mask(q, k, dropout_p, seed) / (1 - dropout_p)
+    return weights @ v
+
+
+def rms(x, y):
+    return (x.double() - y.double()).square().mean().sqrt().item()
+
+
+def check(tensors, dropout_p=0.0, seed=None):
+    """Output and gradients: at most twice the error of plain PyTorch in the same precision."""
+    options = dict(dropout_p=dropout_p, seed=seed)
+    ours = with_gradients(functools.partial(attention, **options), tensors)
+    base = with_gradients(functools.partial(plain, **options), tensors)
+    exact = with_gradients(functools.partial(attention_reference, **options), tensors, torch.float64)
+    for name, x, y, truth in zip(("out", "dq", "dk", "dv"), ours, base, exact, strict=True):
+        assert x.dtype == tensors[0].dtype and x.shape == truth.shape
+        assert rms(x, truth) <= 2 * rms(y, truth) + 2e-7, name
+
+
+CASES = [
+    ((1, 1, 1, 1, 16), torch.float32, 0.0),
+    ((1, 1, 15, 17, 16), torch.bfloat16, 0.3),
+    ((2, 2, 17, 15, 48), torch.float16, 0.0),
+    ((1, 2, 63, 65, 48), torch.float32, 0.25),
+    ((1, 1, 65, 63, 48), torch.bfloat16, 0.0),
+    ((1, 1, 257, 257, 48), torch.bfloat16, 0.1),
+    ((1, 2, 7, 90, 64), torch.float16, 0.5),
+    ((2, 1, 64, 64, 80), torch.bfloat16, 0.0),
+    ((1, 1, 90, 7, 96), torch.float32, 0.1),
+    ((1, 1, 33, 80, 112), torch.bfloat16, 0.2),
+    ((1, 1, 70, 33, 128), torch.float32, 0.0),
+]
+
+
+@pytest.mark.parametrize("shape, dtype, dropout_p", CASES, ids=str)
+def test_as_exact_as_plain_pytorch(device, shape, dtype, dropout_p):
+    check(inputs(shape, dtype, device), dropout_p, seed=2**40 + 3)
+
+
+@pytest.mark.parametrize("scale", [30.0, 1000.0])
+def test_extreme_scores(device, scale):
+    """Scores far beyond what exp can take: most rows have one weight of 1."""
+    tensors = inputs((1, 1, 20, 70, 32), torch.float32, device)
+    tensors[0] *= scale
+    out, *gradients = with_gradients(attention, tensors)
+    truth, *true_gradients = with_gradients(attention_reference, tensors, torch.float64)
+    assert rms(out, truth) <= 2 * rms(plain(*tensors[:3]), truth) + 2e-7
+    for x, y in zip(gradients, true_gradients, strict=True):
+        # Here plain PyTorch subtracts equal numbers, we numbers that were summed in different orders.
+        torch.testing.assert_close(x.double(), y, rtol=1e-3, atol=1e-6 * scale)
+    assert attention(tensors[0] * 1e30, *tensors[1:3]).isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [0.7, 0.0, -0.4])
+def test_scale(device, scale):
+    tensors = inputs((1, 2, 9, 20, 16), torch.float32, device)
+    ours = with_gradients(functools.partial(attention, scale=scale), tensors)
+    exact = with_gradients(functools.partial(attention_reference, scale=scale), tensors, torch.float64)
+    for x, truth in zip(ours, exact, strict=True):
+        torch.testing.assert_close(x.double(), truth, rtol=1e-5, atol=1e-6)
+
+
+def strided(shape, device):
+    """The same values in several layouts."""
+    batch, heads, length, dim = shape
+    packed = torch.randn(batch, length, 3, heads, dim, device=device)
+    q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    yield "packed projection", q, k, v
+    yield "contiguous", *(x.contiguous() for x in (q, k, v))
+    yield "columns far apart", *(x.mT.contiguous().mT for x in (q, k, v))
+    yield "tokens first", *(x.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3) for x in (q, k, v))
+    every_other = torch.zeros(batch, heads, 2 * length, 2 * dim, device=device)[:, :, ::2, ::2]
+    yield "every other", *(every_other.clone(memory_format=torch.preserve_format).copy_(x) for x in (q, k, v))
+
+
+def test_any_strides_give_the_same_bits(device):
+    (_, *first), *others = strided((2, 2, 20, 48), device)
+    grad = torch.randn_like(first[0])
+    expected = with_gradients(attention, [*first, grad])
+    for name, *tensors in others:
+        grad = grad.mT.contiguous().mT
+        for x, y in zip(with_gradients(attention, [*tensors, grad]), expected, strict=True):
+            assert torch.equal(x, y), name
+
+
+def test_expanded_tensors(device):
+    """Strides of 0, in the inputs and in the gradient that a sum sends back."""
+    q, k, v, _ = inputs((1, 1, 20, 18, 16), torch.float32, device)
+    leaves = [x.expand(2, 3, -1, -1).requires_grad_() for x in (q, k, v)]
+    gradients = torch.autograd.grad(attention(*leaves).sum(), leaves)
+    doubles = [x.detach().double().requires_grad_() for x in leaves]
+    expected = torch.autograd.grad(attention_reference(*doubles).sum(), doubles)
+    for x, y in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=1e-6)
+
+
+def test_merging_heads_needs_no_copy(device):
+    for x in with_gradients(attention, inputs((2, 3, 5, 9, 48), torch.float32, device)):
+        merged = x.transpose(1, 2).flatten(2)
+        assert merged.data_ptr() == x.data_ptr() and merged.is_contiguous()
+
+
+def test_batches_are_independent(device):
+    q, k, v, _ = inputs((3, 2, 20, 33, 16), torch.float32, device)
+    together = attention(q, k, v)
+    for image in range(3):
+        for head in range(2):
+            one = (slice(image, image + 1), slice(head, head + 1))
+            assert torch.equal(attention(q[one], k[one], v[one]), together[one])
+
+
+def test_empty_batch(device):
+    q = torch.zeros(0, 2, 4, 16, device=device, requires_grad=True)
+    out = attention(q, q, q)
+    out.sum().backward()
+    assert out.shape == q.grad.shape == (0, 2, 4, 16)
+
+
+def test_no_queries(device):
+    q, k, v, _ = (x.requires_grad_() for x in inputs((1, 1, 0, 20, 16), torch.float32, device))
+    out = attention(q, k, v)
+    out.sum().backward()
+    assert out.shape == (1, 1, 0, 16) and not k.grad.any() and not v.grad.any()
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+def test_the_same_bits_every_time(device, dropout_p):
+    tensors = inputs((2, 1, 70, 70, 32), torch.float16, device)
+    run = functools.partial(with_gradients, functools.partial(attention, dropout_p=dropout_p, seed=8), tensors)
+    assert all(torch.equal(x, y) for x, y in zip(run(), run(), strict=True))
+
+
+# With q = 0 all weights are 1 / Nk, and what dropout does to each can be read off the results one by one.
+@pytest.mark.parametrize(
+    "dropout_p, seed, queries, keys", [(0.1, 0, 70, 100), (0.5, -7, 16, 128), (0.9, 2**63 - 1, 128, 24)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_kernel_drops_the_same_weights_as_the_reference(device, dropout_p, seed, queries, keys, dtype):
+    batch, heads, dim = 2, 1, 128
+    zero = torch.zeros(batch, heads, queries, dim, dtype=dtype, device=device, requires_grad=True)
+    one_hot = torch.eye(128, dtype=dtype, device=device).expand(batch, heads, 128, 128)
+    k = one_hot[:, :, :keys].clone().requires_grad_()
+    kept = keep_mask(zero, k, dropout_p, seed)  # [B, H, Nq, Nk]
+    weight = 1 / keys / (1 - dropout_p)
+    close = functools.partial(torch.testing.assert_close, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=0)
+
+    v = one_hot[:, :, :keys].clone().requires_grad_()
+    out = attention(zero, k, v, dropout_p=dropout_p, seed=seed)  # out[i, j] is the weight of key j
+    close(out[..., :keys], (kept * weight).to(dtype))
+    (dv,) = torch.autograd.grad(out, v, one_hot[:, :, :queries])  # dv[j, i] likewise
+    close(dv[..., :queries].mT, (kept * weight).to(dtype))
+
+    v = torch.zeros_like(k).index_fill(3, torch.tensor([0], device=device), 1)
+    out = attention(zero, k, v, dropout_p=dropout_p, seed=seed)
+    (dq,) = torch.autograd.grad(out, zero, torch.ones_like(out))  # dq[i, j] ~ kept[i, j] * c - mean of those
+    assert torch.equal(dq[..., :keys] > 0, kept)
+
+
+def test_dropout_near_its_limits(device):
+    q, k, v, _ = inputs((1, 1, 20, 20, 16), torch.float32, device)
+    assert not attention(q, k, v, dropout_p=1 - 1e-9, seed=1).any()
+    torch.testing.assert_close(attention(q, k, v, dropout_p=1e-6, seed=1), attention(q, k, v) / (1 - 1e-6))
+    kept = attention(torch.zeros_like(q), k, v, dropout_p=1.6 / 2**16, seed=1)  # only the 16-bit numbers 0 and 1 drop
+    torch.testing.assert_close(kept, attention_reference(torch.zeros_like(q), k, v, dropout_p=1.6 / 2**16, seed=1))
+
+
+def test_seeds_from_the_host_or_the_device(device):
+    q, k, v, _ = inputs((1, 2, 20, 20, 16), torch.float32, device)
+    run = functools.partial(attention, q, k, v, dropout_p=0.3)
+    out = run(seed=-9)
+    assert torch.equal(out, run(seed=torch.tensor(-9))) and torch.equal(
+        out, run(seed=torch.tensor([-9], device=device))
+    )
+    assert not torch.equal(out, run(seed=-9 + 2**32))
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
+def test_operators_pass_opcheck(device, dropout_p):
+    seed = torch.tensor(3, device=device) if dropout_p else None
+    q, k, v, grad = inputs((1, 2, 5, 18, 16), torch.float32, device)
+    if dropout_p:
+        q, k, v = torch.randn(1, 5, 3, 2, 16, device=device).permute(2, 0, 3, 1, 4).unbind(0)
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    torch.library.opcheck(attention_forward, (*leaves, seed, dropout_p, 0.25))
+    out, lse = attention_forward(q, k, v, seed, dropout_p, 0.25)
+    torch.library.opcheck(attention_backward, (grad, q, k, v, out, lse, seed, dropout_p, 0.25))
+
+
+def test_log_sum_exp(device):
+    q, k, v, _ = inputs((1, 2, 18, 70, 32), torch.float32, device)
+    _, lse = attention_forward(q, k, v, None, 0.0, 0.5)
+    exact = torch.logsumexp(q.double() @ k.double().mT * 0.5, -1) / math.log(2)
+    torch.testing.assert_close(lse.double(), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_fake_tensors_have_the_real_strides(device):
+    tensors = inputs((2, 3, 5, 9, 48), torch.bfloat16, device)
+    expected = with_gradients(attention, tensors)
+    with FakeTensorMode() as mode:
+        found = with_gradients(attention, [mode.from_tensor(x) for x in tensors])
+    for x, y in zip(found, expected, strict=True):
+        assert (x.shape, x.stride(), x.dtype, x.device) == (y.shape, y.stride(), y.dtype, y.device)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_meta_tensors(dropout_p):
+    tensors = inputs((2, 3, 5, 9, 48), torch.bfloat16, "meta")
+    found = with_gradients(functools.partial(any_attention, dropout_p=dropout_p, seed=1), tensors)
+    q, k, v, _ = tensors
+    assert [x.shape for x in found] == [q.shape, q.shape, k.shape, v.shape]
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
+def test_compiles_as_one_graph(device, dropout_p):
+    tensors = inputs((1, 2, 20, 20, 16), torch.float32, device)
+    seed = torch.tensor(5, device=device)
+
+    def block(q, k, v):
+        out = attention(q * 2, k, v, dropout_p=dropout_p, seed=seed)
+        return out.transpose(1, 2).flatten(2).sin().unflatten(2, (2, 16)).transpose(1, 2)
+
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    for x, y in zip(with_gradients(compiled, tensors), with_gradients(block, tensors), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_exports(device, backend):
+    class Module(torch.nn.Module):
+        def forward(self, q, k, v):
+            return any_attention(q, k, v, backend=backend) * 2
+
+    q, k, v, _ = inputs((1, 2, 20, 33, 16), torch.float32, device)
+    program = torch.export.export(Module(), (q, k, v))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert ("maskgit_kernels.attention_forward.default" in targets) == (backend == "triton")
+    torch.testing.assert_close(program.module()(q, k, v), 2 * any_attention(q, k, v, backend=backend))
+
+
+def test_autocast_casts_the_inputs(device):
+    q, k, v, _ = inputs((1, 2, 5, 18, 16), torch.float32, device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        out = attention(q, k, v.half())
+    assert torch.equal(out, attention(q.bfloat16(), k.bfloat16(), v.half().bfloat16()))
+
+
+@pytest.mark.parametrize(
+    "dim, dtype, message",
+    [
+        (20, torch.float32, r"D must be a multiple of 16 up to 128, and q is \(1, 2, 5, 20\): use 'auto' or 'torch'"),
+        (144, torch.float32, r"D must be a multiple of 16 up to 128, and q is \(1, 2, 5, 144\)"),
+        (16, torch.float64, "no kernel for float64"),
+    ],
+)
+def test_what_the_kernels_do_not_take(device, dim, dtype, message):
+    q, k, v, _ = inputs((1, 2, 5, 5, dim), dtype, device)
+    with pytest.raises(RuntimeError, match=message):
+        attention(q, k, v)
+    torch.testing.assert_close(any_attention(q, k, v, backend="auto"), attention_reference(q, k, v))
+
+
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+TILINGS = list(itertools.product(KERNELS, ARCHITECTURES, HEAD_DIMS, MATH))
+
+
+def test_tilings():
+    for setting in TILINGS:
+        kernel, capability, head_dim, _ = setting
+        choice = fixed(*setting)
+        assert choice == candidates(*setting)[0]
+        assert len(set(candidates(*setting))) == len(candidates(*setting)) <= 6
+        for tiling in candidates(*setting):
+            parts = tiling.parts(head_dim)
+            assert parts[0][0] == 0 and all(a[1] == b[0] for a, b in itertools.pairwise(parts))
+            widths = [end - start for start, end in parts]
+            assert all(width >= 16 and width & (width - 1) == 0 for width in widths)
+            assert sum(widths) == (1 << (head_dim - 1).bit_length() if tiling.padded else head_dim)
+            assert tiling.block_m % 16 == tiling.block_n % 16 == 0
+        if capability < 90:
+            assert not choice.padded
+
+
+@pytest.mark.parametrize("tokens, limit", [(256, 1.0), (257, 1.35), (1024, 1.0), (1025, 1.1)])
+def test_ragged_lengths_cost_little(tokens, limit):
+    """Query-key pairs that the tiles cover, against those that there are."""
+    for setting in TILINGS:
+        tiling = fixed(*setting)
+        rows, columns = tiling.block_m, tiling.block_n
+        if setting[0] == "dk_dv":
+            rows, columns = columns, rows
+        whole = tokens // columns * columns
+        covered = round_up(tokens, rows) * (whole + round_up(tokens - whole, 16))
+        assert covered <= limit * tokens**2, setting
+
+
+def round_up(x, step):
+    return -(-x // step) * step
+
+
+on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+
+
+class TestOnGpu:
+    pytestmark = on_gpu
+    LARGE = [(4, 16, 257, 257, 48), (2, 8, 1025, 1025, 96), (3, 5, 100, 1000, 128), (2, 4, 512, 63, 80)]
+
+    @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("shape", LARGE, ids=str)
+    def test_large(self, device, shape, dtype, dropout_p):
+        check(inputs(shape, dtype, device), dropout_p, seed=11)
+
+    @pytest.mark.parametrize("head_dim", HEAD_DIMS)
+    def test_every_head_dim(self, device, head_dim):
+        for dtype in (torch.float32, torch.bfloat16):
+            check(inputs((2, 3, 130, 145, head_dim), dtype, device), 0.2, seed=4)
+
+    def test_tf32_follows_pytorch(self, device, request):
+        tensors = inputs((2, 4, 257, 257, 48), torch.float32, device)
+        before = torch.get_float32_matmul_precision()
+        request.addfinalizer(lambda: torch.set_float32_matmul_precision(before))
+        torch.set_float32_matmul_precision("highest")
+        exact = with_gradients(attention, tensors)
+        torch.set_float32_matmul_precision("high")
+        check(tensors)
+        truth = with_gradients(attention_reference, tensors, torch.float64)
+        for rounded, x, y in zip(with_gradients(attention, tensors), exact, truth, strict=True):
+            assert rms(rounded, y) > 10 * rms(x, y)
+
+    def test_on_a_side_stream(self, device):
+        tensors = inputs((4, 8, 257, 257, 48), torch.bfloat16, device)
+        run = functools.partial(with_gradients, functools.partial(attention, dropout_p=0.1, seed=3), tensors)
+        expected = run()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            found = run()
+        stream.synchronize()
+        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+    def test_in_a_cuda_graph_with_new_inputs_and_seeds(self, device):
+        tensors = inputs((2, 8, 257, 257, 48), torch.bfloat16, device)
+        seed = torch.tensor(1, device=device)
+        run = functools.partial(with_gradients, functools.partial(attention, dropout_p=0.1, seed=seed), tensors)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run()  # compiles
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = run()
+        for new_seed in (2, -3):
+            seed.fill_(new_seed)
+            for x in tensors:
+                x.normal_()
+            graph.replay()
+            assert all(torch.equal(x, y) for x, y in zip(captured, run(), strict=True))
+
+    def test_the_host_never_waits(self, device, request):
+        tensors = inputs((2, 4, 130, 130, 48), torch.bfloat16, device)
+        seed = torch.tensor(1, device=device)
+        for given in (seed, 5):
+            with_gradients(functools.partial(attention, dropout_p=0.1, seed=given), tensors)  # compiles
+        request.addfinalizer(lambda: torch.cuda.set_sync_debug_mode("default"))
+        torch.cuda.set_sync_debug_mode("error")
+        for given in (seed, 5):
+            with_gradients(functools.partial(attention, dropout_p=0.1, seed=given), tensors)
+
+    def test_tuned(self, device, monkeypatch):
+        monkeypatch.setenv("MASKGIT_AUTOTUNE", "1")
+        for dtype in (torch.float32, torch.bfloat16):
+            check(inputs((2, 4, 257, 257, 48), dtype, device), 0.1, seed=6)
+
+    def test_offsets_beyond_32_bits(self, device):
+        """Rows so far apart that an index into the last one does not fit into 32 bits."""
+        row = 2**31 // 60
+        if torch.cuda.mem_get_info()[0] < 3 * 2 * 70 * row:
+            pytest.skip("not enough memory on the GPU")
+        memory = torch.zeros(70 * row, dtype=torch.bfloat16, device=device)
+        q, k, v, grad = (memory.as_strided((1, 1, 70, 48), (0, 0, row, 1), 64 * i).normal_() for i in range(4))
+        found = with_gradients(attention, [q, k, v, grad])
+        expected = with_gradients(attention, [x.contiguous() for x in (q, k, v, grad)])
+        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))

@@ -1,0 +1,339 @@
+"""The Triton kernels of head_sample: what test_head_sample.py, which runs them too, doesn't see."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from maskgit_kernels import backend, head_sample, philox
+from maskgit_kernels.head_sample.eager import head_sample_eager
+from maskgit_kernels.head_sample.reference import head_sample_reference
+
+triton = pytest.importorskip("triton")
+kernels = pytest.importorskip("maskgit_kernels.head_sample.triton")
+tl = triton.language
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")  # NumPy's, when interpreted
+
+MODES = [("categorical", "log_prob"), ("greedy", "log_prob"), ("perturbed", "prob")]
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+interpreted = pytest.mark.skipif(not backend.interpreting(), reason="counts what the interpreter does")
+
+
+@pytest.fixture(autouse=True)
+def use_triton(monkeypatch):
+    monkeypatch.setattr(backend, "_requested", "triton")
+
+
+def problem(batch, length, codes, width, device, *, dtype=torch.float32, share=0.6, guided=False, seed=0):
+    """Random arguments of head_sample: logits of standard deviation 3, and a little bias for each position.
+
+    With guidance the hidden states are such that the guided one is exact in half precision too.
+    """
+    g = torch.Generator().manual_seed(seed)
+    given = dict(
+        hidden=torch.randn(batch, length, width, generator=g).to(dtype),
+        weight=(3 * torch.randn(codes, width, generator=g) / width**0.5).to(dtype),
+        bias=torch.randn(length, codes, generator=g),
+        tokens=torch.full((batch, length), codes),
+        masked=torch.rand(batch, length, generator=g) < share,
+        n_keep_masked=torch.randint(length + 1, (batch,), generator=g),
+        seeds=torch.randint(-(2**63), 2**63 - 1, (batch,), generator=g),
+    )
+    if guided:
+        given["guidance_hidden"] = torch.randn(batch, length, width, generator=g).to(dtype)
+        for name in ("hidden", "guidance_hidden"):
+            given[name] = given[name].mul(8).round().clamp(-16, 16).div(8)
+    given = {name: x.to(device) for name, x in given.items()}
+    return given | dict(step=3, guidance_scale=1.5 if guided else 0.0)
+
+
+def assert_is_reference(given):
+    ours, expected = head_sample(**given), head_sample_reference(**given)
+    assert torch.equal(ours[0], expected[0])
+    assert torch.equal(ours[1], expected[1])
+
+
+# --- the order of columns --------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def columns(codes, block, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, SPAN: tl.constexpr):
+    m, v = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_V)
+    tl.store(codes + v, kernels._codes_as_columns(BLOCK_V, SPAN))
+    at = m[:, None] * BLOCK_V + v[None, :]
+    tl.store(block + at, kernels._by_columns(at, BLOCK_M, BLOCK_V, SPAN))
+
+
+@pytest.mark.parametrize("block_v", [64, 128])
+@pytest.mark.parametrize("span", [2, 16, 32])
+def test_four_adjacent_codes_are_columns_of_one_thread(block_v, span, device):
+    codes = torch.empty(block_v, dtype=torch.int32, device=device)
+    block = torch.empty(4, block_v, dtype=torch.int32, device=device)
+    columns[(1,)](codes, block, BLOCK_M=4, BLOCK_V=block_v, SPAN=span)
+    assert sorted(codes.tolist()) == list(range(block_v))
+    assert torch.equal(block, codes + block_v * torch.arange(4, dtype=torch.int32, device=device)[:, None])
+    column = codes.argsort()  # of each code
+    for first in column[::4].tolist():
+        assert first % 2 == 0
+        assert column[codes[first] : codes[first] + 4].tolist() == [first, first + 1, first + span, first + span + 1]
+
+
+# --- against the reference -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+@pytest.mark.parametrize("draw, confidence", MODES)
+@pytest.mark.parametrize("arithmetic", ["half", "tf32", "ieee"])
+@pytest.mark.parametrize("capability", [80, 86, 90])
+def test_tiles_of_every_architecture(capability, arithmetic, draw, confidence, guided, monkeypatch, device):
+    if arithmetic == "tf32" and not backend.interpreting():
+        pytest.skip("rounds products, which the interpreter does not")
+    monkeypatch.setattr(kernels, "_capability", lambda device: capability)
+    monkeypatch.setattr(kernels, "_math", lambda dtype: arithmetic)
+    dtype = torch.bfloat16 if arithmetic == "half" else torch.float32
+    given = problem(1, 9, 140, 80, device, dtype=dtype, guided=guided)
+    assert_is_reference(given | dict(draw=draw, confidence=confidence, choice_temperature=2.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_sums_are_float32(dtype, device):
+    """Products of halves are exact in float32: so are the logits, but for the order of the sum."""
+    assert_is_reference(problem(2, 70, 140, 256, device, dtype=dtype) | dict(choice_temperature=1.0))
+
+
+@pytest.mark.parametrize("draw, confidence", [MODES[0], MODES[2]])
+def test_many_codes(draw, confidence, device):
+    given = problem(1, 3, 2100, 32, device, share=1.0)
+    assert_is_reference(given | dict(draw=draw, confidence=confidence, choice_temperature=0.1))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.15, 1.0])
+def test_many_positions(share, device):
+    given = problem(2, 300, 20, 16, device, share=share) | dict(choice_temperature=1.0)
+    assert_is_reference(given)
+
+
+def test_12_000_random_rows(device):
+    """Every token is the argmax of log p + Gumbel in float64, unless its two best are within rounding of each other."""
+    images, length, codes = 4, 3000, 37
+    given = problem(images, length, codes, 16, device, share=1.0)
+    tokens, _ = head_sample(**given)
+
+    positions = torch.arange(length, device=device)
+    words = philox.random_words(given["seeds"][:, None], positions, 3, philox.STREAM_TOKEN, codes)  # [B, N, V]
+    gumbels = -torch.log(-torch.log1p(-philox.uniform(words).double()))
+    logits = given["hidden"].double() @ given["weight"].double().T + given["bias"].double()
+    best = (logits + gumbels).topk(2)
+    undecided = best.values[..., 0] - best.values[..., 1] < 1e-5
+    assert (tokens == best.indices[..., 0])[~undecided].all()
+    assert undecided.sum() <= 3
+
+
+@pytest.mark.parametrize("temperature", [1e-39, 1e39])
+def test_temperatures_beyond_float32(temperature, device):
+    given = problem(1, 60, 40, 16, device, share=1.0) | dict(softmax_temperature=temperature)
+    given["n_keep_masked"] = torch.tensor([30], device=device)
+    tokens, masked = head_sample(**given)
+    if temperature < 1:
+        assert torch.equal(tokens, head_sample(**given, draw="greedy")[0])
+    else:
+        assert len(set(tokens[0].tolist())) > 20  # uniform
+    assert masked.sum() == 30
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return result
+
+
+@pytest.mark.parametrize("draw, confidence", MODES)
+def test_logits_are_never_in_memory(draw, confidence, monkeypatch, device):
+    if backend.interpreting():
+        from triton.runtime.interpreter import GridExecutor
+
+        launch = GridExecutor.__call__
+
+        def unseen_launch(*args, **options):
+            with _disable_current_modes():  # the interpreter makes tensors of its own
+                return launch(*args, **options)
+
+        monkeypatch.setattr(GridExecutor, "__call__", unseen_launch)
+    rows, codes, width = 80, 500, 16
+    given = problem(2, rows // 2, codes, width, device, share=1.0)
+    given["bias"] = given["bias"][0]
+    tensors = [given[name] for name in ("hidden", "weight", "bias", "tokens", "masked", "n_keep_masked", "seeds")]
+    settings = (3, 1.0, 1.0, draw, confidence, None, 0.0)
+    with Largest() as eager:
+        head_sample_eager(*tensors, *settings)
+    assert eager.elements >= rows * codes
+    with Largest() as ours:
+        kernels.head_sample_triton(*tensors, *settings)
+    assert 0 < ours.elements <= rows * codes // 16
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """Counts launches and products of tiles."""
+    from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+
+    counts = dict(launches=0, products=0)
+
+    def counted(owner, name, key):
+        original = getattr(owner, name)
+
+        def call(*args, **options):
+            counts[key] += 1
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    counted(GridExecutor, "__call__", "launches")
+    counted(InterpreterBuilder, "create_dot", "products")
+
+    def run(given):
+        counts.update(launches=0, products=0)
+        head_sample(**given)
+        return counts["launches"], counts["products"]
+
+    return run
+
+
+@interpreted
+@pytest.mark.parametrize("draw, confidence", MODES)
+def test_two_launches_and_one_product(count, draw, confidence, device):
+    """Guidance adds no product. "perturbed" takes two passes."""
+    for guided in (False, True):
+        given = problem(1, 20, 200, 128, device, guided=guided, dtype=torch.float16)
+        products = 2 * 2  # tiles of 128 codes, blocks of 64 columns of the hidden state
+        assert count(given | dict(draw=draw, confidence=confidence)) == (2, products * (1 + (draw == "perturbed")))
+
+
+@interpreted
+@pytest.mark.parametrize("masked, blocks", [(0, 0), (1, 1), (64, 1), (65, 2), (130, 3)])
+def test_products_are_made_for_masked_rows_only(count, masked, blocks, device):
+    given = problem(1, 130, 100, 64, device, dtype=torch.float16)
+    given["masked"] = torch.zeros(1, 130, dtype=torch.bool)
+    given["masked"][0, torch.randperm(130)[:masked]] = True
+    assert count(given) == (2, blocks)
+
+
+# --- on real hardware ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "batch, length, codes, width", [(8, 256, 1024, 768), (2, 1024, 16384, 768), (3, 257, 1025, 200), (1, 16, 512, 48)]
+)
+def test_large_steps_equal_pytorch(batch, length, codes, width, dtype):
+    for guided in (False, True):
+        given = problem(batch, length, codes, width, "cuda", dtype=dtype, guided=guided) | dict(choice_temperature=4.5)
+        wide = {name: given[name].float() for name in ("hidden", "weight", "guidance_hidden") if name in given}
+        for options in ({}, dict(draw="greedy"), dict(draw="perturbed", confidence="prob")):
+            tokens, masked = head_sample(**given, **options)
+            expected_tokens, expected_masked = head_sample(**given | wide, **options, backend="torch")
+            # Two ways to sum float32: of half a million races a few may end within rounding.
+            assert (tokens != expected_tokens).sum() <= 2 + 1e-3 * batch * length
+            assert torch.equal(masked.sum(1), expected_masked.sum(1))
+            assert (masked != expected_masked).sum() <= 4 + 2e-3 * batch * length
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_images_of_a_large_batch_are_the_same_alone():
+    given = problem(16, 256, 1024, 768, "cuda", dtype=torch.bfloat16) | dict(choice_temperature=4.5)
+    tokens, masked = head_sample(**given)
+    for b in (0, 7, 15):
+        alone = {name: given[name][b : b + 1] for name in ("hidden", "tokens", "masked", "n_keep_masked", "seeds")}
+        some_tokens, some_masked = head_sample(**given | alone)
+        assert torch.equal(some_tokens[0], tokens[b]) and torch.equal(some_masked[0], masked[b])
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_no_host_sync():
+    given = problem(4, 256, 1024, 256, "cuda", dtype=torch.bfloat16, guided=True)
+    head_sample(**given)
+    head_sample(**given, backend="torch")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        head_sample(**given)
+        head_sample(**given, backend="torch")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_memory_is_that_of_the_partial_results():
+    batch, length, codes = 8, 256, 16384
+    given = problem(batch, length, codes, 64, "cuda", dtype=torch.bfloat16, share=1.0)
+    head_sample(**given)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    head_sample(**given)
+    assert torch.cuda.max_memory_allocated() - before < batch * length * codes  # half of the logits in bfloat16
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_scalars_do_not_recompile():
+    given = problem(2, 64, 512, 128, "cuda", dtype=torch.bfloat16)
+    for step, temperature in ((0, 0.5), (1, 1.0), (16, 2.0), (17, 3.5)):
+        head_sample(**given | dict(step=step, softmax_temperature=temperature, choice_temperature=temperature))
+        compiled = [len(cache[0]) for cache in kernels.draw_from_tiles.device_caches.values()]
+        if step == 0:
+            first = compiled
+    assert compiled == first
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_cuda_graph_is_replayed_with_new_inputs():
+    first, second = (
+        problem(4, 256, 1024, 256, "cuda", dtype=torch.bfloat16, seed=seed) | dict(choice_temperature=2.0)
+        for seed in (1, 2)
+    )
+    head_sample(**first)  # compiles
+    inputs = {name: x.clone() if isinstance(x, torch.Tensor) else x for name, x in first.items()}
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = head_sample(**inputs)
+    for given in (second, first, second):
+        for name, x in given.items():
+            if isinstance(x, torch.Tensor):
+                inputs[name].copy_(x)
+        graph.replay()
+        for ours, expected in zip(results, head_sample(**given), strict=True):
+            assert torch.equal(ours, expected)
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_streams_do_not_disturb_each_other():
+    problems = [problem(8, 256, 1024, 256, "cuda", dtype=torch.bfloat16, seed=seed) for seed in range(4)]
+    expected = [head_sample(**given) for given in problems]
+    streams = [torch.cuda.Stream() for _ in problems]
+    torch.cuda.synchronize()
+    results = []
+    for _ in range(20):
+        for stream, given in zip(streams, problems, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(head_sample(**given))
+    torch.cuda.synchronize()
+    for n, (tokens, masked) in enumerate(results):
+        assert torch.equal(tokens, expected[n % 4][0]) and torch.equal(masked, expected[n % 4][1])
