@@ -1,4 +1,4 @@
-"""Operators for masked generative transformers: attention, one decoding step, and the noise behind them.
+"""Operators for masked generative transformers: attention, a decoding step with or without the LM head, and the noise.
 
 Needs only PyTorch, and is useful to other MaskGIT code by itself.
 """

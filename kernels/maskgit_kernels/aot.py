@@ -1,7 +1,7 @@
 """Compiles the kernels for GPUs that need not be there, and reads from the machine code what they will cost.
 
     python -m maskgit_kernels.aot                                 # every shipped kernel on every architecture
-    python -m maskgit_kernels.aot --kernel forward --capability 80 90
+    python -m maskgit_kernels.aot --kernel forward dq --capability 80 90
     python -m maskgit_kernels.aot --json > report.json
 
 A kernel can compile and still be a bad one: registers spilled to memory, tensor cores that do the same work in several
@@ -354,13 +354,13 @@ def _builds(module: str, capability: int) -> list[Build]:
     return importlib.import_module(module).builds(capability)
 
 
-def _tasks(modules: Iterable[str], capabilities: Iterable[int], part_of_name: str = "") -> list[_Task]:
+def _tasks(modules: Iterable[str], capabilities: Iterable[int], parts_of_names: Iterable[str] = ("",)) -> list[_Task]:
     return [
         (module, capability, build.name)
         for capability in capabilities
         for module in modules
         for build in _builds(module, capability)
-        if part_of_name in build.name
+        if any(part in build.name for part in parts_of_names)
     ]
 
 
@@ -456,7 +456,9 @@ def main(argv: list[str] | None = None) -> int:
         default=list(ARCHITECTURES),
         help="architectures: " + ", ".join(f"{number} ({sm.gpus})" for number, sm in ARCHITECTURES.items()),
     )
-    parser.add_argument("--kernel", default="", metavar="TEXT", help="only builds with this in their name")
+    parser.add_argument(
+        "--kernel", nargs="+", default=[""], metavar="TEXT", help="only builds with one of these in their name"
+    )
     parser.add_argument(
         "--module",
         nargs="+",
@@ -473,7 +475,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(error))
     tasks = _tasks(options.module, options.capability, options.kernel)
     if not tasks:
-        parser.error(f"no build has {options.kernel!r} in its name")
+        parser.error(f"no build has {' or '.join(map(repr, options.kernel))} in its name")
 
     rows = []
     for row in _run_all(tasks, options.jobs):

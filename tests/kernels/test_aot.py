@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -149,18 +149,32 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[],
 Rows = dict[str, Any]  # of the JSON report, by the build's name
 
 
+def compiled(*options: str) -> str:
+    run = command_line("--json", *options)
+    assert run.returncode in (0, 1), run.stderr
+    return run.stdout
+
+
+# What the limits below are for, and what is compiled where the slow tests are left out.
+REPRESENTATIVE = (
+    "head_dim 48, half",
+    "forward, head_dim 96, half",
+    "decode step, categorical",
+    "head sample, categorical, V=1024, bf16",
+    "head sample, categorical, V=16384",
+    "head sample, categorical, guided",
+)
+
+
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Rows]:
-    """The reports on everything that is shipped for an architecture."""
+    """The reports on REPRESENTATIVE for an architecture."""
 
     @functools.cache
     def of(capability: int) -> Rows:
-        def make() -> str:
-            run = command_line("--capability", str(capability), "--json")
-            assert run.returncode in (0, 1), run.stderr
-            return run.stdout
-
-        return {row["name"]: row for row in once(tmp_path_factory, f"aot_{capability}", make)}
+        options = ("--capability", str(capability), "--kernel", *REPRESENTATIVE)
+        rows = once(tmp_path_factory, f"aot_{capability}", lambda: compiled(*options))
+        return {row["name"]: row for row in rows}
 
     return of
 
@@ -319,15 +333,20 @@ class TestCommandLine:
 
 
 class TestShippedKernels:
-    """The limits are what was measured when the kernels were made, plus a little."""
-
     @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
     def test_are_fit(self, shipped: Any, capability: int) -> None:
-        rows = shipped(capability)
-        print(aot.table(map(as_report, rows.values())))
+        self.check(shipped(capability).values())
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    def test_are_all_fit(self, capability: int) -> None:
+        self.check(json.loads(compiled("--capability", str(capability))))
+
+    def check(self, rows: Collection[dict[str, Any]]) -> None:
+        print(aot.table(map(as_report, rows)))
         operators = {"attention forward", "attention dq", "attention dk_dv", "decode step", "head sample"}
-        assert {name.split(",")[0] for name in rows} == operators
-        assert {name: row["faults"] for name, row in rows.items() if row["faults"]} == {}
+        assert {row["name"].split(",")[0] for row in rows} == operators
+        assert {row["name"]: row["faults"] for row in rows if row["faults"]} == {}
 
 
 @pinned
@@ -394,10 +413,17 @@ class TestDecodeStep:
 
     @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
     def test_each_logit_is_read_once_and_none_written(self, shipped: Any, capability: int) -> None:
-        for name, row in shipped(capability).items():
-            if name.startswith("decode step, categorical"):
-                assert row["bytes_per_element"] == (4 if "guided" in name else 2), name  # bf16
-                assert row["stored_per_element"] < 1, name
+        from maskgit_kernels.decode_step import triton as kernels
+
+        rows = shipped(capability)
+        for build in kernels.builds(capability):
+            if build.name.startswith("decode step, categorical"):
+                row = rows[build.name]
+                assert row["bytes_per_element"] == (4 if "guided" in build.name else 2), build.name  # bf16
+                # A token and a score from each thread, however many logits it has read; and where the same kernel
+                # selects, some of the mask and the counter.
+                most = 24 if "one launch" in build.name else 8 + 4
+                assert row["stored_per_element"] * build.elements <= most * 32 * build.num_warps, build.name
 
 
 @pinned

@@ -141,6 +141,14 @@ def test_temperatures_beyond_float32(temperature, device):
     assert masked.sum() == 30
 
 
+def test_images_that_int32_can_number(device):
+    given = problem(1, 2, 3, 16, device)
+    given["weight"] = torch.zeros(1, 16, device=device).expand(2**30, 16)
+    given["bias"] = torch.zeros(1, device=device).expand(2**30)
+    with pytest.raises(ValueError, match="N \\* max\\(D, V\\) < 2\\*\\*31, got 2 \\* 1073741824"):
+        head_sample(**given)
+
+
 # --- what it costs ---------------------------------------------------------------------------------------------------
 
 

@@ -43,13 +43,13 @@ def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale
             tuner = _tuner(name, kernel, capability, head_dim, math, num_queries.bit_length(), num_keys.bit_length())
             tuner[grid](*arguments, *numbers, **constants)
         else:
-            tiling = fixed(name, capability, head_dim, math)
+            tiling = fixed(name, capability, head_dim, math, threshold > 0)
             kernel[grid](*arguments, *numbers, **constants, **_blocks(tiling, head_dim), **_options(tiling))
 
 
 def build(name: str, kernel: Any, capability: int, head_dim: int, math: str, dropout: bool) -> Build:
     """What `launch` compiles for packed projections on GPUs of some capability, without tuning."""
-    tiling = fixed(name, capability, head_dim, math)
+    tiling = fixed(name, capability, head_dim, math, dropout)
     constants = {"D": head_dim, "DROPOUT": dropout, "PRECISION": _precision(math), **_blocks(tiling, head_dim)}
     constants |= {argument: 1 for argument in kernel.arg_names if argument.endswith("_column")}
     constants |= {} if dropout else {"seed_ptr": None}

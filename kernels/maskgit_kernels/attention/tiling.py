@@ -38,17 +38,19 @@ class Tiling:
         return tuple(parts)
 
 
-def fixed(kernel: str, capability: int, head_dim: int, math: str) -> Tiling:
+def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool = False) -> Tiling:
     """What a kernel uses where nothing is tuned.
 
     Args:
         kernel: one of KERNELS. math: one of MATH.
         capability: ten times the GPU's compute capability.
         head_dim: one of HEAD_DIMS.
+        dropout: whether weights are dropped, whose noise takes registers.
     """
     if math == "ieee":
-        # No tensor cores: every factor of a product is held in registers.
-        return Tiling(16 if kernel == "dk_dv" and head_dim > 48 else 32, 32, widest=32)
+        # No tensor cores: every factor of a product is held in registers, so tiles are small. With a limit named, even
+        # the highest, the compiler does not spill a few registers to fit one more block.
+        return Tiling(16 if kernel == "dk_dv" and head_dim > 48 else 32, 32, widest=32, max_registers=255)
     if math == "tf32":
         # Backward, a head_dim above 80 spills some registers whatever the tiles: still ten times as fast as exact.
         if kernel == "forward":
@@ -59,20 +61,21 @@ def fixed(kernel: str, capability: int, head_dim: int, math: str) -> Tiling:
 
     if 90 <= capability < 100:  # Hopper: tensor cores that read shared memory
         if kernel == "dk_dv":
-            return Tiling(block_m=64 if head_dim <= 64 else 32)
+            return Tiling(block_m=64 if head_dim <= 64 else 32, padded=head_dim == 112, max_registers=255)
         return Tiling(max_registers=128 if kernel == "forward" and head_dim <= 64 else None)
     if 100 <= capability < 120:  # datacenter Blackwell: tensor cores with a memory of their own, where parts cost more
         if kernel == "forward":
             return Tiling(widest=128, padded=head_dim in (48, 96, 112))
         if kernel == "dq":
-            return Tiling(block_n=64 if head_dim <= 96 else 32, padded=head_dim in (48, 112))
-        return Tiling(block_m=64 if head_dim <= 64 else 32, padded=head_dim in (48, 112))
-    # Ampere, Ada and consumer Blackwell: tensor cores that read registers
+            return Tiling(block_n=64 if head_dim <= 96 else 32, padded=head_dim in (48, 112), max_registers=255)
+        return Tiling(block_m=64 if head_dim <= 80 else 32, padded=head_dim in (48, 112), max_registers=255)
+    # Ampere, Ada and consumer Blackwell: tensor cores that read registers. What fits with dropout on 8.0 spills on 8.6.
+    tight = dropout and capability != 80
     if kernel == "forward":
-        return Tiling(max_registers=128 if head_dim <= 48 else None)
+        return Tiling(max_registers=128 if head_dim <= 48 and not tight else None)
     if kernel == "dq":
         return Tiling(block_n=64 if head_dim <= 96 else 32)
-    return Tiling(block_m=64 if head_dim <= 48 else 32 if head_dim <= 96 else 16)
+    return Tiling(block_m=64 if head_dim <= 48 else 32 if head_dim <= (80 if tight else 96) else 16)
 
 
 def candidates(kernel: str, capability: int, head_dim: int, math: str) -> list[Tiling]:

@@ -175,6 +175,6 @@ def forward(
 
 def builds(capability: int) -> list[Build]:
     """What is compiled for GPUs of some capability: every tiling, where it takes the most registers."""
-    shipped = [(48, "half", False), (48, "half", True), (96, "half", True), (128, "half", True)]
+    shipped = [(48, "half", False), (48, "half", True), (96, "half", False), (96, "half", True), (128, "half", True)]
     shipped += [(48, "tf32", True), (128, "tf32", True), (128, "ieee", True)]
     return [build("forward", attention_forward_kernel, capability, *options) for options in shipped]

@@ -191,13 +191,6 @@ def _open_first(is_open, count, listed, first, length, BLOCK_M: tl.constexpr, BL
     return tl.load(listed + tl.arange(0, BLOCK_M))
 
 
-@triton.jit
-def _quadruple(rows):
-    """Where the four numbers of each row are in memory, [rows, 2, 2]."""
-    two = tl.arange(0, 2)
-    return rows[:, None, None] * 4 + two[None, :, None] * 2 + two[None, None, :]
-
-
 @triton.jit(do_not_specialize=["length", "step"])
 def draw_from_tiles(
     hidden,
@@ -281,12 +274,14 @@ def draw_from_tiles(
             noise = _noise(key0, key1, positions, first_code, step, FAST, BLOCK_M, BLOCK_V, SPAN)
             scores = logits + softmax_temperature * noise  # [BLOCK_M, BLOCK_V]
         best, code = _best(scores, first_code, NUM_CODES, BLOCK_V, SPAN)
-        top, total = _weigh(logits, sharpness, FAST)
+        top, total = _weigh(logits, sharpness, FAST)  # now, so as not to take up registers while noise is made
 
     top, total, best = top.to(tl.int32, bitcast=True), total.to(tl.int32, bitcast=True), best.to(tl.int32, bitcast=True)
     quadruples = tl.join(tl.join(top, best), tl.join(total, code))  # [BLOCK_M, 2, 2]
+    two = tl.arange(0, 2)
+    at = ((image * tiles + tile) * length + positions)[:, None, None] * 4 + two[None, :, None] * 2 + two[None, None, :]
     ours = first + tl.arange(0, BLOCK_M) < count  # [BLOCK_M]
-    tl.store(partials + _quadruple((image * tiles + tile) * length + positions), quadruples, ours[:, None, None])
+    tl.store(partials + at, quadruples, ours[:, None, None])
 
 
 @triton.jit(do_not_specialize=["length", "step"])
@@ -320,13 +315,14 @@ def finish_images(
     total = tl.zeros([BLOCK_N], tl.float32)
     best = tl.full([BLOCK_N], float("-inf"), tl.float32)
     code = tl.zeros([BLOCK_N], tl.int32)
-    for tile in range(TILES):
-        at = _quadruple((image * TILES + tile) * length + n)  # [BLOCK_N, 2, 2]
-        top_best, total_code = tl.split(tl.load(partials + at, is_open[:, None, None], other=0))  # [BLOCK_N, 2] each
-        tile_top, tile_best = tl.split(top_best.to(tl.float32, bitcast=True))
-        tile_total, tile_code = tl.split(total_code)
-        top, total = _join(top, total, tile_top, tile_total.to(tl.float32, bitcast=True))
-        best, code = _better(best, code, tile_best, tile_code)
+    for tile in tl.range(TILES, loop_unroll_factor=4):  # the loads of four tiles at a time
+        at = ((image * TILES + tile) * length + n) * 4  # [BLOCK_N]
+        tile_best = tl.load(partials + at + 2, is_open, other=0).to(tl.float32, bitcast=True)
+        best, code = _better(best, code, tile_best, tl.load(partials + at + 3, is_open, other=0))
+        if DRAW != "perturbed":
+            tile_top = tl.load(partials + at, is_open, other=0).to(tl.float32, bitcast=True)
+            tile_total = tl.load(partials + at + 1, is_open, other=0).to(tl.float32, bitcast=True)
+            top, total = _join(top, total, tile_top, tile_total)
 
     score = best
     if DRAW != "perturbed":
@@ -391,6 +387,10 @@ def _tiles(capability: int, arithmetic: str, draw: str, guided: bool) -> _Tiles:
     )
 
 
+def _finishing_warps(block_n: int) -> int:
+    return 4 if block_n <= 512 else 8
+
+
 def _capability(device: torch.device) -> int:
     """Ten times the compute capability; that of the oldest GPU that will do where kernels are interpreted."""
     major, minor = OLDEST_CAPABILITY if interpreting() else torch.cuda.get_device_capability(device)
@@ -413,9 +413,17 @@ def head_sample_triton(
     guidance_hidden: Tensor | None,
     guidance_scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `head_sample`; the arguments are validated there."""
+    """See `head_sample`; the arguments are validated there.
+
+    Raises:
+        ValueError: hidden states of one image, or logits of one image, that can't be numbered by an int32.
+    """
     batch, length, width = hidden.shape
     num_codes = len(weight)
+    if length * max(width, num_codes) >= 2**31:
+        raise ValueError(
+            f"backend 'triton' takes images of N * max(D, V) < 2**31, got {length} * {max(width, num_codes)}"
+        )
     new_tokens = torch.empty_like(tokens, memory_format=torch.contiguous_format)
     still_masked = torch.empty_like(masked, memory_format=torch.contiguous_format)
     if tokens.numel() == 0:
@@ -494,6 +502,7 @@ def head_sample_triton(
         FAST=fast,
         TILES=tiles_of_row,
         BLOCK_N=block_n,
+        num_warps=_finishing_warps(block_n),
     )
     return new_tokens, still_masked
 
@@ -574,6 +583,7 @@ def builds(capability: int) -> list[Build]:
                 "TILES": tiles_of_row,
                 "BLOCK_N": length,
             },
+            num_warps=_finishing_warps(length),
         )
 
     return [
