@@ -14,6 +14,7 @@ from benchmarks.models import PRECISIONS, make_models, make_transformer, picture
 from benchmarks.naive_transformer import NaiveTransformer
 from benchmarks.setting import Setting
 from maskgit import MaskGIT
+from maskgit.data.tokens import TokenSample
 from maskgit.pipeline import Precision
 from maskgit.training.loop import make_optimizer
 from maskgit.training.transformer import TransformerTask, TransformerTraining
@@ -88,7 +89,8 @@ class Training(TransformerTask):
         self.device = model.position_embedding.device
         config = model.config
         tokens = torch.randint(config.codebook_size, (batch, config.num_tokens))
-        self.batch = tokens, torch.zeros(batch, dtype=torch.int64)  # all of class 0, if there are classes
+        everywhere, labels = torch.ones_like(tokens, dtype=torch.bool), torch.zeros(batch, dtype=torch.int64)
+        self.batch = TokenSample(tokens, tokens, everywhere, labels)  # all of class 0, if there are classes
 
     def step(self) -> dict[str, Tensor]:
         """One training step; returns what `training_step` logs."""
@@ -100,7 +102,7 @@ class Training(TransformerTask):
         self.model.eval()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            logged = self.training_step((self.batch[0][:1], self.batch[1][:1]), 0)
+            logged = self.training_step(TokenSample(*(part[:1] for part in self.batch)), 0)
         return {name: float(value) for name, value in logged.items()}
 
 

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from maskgit.schedules import ceil_count, gamma
-
-SMALLEST_BOX = 1 / 4  # of the grid's side
 
 
 def mvtm_masks(
     batch: int,
     num_tokens: int,
     schedule: str = "cosine",
+    candidates: Tensor | None = None,
     *,
-    box_share: float = 0.0,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """A random training mask per image: ceil(gamma(r) * n) of n tokens with r ~ U[0, 1), each image its own r.
 
-    Chang et al., "MaskGIT", CVPR 2022, section 3.2, where n is always N. For a share of the images, n are the tokens
-    of a random box and all others stay known: the states that a decoder meets when it fills a hole, which masks
-    scattered over the whole picture hardly ever contain.
+    Chang et al., "MaskGIT", CVPR 2022, section 3.2, where n is always N. With candidates, n are those, and all others
+    stay known: the states that a decoder meets when it fills a hole, which masks scattered over the whole picture
+    hardly ever contain.
 
     Args:
         batch: B.
-        num_tokens: N, at least 1; a square grid if there are boxes.
+        num_tokens: N, at least 1.
         schedule: a key of `maskgit.schedules.SCHEDULES`.
-        box_share: probability in [0, 1] that an image's mask lies in a box.
+        candidates: bool [B, N], at least one True in each row: the tokens to choose from; None for all.
         generator: source of the randomness; torch's global one by default.
         device: where the masks are made; the generator's device, or else the CPU, by default.
 
@@ -41,39 +37,9 @@ def mvtm_masks(
     if device is None and generator is not None:
         device = generator.device
     r = torch.rand(batch, generator=generator, device=device, dtype=torch.float64)
-    if not box_share:
-        return random_masks(ceil_count(gamma(r, schedule), num_tokens).clamp(min=1), num_tokens, generator=generator)
-    boxes = random_boxes(batch, math.isqrt(num_tokens), generator=generator, device=device)
-    everywhere = torch.rand(batch, 1, generator=generator, device=device) >= box_share
-    candidates = boxes | everywhere
-    counts = ceil_count(gamma(r, schedule), candidates.sum(1)).clamp(min=1)
+    total = num_tokens if candidates is None else candidates.sum(1)
+    counts = ceil_count(gamma(r, schedule), total).clamp(min=1)
     return random_masks(counts, num_tokens, candidates, generator=generator)
-
-
-def random_boxes(
-    batch: int,
-    grid: int,
-    *,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """A random box of tokens per image: both sides uniform from a quarter of the grid to all of it, any position.
-
-    Args:
-        batch: B.
-        grid: tokens per side.
-        generator, device: as for `mvtm_masks`.
-
-    Returns:
-        bool [B, grid * grid], row-major, True inside.
-    """
-    smallest = math.ceil(grid * SMALLEST_BOX)
-    size, start = torch.rand(2, batch, 2, generator=generator, device=device).unbind(0)
-    size = smallest + (size * (grid - smallest + 1)).long()  # [B, 2], in tokens
-    start = (start * (grid - size + 1)).long()
-    places = torch.arange(grid, device=size.device)
-    inside = (places >= start[..., None]) & (places < (start + size)[..., None])  # [B, 2, grid]
-    return (inside[:, 0, :, None] & inside[:, 1, None, :]).flatten(1)
 
 
 def random_masks(

@@ -199,9 +199,9 @@ class StageTask(abc.ABC):
     """What is trained, averaged and saved."""
     optimizers: list[torch.optim.Optimizer]
     dataset: Dataset[Any]
+    """Indexed by (index, position); see SampleOrder."""
     families: np.ndarray
     """int64 [n]: the family of each of the data set's samples, as `ImageDataset.family_numbers` gives them."""
-    """Indexed by (index, position); see SampleOrder."""
 
     @abc.abstractmethod
     def modules(self) -> dict[str, nn.Module]:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from maskgit.config import TransformerConfig, config_to_dict, preset
 from maskgit.data import load_dataset
 from maskgit.data.images import AugmentConfig
-from maskgit.data.tokens import PLAIN_VIEWS, fingerprint, tokenize
+from maskgit.data.tokens import PLAIN_VIEWS, TokenSample, fingerprint, tokenize
 from maskgit.decoding import DecodeConfig, decode
 from maskgit.masking import mvtm_masks
 from maskgit.model_folder import Model, load_model, load_tokenizer, save_model
@@ -70,9 +71,11 @@ class TransformerTraining(LoopConfig):
     with guidance."""
     schedule: str = "cosine"
     """Mask schedule gamma: a share gamma(r) of the tokens is masked, r uniform in [0, 1)."""
-    box_share: float = 0.0
-    """Share of the images whose masked tokens lie in a random box, as when a hole is filled; the rest are masked all
-    over, as in the paper."""
+    hole_share: float = 0.0
+    """Share of the images that are trained on as inpainting meets them: a random hole is hidden from the encoder, only
+    tokens inside are masked. The rest are masked all over, as in the paper."""
+    holes: int = 2
+    """With --hole-share, random holes in each view: as many more times the images are tokenized."""
     label_smoothing: float = 0.0
     """Label smoothing of the training loss."""
     validation_rounds: int = 4
@@ -80,8 +83,8 @@ class TransformerTraining(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(1, "views", "validation_rounds")
-        self.require_share("label_smoothing", "box_share", "class_dropout")
+        self.require_at_least(1, "views", "holes", "validation_rounds")
+        self.require_share("label_smoothing", "hole_share", "class_dropout")
         if self.dropout is not None:
             self.require_share("dropout")
         try:
@@ -109,6 +112,8 @@ class TransformerTask(StageTask):
             augment=config.augment,
             seed=config.seed,
             device=device,
+            hole_share=config.hole_share,
+            holes=config.holes,
         )
         self.held_out = tokenize(
             tokenizer,
@@ -118,6 +123,7 @@ class TransformerTask(StageTask):
             augment=AugmentConfig(enabled=False),
             seed=config.seed,
             device=device,
+            hole_share=config.hole_share,
         )
         self.families = images.family_numbers()
         torch.manual_seed(config.seed)
@@ -137,18 +143,16 @@ class TransformerTask(StageTask):
     def _labels(self, labels: Tensor) -> Tensor | None:
         return labels.to(self.device) if self.model.config.num_classes else None
 
-    def training_step(self, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: TokenSample, step: int) -> dict[str, Tensor]:
         config = self.config
-        tokens = batch[0].to(self.device, non_blocking=True)
-        masked = mvtm_masks(
-            len(tokens), tokens.shape[1], config.schedule, box_share=config.box_share, device=self.device
-        )
-        labels = self._labels(batch[1])
+        tokens, visible, candidates, classes = (part.to(self.device, non_blocking=True) for part in batch)
+        masked = mvtm_masks(len(tokens), tokens.shape[1], config.schedule, candidates, device=self.device)
+        labels = self._labels(classes)
         if labels is not None:
             hidden = torch.rand(len(labels), device=self.device) < config.class_dropout
             labels = labels.masked_fill(hidden, self.model.config.num_classes)
         with self._autocast():
-            logits = self.logits(tokens.masked_fill(masked, self.model.config.mask_token_id), labels).float()
+            logits = self.logits(visible.masked_fill(masked, self.model.config.mask_token_id), labels).float()
         # Mean over the masked tokens without gathering them: their number differs from step to step.
         losses = F.cross_entropy(
             logits.transpose(1, 2), tokens, reduction="none", label_smoothing=config.label_smoothing
@@ -190,8 +194,23 @@ class TransformerTask(StageTask):
             if count[i]:
                 figures[f"loss at {name} masked"] = float(loss[i] / count[i])
                 figures[f"accuracy at {name} masked"] = float(hits[i] / count[i])
+        if self.held_out.holes is not None:
+            figures["loss in holes"] = self._hole_loss(model)
         self._picture(model, tokens, labels, writer, step, folder)
         return figures
+
+    def _hole_loss(self, model: nn.Module) -> float:
+        """Mean over the held-out images of the loss in their first hole, some of it known already as in training."""
+        losses = []
+        for indices in torch.arange(len(self.held_out)).split(64):
+            samples = default_collate([self.held_out.with_hole(index, 0, 0) for index in indices.tolist()])
+            tokens, visible, candidates, labels = (part.to(self.device) for part in samples)
+            masked = mvtm_masks(len(tokens), tokens.shape[1], self.config.schedule, candidates, device=self.device)
+            with self._autocast():
+                logits = model(visible.masked_fill(masked, self.model.config.mask_token_id), self._labels(labels))
+            loss = F.cross_entropy(logits.float().transpose(1, 2), tokens, reduction="none") * masked
+            losses.append((loss.sum(1) / masked.sum(1)).cpu())
+        return float(torch.cat(losses).mean())
 
     def _picture(
         self, model: nn.Module, tokens: Tensor, labels: Tensor, writer: SummaryWriter, step: int, folder: Path

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from maskgit.masking import mvtm_masks, random_boxes, random_masks
+from maskgit.masking import mvtm_masks, random_masks
 from maskgit.schedules import SCHEDULES, gamma
 
 
@@ -44,28 +44,6 @@ def test_one_token():
     assert mvtm_masks(0, 4).shape == (0, 4)
 
 
-def bounding_boxes(masks: torch.Tensor, grid: int) -> torch.Tensor:
-    """bool [B, N] -> bool [B, N]: the smallest boxes around what is True."""
-    masks = masks.view(-1, grid, grid)
-    rows, columns = masks.any(2), masks.any(1)
-
-    def between(lines: torch.Tensor) -> torch.Tensor:
-        return (lines.cumsum(1) > 0) & (lines.flip(1).cumsum(1).flip(1) > 0)
-
-    return (between(rows)[:, :, None] & between(columns)[:, None, :]).flatten(1)
-
-
-@pytest.mark.parametrize("grid", [1, 2, 7, 16])
-def test_random_boxes_are_boxes_of_every_size_and_place(grid):
-    boxes = random_boxes(4000, grid, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(boxes, bounding_boxes(boxes, grid))
-    heights = boxes.view(-1, grid, grid).any(2).sum(1)
-    assert heights.unique().tolist() == list(range(math.ceil(grid / 4), grid + 1))
-    shares = heights.bincount(minlength=grid + 1)[math.ceil(grid / 4) :] / 4000
-    assert (shares - 1 / len(shares)).abs().max() < 4.5 * (0.25 / 4000) ** 0.5
-    assert boxes.any(0).all()  # every position lies in some box
-
-
 def test_candidates_bound_the_mask():
     candidates = torch.rand(200, 30, generator=torch.Generator().manual_seed(0)) < 0.4
     counts = (candidates.sum(1) * torch.linspace(0, 1, 200)).long()
@@ -74,12 +52,12 @@ def test_candidates_bound_the_mask():
     assert not (masks & ~candidates).any()
 
 
-def test_a_share_of_the_masks_lies_in_boxes():
-    def spread(box_share: float) -> torch.Tensor:
-        masks = mvtm_masks(2000, 256, box_share=box_share, generator=torch.Generator().manual_seed(0))
-        assert masks.any(1).all()
-        return bounding_boxes(masks, 16).all(1).double().mean()  # masks that reach all four sides
-
-    everywhere, half = spread(0.0), spread(0.5)
-    assert everywhere > 0.9
-    assert 0.45 < half / everywhere < 0.65
+def test_masks_among_candidates():
+    candidates = torch.rand(4000, 64, generator=torch.Generator().manual_seed(0)) < 0.5
+    candidates[:, 0] = True
+    candidates[0, 1:] = False
+    masks = mvtm_masks(4000, 64, "linear", candidates, generator=torch.Generator().manual_seed(1))
+    assert not (masks & ~candidates).any() and masks.any(1).all()
+    # ceil((1 - r) * n) is uniform over 1 to n.
+    share = (masks.sum(1) - 0.5) / candidates.sum(1)
+    assert abs(share.double().mean() - 0.5) < 4.5 * (1 / 12 / 4000) ** 0.5

@@ -12,7 +12,8 @@ from PIL import Image
 
 from maskgit.config import TokenizerConfig
 from maskgit.data import AugmentConfig, DataError, ImageDataset
-from maskgit.data.tokens import TokenShard, tokenize
+from maskgit.data.tokens import HIDDEN, TokenShard, hole_of, tokenize, view_of
+from maskgit.holes import cells_with_holes, smooth_fill
 from maskgit.tokenizer import VQGAN
 
 
@@ -79,12 +80,52 @@ def test_items(job: Job) -> None:
     shard = job()
     chosen = set()
     for position in range(30):
-        tokens, label = shard[2, position]
+        tokens, visible, candidates, label = shard[2, position]
         assert tokens.dtype == torch.int64 and label == 1
-        again, _ = shard[2, position]
-        assert torch.equal(tokens, again)
+        assert candidates.all() and torch.equal(tokens, visible)
+        assert torch.equal(tokens, shard[2, position].tokens)
         chosen.add(next(view for view in range(3) if shard.tokens[view, 2].tolist() == tokens.tolist()))
     assert chosen == {0, 1, 2}  # the position decides the view
+
+
+def test_holes(job: Job) -> None:
+    images = Noise()
+    shard = job(images, hole_share=0.5, holes=2, batch_size=2)
+    assert shard.holes is not None and shard.holes.shape == (2, 3, 5, 16)
+    for number, view, index in np.ndindex(2, 3, 5):
+        pixels = view_of(images, index, view, AugmentConfig(), 7).copy()
+        hole = hole_of(16, view, index, number, 7)
+        inside = cells_with_holes(hole, 4, 4).ravel()
+        pixels[hole] = 77  # what is hidden has no influence
+        hidden = smooth_fill(torch.tensor(pixels).permute(2, 0, 1) / 127.5 - 1, torch.from_numpy(~hole)[None])
+        with torch.no_grad():
+            expected = job.tokenizer.encode(hidden[None])[0].numpy()
+        expected[inside] = HIDDEN
+        assert np.array_equal(shard.holes[number, view, index], expected)
+        sample = shard.with_hole(index, view, number)
+        assert sample.tokens.tolist() == shard.tokens[view, index].tolist()
+        assert np.array_equal(sample.candidates, inside)
+        assert np.array_equal(sample.visible, np.where(inside, sample.tokens, expected))
+
+
+def test_a_share_of_the_samples_has_a_hole(job: Job) -> None:
+    shard = job(hole_share=0.3, holes=2)
+    samples = [shard[1, position] for position in range(1000)]
+    share = np.mean([not sample.candidates.all() for sample in samples])
+    whole = np.mean([cells_with_holes(hole_of(16, view, 1, n, 7), 4, 4).all() for n, view in np.ndindex(2, 3)])
+    assert abs(share - 0.3 * (1 - whole)) < 4.5 * (0.21 / 1000) ** 0.5
+    assert len({(tuple(s.tokens.tolist()), tuple(s.candidates.tolist())) for s in samples}) == 3 * (1 + 2)
+
+
+def test_holes_are_added_to_a_shard_that_is_there(job: Job) -> None:
+    tokens = job().tokens.copy()
+    assert job.calls == 3
+    job(hole_share=0.5, holes=2)
+    assert job.calls == 6  # of the two holes only
+    job(hole_share=0.1, holes=2)
+    assert job.calls == 0
+    shard = job(hole_share=0.5, holes=1)
+    assert job.calls == 3 and np.array_equal(shard.tokens, tokens)
 
 
 def test_reused_if_nothing_changed(job: Job) -> None:
@@ -165,10 +206,12 @@ def test_interrupted_midway(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_impossible_arguments(job: Job, tiny_tokenizer_config: TokenizerConfig) -> None:
     with pytest.raises(DataError, match="views=0"):
         job(views=0)
-    huge = VQGAN(dataclasses.replace(tiny_tokenizer_config, codebook_size=2**16 + 1))
-    with pytest.raises(DataError, match="65537 codes does not fit"):
+    with pytest.raises(DataError, match="holes=0"):
+        job(holes=0)
+    huge = VQGAN(dataclasses.replace(tiny_tokenizer_config, codebook_size=2**16))
+    with pytest.raises(DataError, match="65536 codes does not fit"):
         job(tokenizer=huge)
-    largest = VQGAN(dataclasses.replace(tiny_tokenizer_config, codebook_size=2**16)).eval()
+    largest = VQGAN(dataclasses.replace(tiny_tokenizer_config, codebook_size=2**16 - 1)).eval()
     largest.codebook.weight.fill_(1e3)
     largest.codebook.weight[-1] = 0
-    assert (job(tokenizer=largest, views=1).tokens == 2**16 - 1).all()
+    assert (job(tokenizer=largest, views=1).tokens == 2**16 - 2).all()
