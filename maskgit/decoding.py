@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 from maskgit.schedules import PROGRESSES, check_counts, check_schedule, floor_count, gamma, halton_order, mask_counts
-from maskgit_kernels import check_draw, decode_step
+from maskgit_kernels import check_draw, decode_step, head_sample
 from maskgit_kernels.philox import STREAM_REMASK, random_words
 
 ORDERS = ("confidence", "halton")
@@ -146,6 +146,17 @@ def decoder(name: str) -> DecodeConfig:
     return DECODERS[name]
 
 
+class _StepSettings(TypedDict):
+    """What `decode_step` and `head_sample` take alike."""
+
+    step: int
+    softmax_temperature: float
+    choice_temperature: float
+    draw: str
+    confidence: str
+    guidance_scale: float
+
+
 class DecodePlan(NamedTuple):
     """What a config comes to for images of N tokens: the tables that the loop needs, on the images' device."""
 
@@ -240,6 +251,7 @@ def decode_steps(
     *,
     mask_token_id: int,
     tokens_to_guided: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    head: tuple[Tensor, Tensor | None] | None = None,
     plan: DecodePlan | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Fill the masked tokens step by step, without waiting for the device in between. No gradients are recorded.
@@ -255,6 +267,8 @@ def decode_steps(
         mask_token_id: V. Ids from V on are never drawn.
         tokens_to_guided: maps the same to a pair of logits, with the condition and without it, as one pass through
             the model can give them. It is asked instead of `tokens_to_logits` at the steps whose guidance isn't 0.
+        head: weight [V, D] and bias, [V] or [N, V], of the model's last product, or None. With it the two callables
+            give what it multiplies, [B, N, D], and a step draws its tokens without writing the logits (`head_sample`).
         plan: `decode_plan(config, N, device)`, made here if it is missing.
 
     Yields:
@@ -280,24 +294,32 @@ def decode_steps(
         keep = counts[step] if remasked is None else counts[step] - remasked[step]
         held, guidance = tokens.masked_fill(masked, mask_token_id), config.guidance_at(step)
         if guidance != 0 and tokens_to_guided is not None:
-            logits, unguided = tokens_to_guided(held)
+            predicted, unguided = tokens_to_guided(held)
         else:
-            logits, unguided = tokens_to_logits(held), None
-        tokens, masked = decode_step(
-            logits,
-            tokens,
-            masked,
-            keep,
-            seeds=seeds,
+            predicted, unguided = tokens_to_logits(held), None
+        settings = _StepSettings(
             step=step,
-            num_codes=mask_token_id,
             softmax_temperature=config.softmax_temperature,
             choice_temperature=config.temperature_at(step),
             draw=config.draw,
             confidence=config.confidence,
-            guidance_logits=unguided,
             guidance_scale=guidance,
         )
+        if head is None:
+            tokens, masked = decode_step(
+                predicted,
+                tokens,
+                masked,
+                keep,
+                seeds=seeds,
+                num_codes=mask_token_id,
+                guidance_logits=unguided,
+                **settings,
+            )
+        else:
+            tokens, masked = head_sample(
+                predicted, *head, tokens, masked, keep, seeds=seeds, guidance_hidden=unguided, **settings
+            )
         if plan.order is not None:
             number = before[:, plan.order].cumsum(1)[:, plan.places]  # [B, N]; 1 for the first masked in the order
             masked = before & (number > (before.sum(1) - keep)[:, None])

@@ -131,11 +131,20 @@ class HaltonTransformer(nn.Module):
             context: keeps keys and values, and says which positions to evaluate (see `maskgit.reuse`).
 
         Returns:
-            Logits [B, N, V]: the mask token has no column, so it can't be predicted. 0 where nothing is evaluated.
+            Logits [B, N, V]: the mask token has no column, so it can't be predicted. Where nothing is evaluated, the
+            bias.
 
         Raises:
             ValueError: N isn't the model's.
         """
+        return F.linear(self.hidden(tokens, labels, context), *self.output_weights())
+
+    def output_weights(self) -> tuple[Tensor, Tensor]:
+        """The last product: weight [V, dim] and bias [V], for `hidden`'s states."""
+        return self.token_embedding.weight[: self.config.codebook_size], self.bias
+
+    def hidden(self, tokens: Tensor, labels: Tensor | None = None, context: Context | None = None) -> Tensor:
+        """What the last product turns into logits: [B, N, dim], 0 where nothing is evaluated. As for `forward`."""
         config = self.config
         if tokens.shape[1] != config.num_tokens:
             raise ValueError(f"the model takes {config.num_tokens} tokens an image, got {tokens.shape[1]}")
@@ -151,5 +160,4 @@ class HaltonTransformer(nn.Module):
             x = block(x, condition, context)
         x = self.final_norm(x[:, :count]) + self.final_norm_bias
         x = modulate(x, *self.final_modulation(condition))
-        x = F.linear(x, self.token_embedding.weight[: config.codebook_size], self.bias)
         return x if context is None else context.spread(x)

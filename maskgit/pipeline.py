@@ -448,31 +448,42 @@ class MaskGIT:
         most_masked = num_tokens if most_masked is None else most_masked
         changed = changed_counts(config, num_tokens, most_masked) if config.reuse else []
         network = self._network()
+        # Triton's kernels draw tokens from what the head multiplies. PyTorch would gain nothing, and on a CPU the
+        # rounding of its products depends on how many rows there are.
+        fused = backend.resolve(None, self.device) == "triton"
+        product_dtype = torch.bfloat16 if self.autocast else torch.float32
 
         def evaluate(tokens: Tensor, labels: Tensor | None, context: Context | None = None) -> Tensor:
             # No cache: a graph must not leave behind weights that it has cast in its own memory.
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast, cache_enabled=False):
+                if fused:
+                    return network.hidden(tokens, labels, context).to(product_dtype)
                 return network(tokens, labels, context)
 
         def loop(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-            logits: Callable[[Tensor, Tensor | None], Tensor] = evaluate
+            head = None
+            if fused:
+                weight, bias = self.transformer.output_weights()
+                head = weight.to(product_dtype), bias
+            predict: Callable[[Tensor, Tensor | None], Tensor] = evaluate
             if config.reuse:
-                logits = ReusingNetwork(evaluate, config.reuse, changed, mask_token_id)
+                predict = ReusingNetwork(evaluate, config.reuse, changed, mask_token_id)
 
             def guided(tokens: Tensor) -> tuple[Tensor, Tensor]:
                 assert batch.labels is not None
                 no_class = torch.full_like(batch.labels, self.transformer.config.num_classes)
-                both = logits(tokens.repeat(2, 1), torch.cat([batch.labels, no_class]))
+                both = predict(tokens.repeat(2, 1), torch.cat([batch.labels, no_class]))
                 return both[: len(tokens)], both[len(tokens) :]
 
             states = decode_steps(
-                lambda tokens: logits(tokens, batch.labels),
+                lambda tokens: predict(tokens, batch.labels),
                 batch.tokens,
                 batch.masked,
                 config,
                 batch.seeds,
                 mask_token_id=mask_token_id,
                 tokens_to_guided=guided,
+                head=head,
                 plan=plan,
             )
             return (state[1:] for state in states)

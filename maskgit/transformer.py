@@ -126,12 +126,26 @@ class Transformer(nn.Module):
             context: keeps keys and values, and says which positions to evaluate (see `maskgit.reuse`).
 
         Returns:
-            Logits [B, N, V]: the mask token has no column, so it can't be predicted. 0 where nothing is evaluated,
-            but for the bias.
+            Logits [B, N, V]: the mask token has no column, so it can't be predicted. Where
+            nothing is evaluated, the bias.
 
         Raises:
             ValueError: N isn't the model's, or labels are given to a model without classes.
         """
+        x = self.hidden(tokens, labels, context)
+        if not self.config.tied:
+            return self.unembedding(x)
+        weight, bias = self.output_weights()
+        return F.linear(x, weight) + bias
+
+    def output_weights(self) -> tuple[Tensor, Tensor]:
+        """The last product: weight [V, dim] and bias, [V] or one for each position, [N, V], for `hidden`'s states."""
+        if self.config.tied:
+            return self.token_embedding.weight[: self.config.codebook_size], self.bias
+        return self.unembedding.weight, self.unembedding.bias
+
+    def hidden(self, tokens: Tensor, labels: Tensor | None = None, context: Context | None = None) -> Tensor:
+        """What the last product turns into logits: [B, N, dim], 0 where nothing is evaluated. As for `forward`."""
         config = self.config
         if tokens.shape[1] != config.num_tokens:
             raise ValueError(f"the model takes {config.num_tokens} tokens an image, got {tokens.shape[1]}")
@@ -149,7 +163,4 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, context)
         x = self.head(self.final_norm(x[:, :count]))  # [B, N, dim]
-        x = F.linear(x, self.token_embedding.weight[: config.codebook_size]) if config.tied else self.unembedding(x)
-        if context is not None:
-            x = context.spread(x)
-        return x + self.bias if config.tied else x
+        return x if context is None else context.spread(x)

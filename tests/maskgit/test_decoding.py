@@ -88,6 +88,39 @@ def test_decode_is_the_last_of_the_steps():
     assert torch.equal(decode(Model(), tokens, masked, DecodeConfig(), seeds, mask_token_id=MASK), last)
 
 
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("bias_shape", [(V,), (N, V)], ids=str)
+def test_with_a_head_the_logits_are_its_product(name, bias_shape):
+    config = dataclasses.replace(DECODERS[name], steps=4, guidance_scale=1.5, stop_after=None)
+    weight, bias, shift = torch.randn(V, 6), torch.randn(bias_shape), torch.randn(V + 1, N, 6)
+
+    def hidden(tokens):
+        return 2 * shift[tokens, torch.arange(N)]
+
+    def logits(tokens):
+        return hidden(tokens) @ weight.T + bias
+
+    tokens, masked, seeds = problem()
+    results = [
+        list(
+            decode_steps(
+                predict,
+                tokens,
+                masked,
+                config,
+                seeds,
+                mask_token_id=MASK,
+                tokens_to_guided=lambda held, predict=predict: (predict(held), predict(held.roll(1, 1))),
+                head=head,
+                plan=decode_plan(config, N, grid=(5, 6)),
+            )
+        )
+        for predict, head in ((logits, None), (hidden, (weight, bias)))
+    ]
+    for (_, tokens1, masked1), (_, tokens2, masked2) in zip(*results, strict=True):
+        assert torch.equal(tokens1, tokens2) and torch.equal(masked1, masked2)
+
+
 def test_nothing_masked_returns_the_tokens():
     tokens, _, seeds = problem()
     masked = torch.zeros_like(tokens, dtype=torch.bool)
