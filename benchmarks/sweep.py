@@ -388,9 +388,8 @@ def tokenizer_only(model: MaskGIT, images: Images) -> list[Image.Image]:
         to_pixels(model.tokenizer.decode(model.tokenizer.encode(to_signed(batch).to(model.device)))).cpu()
         for batch in images.pixels.split(64)
     ]
-    patch = model.tokenizer.config.patch
     return [
-        to_picture(paste_decoded(image, copy, mask, patch))
+        to_picture(paste_decoded(image, copy, mask))
         for image, copy, mask in zip(images.pixels, torch.cat(decoded), images.masks, strict=True)
     ]
 

@@ -490,9 +490,9 @@ def fill_telea(pixels: Tensor, mask: np.ndarray) -> Tensor:
     return torch.from_numpy(filled).permute(2, 0, 1)
 
 
-def paste_decoded(pixels: Tensor, decoded: Tensor, mask: np.ndarray, patch: int) -> Tensor:
+def paste_decoded(pixels: Tensor, decoded: Tensor, mask: np.ndarray) -> Tensor:
     """The tokenizer's own copy of the original in the hole, pasted as the pipeline does; all uint8 [3, H, W]."""
-    return from_picture(paste_known(to_picture(pixels), to_picture(decoded), mask, (patch, patch)))
+    return from_picture(paste_known(to_picture(pixels), to_picture(decoded), mask))
 
 
 class Fill(NamedTuple):
@@ -513,13 +513,13 @@ def measure_holes(
         The figures by hole, method and set; and the inpaintings to show: the first half with the first kind of hole,
         the second half with the second.
     """
-    pixels, patch = held_out.pixels, model.tokenizer.config.patch
+    pixels = held_out.pixels
     size, count = pixels.shape[2], len(pixels)
     pictures = [to_picture(image) for image in pixels]
     others: dict[str, Callable[[int, np.ndarray], Tensor]] = {
         "OpenCV Telea": lambda i, mask: fill_telea(pixels[i], mask),
         "mean colour": lambda i, mask: fill_mean(pixels[i], mask),
-        "tokenizer only (upper bound)": lambda i, mask: paste_decoded(pixels[i], decoded[i], mask, patch),
+        "tokenizer only (upper bound)": lambda i, mask: paste_decoded(pixels[i], decoded[i], mask),
     }
     everything, headline = np.arange(count), next(iter(held_out.subsets.values()))
     turns = [everything if turn == 0 else headline for turn in range(options.seeds)]

@@ -53,38 +53,21 @@ def cells_with_holes(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return F.adaptive_max_pool2d(hidden, (rows, columns))[0].numpy() > 0
 
 
-def blend_weights(mask: np.ndarray, reach: tuple[int, int]) -> np.ndarray:
-    """How much the fill counts at each pixel when known pixels are pasted back.
+def paste_known(original: Image.Image, fill: Image.Image, mask: np.ndarray) -> Image.Image:
+    """`original` outside the hole, and inside it `fill`, in tune with what surrounds it.
 
-    Args:
-        mask: bool [H, W], True in the hole.
-        reach: (rows, columns) over which the weight falls to nothing, both at least 1.
-
-    Returns:
-        float32 [H, W]: 1 in the hole, then falling linearly along rows and columns (distances along both add up);
-        exactly 0 at `reach` and beyond.
-    """
-    # The tallest of the cones that stand on the hidden pixels, separably and by running maxima. In integers, so that
-    # the weight is exactly 0 where it should be.
-    height = reach[0] * reach[1]
-    weights = mask.astype(np.int64) * height
-    for axis, slope in ((0, reach[1]), (1, reach[0])):
-        ramp = slope * np.arange(mask.shape[axis])
-        ramp = ramp[:, None] if axis == 0 else ramp[None]
-        falling = np.maximum.accumulate(weights + ramp, axis) - ramp
-        rising = np.flip(np.maximum.accumulate(np.flip(weights - ramp, axis), axis), axis) + ramp
-        weights = np.maximum(falling, rising)
-    return (weights.clip(min=0) / height).astype(np.float32)
-
-
-def paste_known(original: Image.Image, fill: Image.Image, mask: np.ndarray, reach: tuple[int, int]) -> Image.Image:
-    """`fill` in the hole, `original` from `reach` outside it, a linear blend between them (see `blend_weights`).
+    A tokenizer's colors are a little off, which would show as a seam. So what `fill` lacks outside the hole is
+    continued smoothly into it and added there: seamless cloning (Perez et al., "Poisson Image Editing", SIGGRAPH 2003)
+    with `smooth_fill` in place of the membrane that solves Laplace's equation.
 
     Args:
         original, fill: RGB of one size (W, H).
         mask: bool [H, W].
-        reach: (rows, columns).
     """
-    weights = blend_weights(mask, reach)[..., None]
-    known, filled = (np.asarray(image, dtype=np.float32) for image in (original, fill))
-    return Image.fromarray((known + weights * (filled - known)).round().astype(np.uint8))
+    if mask.all():
+        return fill
+    known, filled = (torch.from_numpy(np.array(image)).permute(2, 0, 1).float() for image in (original, fill))
+    result = filled + smooth_fill(known - filled, torch.from_numpy(~mask)[None])
+    pixels = result.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    # Outside the hole the sum is the original but for float32's rounding.
+    return Image.fromarray(np.where(mask[..., None], pixels, np.asarray(original)))

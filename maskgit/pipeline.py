@@ -62,6 +62,8 @@ class Step(NamedTuple):
     """What decoding all tokens sampled so far gives, those to be drawn again included; at the model's size."""
     masked: np.ndarray
     """bool [h, w]: the tokens still to be predicted."""
+    tokens: np.ndarray
+    """int64 [h, w]: those of the image, and what was sampled last for the others, kept or not."""
 
 
 @dataclasses.dataclass
@@ -222,7 +224,8 @@ class MaskGIT:
             labels: class of each image (number or name), None for no class; for models with classes. Guidance acts
                 on images with a class only.
             batch_size: images that go through the transformer together.
-            paste: put known pixels back, blended across the width of a patch; False returns the bare decoding.
+            paste: put known pixels back as they were, and the fill in tune with them (see `maskgit.holes.paste_known`);
+                False returns the bare decoding.
             save_steps: keep the state after each step: costs decoding each of them to pixels, with the embedded
                 model on a CPU about half as much time again.
             progress: called as the work goes on.
@@ -325,7 +328,7 @@ class MaskGIT:
         The rest are those of `inpaint`.
 
         Returns:
-            RGB images of the enlarged sizes. Near its border, the original is blended with its continuation.
+            RGB images of the enlarged sizes.
 
         Raises:
             ValueError: as `inpaint`; a negative margin.
@@ -390,16 +393,18 @@ class MaskGIT:
         for tokens, still_masked in self._decode(encoded, masked, config, seeds, labels, batch_size):
             if save_steps:
                 pictures = self._to_pictures(tokens)
-                for result, picture, image, left in zip(results, pictures, visible, still_masked.cpu(), strict=True):
+                states = zip(pictures, visible, still_masked.cpu().numpy(), tokens.cpu().numpy(), strict=True)
+                for result, (picture, image, left, codes) in zip(results, states, strict=True):
                     if paste:
-                        picture = self._paste(image, picture, self._shrunk(result.mask))
-                    result.steps.append(Step(picture, left.numpy().reshape(result.masked.shape)))
+                        picture = paste_known(image, picture, self._shrunk(result.mask))
+                    shape = result.masked.shape
+                    result.steps.append(Step(picture, left.reshape(shape), codes.reshape(shape)))
             if progress:
                 progress(len(results) / _steps(config))
         # The last step's pictures are those of the final tokens.
         for result, picture in zip(results, pictures or self._to_pictures(tokens), strict=True):
             fill = picture.resize(result.original.size, Image.Resampling.BICUBIC)
-            result.image = self._paste(result.original, fill, result.mask) if paste else fill
+            result.image = paste_known(result.original, fill, result.mask) if paste else fill
 
     def _visible(self, result: InpaintResult) -> Image.Image:
         """What the model may see of an image: its hole filled smoothly, at the model's size."""
@@ -411,11 +416,6 @@ class MaskGIT:
     def _shrunk(self, mask: np.ndarray) -> np.ndarray:
         size = self.tokenizer.config.image_size
         return cells_with_holes(mask, size, size)
-
-    def _paste(self, original: Image.Image, fill: Image.Image, mask: np.ndarray) -> Image.Image:
-        # A patch of the model, in the pixels of this image.
-        height, width = (max(1, round(side / self.tokenizer.config.grid)) for side in mask.shape)
-        return paste_known(original, fill, mask, (height, width))
 
     @torch.inference_mode()
     def _decode(

@@ -89,7 +89,7 @@ def test_tiles_of_every_architecture(capability, arithmetic, draw, confidence, g
     if arithmetic == "tf32" and not backend.interpreting():
         pytest.skip("rounds products, which the interpreter does not")
     monkeypatch.setattr(kernels, "_capability", lambda device: capability)
-    monkeypatch.setattr(kernels, "_math", lambda dtype: arithmetic)
+    monkeypatch.setattr(kernels, "math_for", lambda dtype: arithmetic)
     dtype = torch.bfloat16 if arithmetic == "half" else torch.float32
     given = problem(1, 9, 140, 80, device, dtype=dtype, guided=guided)
     assert_is_reference(given | dict(draw=draw, confidence=confidence, choice_temperature=2.0))

@@ -186,12 +186,15 @@ def test_mean_fill_is_the_mean():
 
 
 def test_pasted_copy_is_the_copy_in_the_hole():
-    pixels, decoded = torch.zeros(3, 16, 16, dtype=torch.uint8), torch.full((3, 16, 16), 80, dtype=torch.uint8)
+    pixels = torch.randint(256, (3, 16, 16), dtype=torch.uint8)
     mask = np.zeros((16, 16), dtype=bool)
     mask[6:10, 6:10] = True
-    pasted = paste_decoded(pixels, decoded, mask, patch=4)
-    assert (pasted[:, torch.from_numpy(mask)] == 80).all()
-    assert (pasted[:, :2] == 0).all()
+    decoded = pixels.clone()
+    decoded[:, 7:9, 7:9] = 255 - pixels[:, 7:9, 7:9]
+    assert torch.equal(paste_decoded(pixels, decoded, mask), decoded)
+    decoded[:, 0, 0] = 255 - pixels[:, 0, 0]  # outside the hole
+    pasted = paste_decoded(pixels, decoded, mask)
+    assert torch.equal(pasted[:, ~torch.from_numpy(mask)], pixels[:, ~torch.from_numpy(mask)])
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------

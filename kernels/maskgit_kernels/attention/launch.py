@@ -29,7 +29,7 @@ def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale
     batch, heads, num_queries, head_dim = q.shape
     num_keys = k.shape[2]
     threshold = round(dropout_p * 2**16)  # as in `reference.keep_mask`: what is below is dropped
-    math = _math(q.dtype)
+    math = math_for(q.dtype)
     numbers = (heads, num_queries, num_keys, scale, 1 / (1 - dropout_p), max(0, threshold - 1))
     constants = {"D": head_dim, "DROPOUT": threshold > 0, "PRECISION": _precision(math)}
 
@@ -82,7 +82,7 @@ def _options(tiling: Tiling) -> dict[str, Any]:
     return {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages, "maxnreg": tiling.max_registers}
 
 
-def _math(dtype: torch.dtype) -> str:
+def math_for(dtype: torch.dtype) -> str:
     """What multiplies: see `tiling.MATH`. float32 follows PyTorch's own setting for matrix products."""
     if dtype != torch.float32:
         return "half"

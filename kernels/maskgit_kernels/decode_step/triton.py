@@ -207,7 +207,7 @@ def _draw(
 
 
 @triton.jit
-def _select(
+def select(
     scores,
     n_keep_masked,
     seeds,
@@ -333,7 +333,7 @@ def draw_tokens(
     if SELECT:
         tl.debug_barrier()  # all the program's stores come before the count that publishes them
         if tl.atomic_add(finished + image, 1, sem="acq_rel", scope="gpu") == blocks - 1:
-            _select(
+            select(
                 scores,
                 n_keep_masked,
                 seeds,
@@ -364,7 +364,7 @@ def select_positions(
 ):
     """The selection of one image a program."""
     image = tl.program_id(0).to(tl.int64)
-    _select(scores, n_keep_masked, seeds, still_masked, image, length, step, choice_temperature, NOISY, FAST, BLOCK_N)
+    select(scores, n_keep_masked, seeds, still_masked, image, length, step, choice_temperature, NOISY, FAST, BLOCK_N)
 
 
 _counters_of_stream: dict[tuple[torch.device, int], Tensor] = {}

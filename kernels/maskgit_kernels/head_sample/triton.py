@@ -28,9 +28,9 @@ from torch import Tensor
 from triton.language.extra import libdevice
 
 from maskgit_kernels.aot import Build
-from maskgit_kernels.attention.launch import _math
+from maskgit_kernels.attention.launch import math_for
 from maskgit_kernels.backend import OLDEST_CAPABILITY, interpreting
-from maskgit_kernels.decode_step.triton import _select
+from maskgit_kernels.decode_step.triton import select
 from maskgit_kernels.philox import STREAM_TOKEN
 from maskgit_kernels.philox_triton import gumbel, philox_4x32, seed_halves
 
@@ -341,7 +341,7 @@ def finish_images(
     # Known positions alone are infinitely confident.
     tl.store(scores + at, tl.where(is_open, tl.minimum(score, _LARGEST), float("inf")), inside)
     tl.debug_barrier()
-    _select(
+    select(
         scores,
         n_keep_masked,
         seeds,
@@ -440,7 +440,7 @@ def head_sample_triton(
     softmax_temperature = min(softmax_temperature, 2.0**100)
     choice_temperature = min(choice_temperature, _LARGEST.value)
 
-    arithmetic = _math(hidden.dtype)
+    arithmetic = math_for(hidden.dtype)
     tiles = _tiles(_capability(hidden.device), arithmetic, draw, guidance is not None)
     blocks = triton.cdiv(length, tiles.rows)
     tiles_of_row = 1 if draw == "perturbed" else triton.cdiv(num_codes, tiles.codes)

@@ -199,8 +199,7 @@ def test_inpaints(originals: ModuleType, tokenizer_folder: Path, tmp_path: Path,
     filled = np.asarray(result.image)
     changed = (filled != pixels).any(-1)
     assert changed[mask].mean() > 0.9
-    # The seam is blended over a patch around the hole at most.
-    assert not changed[:, [0, 15]].any()
+    assert not changed[~mask].any()
 
 
 def test_image_size_follows_the_transformer(originals: ModuleType, tokenizer_folder: Path, tmp_path: Path) -> None:
