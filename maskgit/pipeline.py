@@ -8,6 +8,7 @@ results[0].image.save("filled.png")
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import os
 import re
@@ -365,9 +366,11 @@ class MaskGIT:
         if not num_classes:
             raise ValueError(_NO_CLASSES)
         if isinstance(label, str):
-            if label not in self.class_names:
-                raise ValueError(f"unknown class {label!r}: choose one of {', '.join(self.class_names)}")
-            return self.class_names.index(label)
+            if label in self.class_names:
+                return self.class_names.index(label)
+            choices = difflib.get_close_matches(label, self.class_names, n=5, cutoff=0.4) or self.class_names[:20]
+            more = f", ... ({len(self.class_names)} in all)" if len(choices) < len(self.class_names) else ""
+            raise ValueError(f"unknown class {label!r}: choose one of {', '.join(choices)}{more}")
         if not 0 <= label < num_classes:
             raise ValueError(f"label {label} must be in [0, {num_classes})")
         return label
@@ -543,7 +546,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         found = torch.device(device)
         torch.zeros((), device=found).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise ValueError(f"device {str(device)!r} can't be used here: {reason}") from error
     return found
 

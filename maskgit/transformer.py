@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from maskgit.config import TransformerConfig
 from maskgit_kernels import attention
@@ -83,6 +84,8 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpoint_blocks = False
+        """In training, keep only the input of each block and compute the rest anew in the backward pass."""
         labels = config.num_classes + 1 if config.num_classes else 0
         length = config.num_tokens + (1 if labels else 0)
         self.token_embedding = nn.Embedding(config.codebook_size + 1 + labels, config.dim)
@@ -161,6 +164,9 @@ class Transformer(nn.Module):
             x, count = context.select(x, count)  # from here on N is the number of positions that are evaluated
         x = self.input_mlp(self.dropout(self.embedding_norm(x)))  # [B, N (+ 1), dim]
         for block in self.blocks:
-            x = block(x, context)
+            if self.checkpoint_blocks and self.training:
+                x = checkpoint(block, x, context, use_reentrant=False)
+            else:
+                x = block(x, context)
         x = self.head(self.final_norm(x[:, :count]))  # [B, N, dim]
         return x if context is None else context.spread(x)

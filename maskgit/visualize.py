@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 from maskgit.data.images import read_image
 from maskgit.data.masks import MAKERS, load_mask, make_mask
@@ -35,7 +36,7 @@ OPEN = (50, 50, 60)
 
 _HATCH = ((120, 120, 130), (190, 190, 200))  # the two greys of a hole
 _HATCH_WIDTH = 4
-_GAP = 6
+GAP = 6
 _CAPTION = 16  # height of a line of text
 _SMALLEST, _LARGEST = 128, 256  # what the longer side of a picture is brought to: small ones by whole factors
 
@@ -49,18 +50,18 @@ def strip(result: InpaintResult) -> Image.Image:
     Under the hole and each step are the tokens: those given by the image in light grey, those decided at this step in
     orange, those decided before in blue, those still open in dark. Small images are enlarged by a whole factor.
     """
-    size = _display_size(result.original.size)
+    size = display_size(result.original.size)
     masked = result.masked
-    top = [_resize(result.original, size), masked_picture(result)]
+    top = [resize(result.original, size), masked_picture(result)]
     bottom: list[Image.Image | None] = [None, _token_picture(masked, masked, masked, size)]
     captions = ["original", f"masked: {int(masked.sum())} tokens"]
     before = masked
     for number, step in enumerate(result.steps, 1):
-        top.append(_resize(step.image, size))
+        top.append(resize(step.image, size))
         bottom.append(_token_picture(masked, before, step.masked, size))
         captions.append(f"step {number}: {int(step.masked.sum())} left")
         before = step.masked
-    top.append(_resize(result.image, size))
+    top.append(resize(result.image, size))
     bottom.append(None)
     captions.append("result")
     return grid([*top, *bottom], len(top), captions)
@@ -72,12 +73,30 @@ def triples(results: Sequence[InpaintResult], columns: int = 4) -> Image.Image:
     Raises:
         ValueError: no results, or `columns` below 1.
     """
-    pictures: list[Image.Image | None] = []
-    for result in results:
-        size = _display_size(result.original.size)
-        pictures += [masked_picture(result), _resize(result.image, size), _resize(result.original, size)]
-    columns = min(columns, len(results))
-    return grid(pictures, 3 * columns, ["masked", "filled", "original"] * columns)
+    return overview([triple(result) for result in results], TRIPLE, columns)
+
+
+TRIPLE = ("masked", "filled", "original")
+
+
+def triple(result: InpaintResult) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """One inpainting as masked, filled, original, at the size at which strips show it."""
+    size = display_size(result.original.size)
+    return masked_picture(result), resize(result.image, size), resize(result.original, size)
+
+
+def overview(groups: Sequence[Sequence[Image.Image]], captions: Sequence[str], columns: int = 4) -> Image.Image:
+    """Groups of pictures that belong together, `columns` of these groups in a row.
+
+    Args:
+        groups: as many pictures each as there are captions.
+        captions: one for each picture of a group.
+
+    Raises:
+        ValueError: no groups, or `columns` below 1.
+    """
+    columns = min(columns, len(groups))
+    return grid([picture for group in groups for picture in group], len(captions) * columns, [*captions] * columns)
 
 
 def evolution(results: Mapping[str, InpaintResult]) -> Image.Image:
@@ -97,11 +116,11 @@ def evolution(results: Mapping[str, InpaintResult]) -> Image.Image:
     columns = 1 + max(len(result.steps) for result in results.values())
     pictures: list[Image.Image | None] = []
     for name, result in results.items():
-        size = _display_size(result.original.size)
+        size = display_size(result.original.size)
         masks = [result.masked, *(step.masked for step in result.steps)]
-        images = [masked_picture(result), *(_resize(step.image, size) for step in result.steps)]
+        images = [masked_picture(result), *(resize(step.image, size) for step in result.steps)]
         empty = [None] * (columns - len(masks))
-        pictures += [_label(name), *(_mask_picture(mask, size) for mask in masks), *empty]
+        pictures += [text_picture(name), *(_mask_picture(mask, size) for mask in masks), *empty]
         pictures += [None, *images, *empty]
     return grid(pictures, 1 + columns, ["", "start", *(f"step {number}" for number in range(1, columns))])
 
@@ -135,13 +154,13 @@ def animation(results: Mapping[str, InpaintResult], kind: Literal["gif", "webp"]
 
 def _frames(result: InpaintResult) -> list[tuple[Image.Image, Image.Image]]:
     """Picture and tokens at the start, after each step, and at the end."""
-    size = _display_size(result.original.size)
+    size = display_size(result.original.size)
     start = before = result.masked
     frames = [(masked_picture(result), _token_picture(start, start, start, size))]
     for step in result.steps:
-        frames.append((_resize(step.image, size), _token_picture(start, before, step.masked, size)))
+        frames.append((resize(step.image, size), _token_picture(start, before, step.masked, size)))
         before = step.masked
-    return [*frames, (_resize(result.image, size), _token_picture(start, before, before, size))]
+    return [*frames, (resize(result.image, size), _token_picture(start, before, before, size))]
 
 
 def _check_steps(results: Mapping[str, InpaintResult]) -> None:
@@ -175,23 +194,23 @@ def grid(images: Sequence[Image.Image | None], columns: int, captions: Sequence[
     height = max(image.height for image in present)
     head = _CAPTION if captions else 0
     rows = -(-len(images) // columns)
-    canvas = Image.new("RGB", (_GAP + columns * (width + _GAP), _GAP + head + rows * (height + _GAP)), BACKGROUND)
+    canvas = Image.new("RGB", (GAP + columns * (width + GAP), GAP + head + rows * (height + GAP)), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for column, caption in enumerate(captions):
-        left = _GAP + column * (width + _GAP) + (width - int(font.getlength(caption))) // 2
-        draw.text((left, _GAP // 2), caption, fill=INK, font=font)
+        left = GAP + column * (width + GAP) + (width - int(font.getlength(caption))) // 2
+        draw.text((left, GAP // 2), caption, fill=INK, font=font)
     for i, image in enumerate(images):
         if image is not None:
             row, column = divmod(i, columns)
-            left = _GAP + column * (width + _GAP) + (width - image.width) // 2
-            canvas.paste(image, (left, _GAP + head + row * (height + _GAP) + (height - image.height) // 2))
+            left = GAP + column * (width + GAP) + (width - image.width) // 2
+            canvas.paste(image, (left, GAP + head + row * (height + GAP) + (height - image.height) // 2))
     return canvas
 
 
 def masked_picture(result: InpaintResult) -> Image.Image:
     """The original with its hole hatched in grey, at the size at which strips show it."""
-    size = _display_size(result.original.size)
-    picture = np.array(_resize(result.original, size))
+    size = display_size(result.original.size)
+    picture = np.array(resize(result.original, size))
     shares = Image.fromarray(result.mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
     rows, columns = np.indices(picture.shape[:2])
     dark = (rows + columns) // _HATCH_WIDTH % 2 == 0
@@ -207,26 +226,35 @@ def _token_picture(start: np.ndarray, before: np.ndarray, after: np.ndarray, siz
 
 
 def _mask_picture(masked: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """bool [h, w], True = masked -> black on white in a thin frame, with the number of masked tokens below."""
+    """bool [h, w], True = masked -> black on white, with the number of masked tokens below."""
     tokens = Image.fromarray(np.where(masked, 0, 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    picture = Image.new("RGB", (size[0] + 2, size[1] + 2 + _CAPTION), BACKGROUND)
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, 0, size[0] + 1, size[1] + 1), outline=INK)
-    picture.paste(tokens, (1, 1))
-    font, text = ImageFont.load_default(), f"{int(masked.sum())} masked"
-    draw.text(((picture.width - font.getlength(text)) // 2, size[1] + 4), text, fill=INK, font=font)
-    return picture
+    return framed(tokens, f"{int(masked.sum())} masked")
 
 
-def _label(text: str) -> Image.Image:
-    """A line of text as a picture."""
+def framed(picture: Image.Image, text: str) -> Image.Image:
+    """A picture in a thin frame, with a line of text below."""
+    canvas = Image.new("RGB", (picture.width + 2, picture.height + 2 + _CAPTION), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle((0, 0, picture.width + 1, picture.height + 1), outline=INK)
+    canvas.paste(picture, (1, 1))
     font = ImageFont.load_default()
-    picture = Image.new("RGB", (int(font.getlength(text)) + 1, _CAPTION), BACKGROUND)
-    ImageDraw.Draw(picture).text((0, 2), text, fill=INK, font=font)
+    draw.text(((canvas.width - font.getlength(text)) // 2, picture.height + 4), text, fill=INK, font=font)
+    return canvas
+
+
+def text_picture(text: str) -> Image.Image:
+    """Lines of text as a picture."""
+    font, lines = ImageFont.load_default(), text.split("\n")
+    width = max(int(font.getlength(line)) + 1 for line in lines)
+    picture = Image.new("RGB", (width, _CAPTION * len(lines)), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    for number, line in enumerate(lines):
+        draw.text((0, _CAPTION * number + 2), line, fill=INK, font=font)
     return picture
 
 
-def _display_size(size: tuple[int, int]) -> tuple[int, int]:
+def display_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) at which a picture of a size is shown: with 128 to 256 pixels on its longer side."""
     longest = max(size)
     if longest > _LARGEST:
         return max(1, round(size[0] * _LARGEST / longest)), max(1, round(size[1] * _LARGEST / longest))
@@ -234,7 +262,7 @@ def _display_size(size: tuple[int, int]) -> tuple[int, int]:
     return size[0] * factor, size[1] * factor
 
 
-def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Enlarged by whole factors, pixels stay squares; anything else is smooth."""
     whole = size[0] % image.width == 0 and size[1] % image.height == 0
     return image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
@@ -245,14 +273,15 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 @dataclass(frozen=True)
 class Options:
-    """Fill one hole by several schedules and show how: evolution.png and evolution.gif, or .webp."""
+    """Fill one hole by several schedules and show how: evolution.png has masks and images of each, step by step,
+    evolution.gif (or .webp) the same in motion, and SCHEDULE.strip.png is the strip of one."""
 
     image: Annotated[Path | None, tyro.conf.Positional] = None
     """The image. Default: a sample."""
     mask: str = "center"
     """A mask image (white is filled), or one of center, boxes, strokes, half, left, right, top, bottom."""
     schedules: tuple[str, ...] = ("linear", "cosine", "square")
-    """Which to compare."""
+    """Which to compare: cosine, linear, square, cubic, exponential, sqrt, logarithmic, arccos."""
     steps: int = DecodeConfig.steps
     """Decoding steps."""
     seed: int = 0
@@ -264,7 +293,7 @@ class Options:
     animation: Literal["gif", "webp"] = "gif"
     """Format of the moving picture."""
     output: Path = Path("outputs/evolution")
-    """Folder for the two files."""
+    """Folder for the pictures. What an earlier run left there under the same names is replaced."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -274,30 +303,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help, or options that tyro could not read
         return int(stop.code or 0)
     try:
+        if not options.schedules:
+            raise ValueError("--schedules: name at least one")
+        for schedule in options.schedules:  # what makes no sense is found out before any work is done
+            DecodeConfig(steps=options.steps, schedule=schedule)
         sample = resources.files("maskgit") / "assets" / "samples" / "fox.png"
         with resources.as_file(sample) as path:
             image = read_image(options.image or path)
         if options.mask in MAKERS:
             mask = make_mask(options.mask, image.height, image.width, options.seed)
-        else:
+        elif Path(options.mask).is_file():
             mask = load_mask(options.mask, image.size)
+        else:
+            raise ValueError(f"--mask {options.mask}: no such file, and not one of {', '.join(MAKERS)}")
         model = MaskGIT.from_pretrained(options.model, device=options.device)
         results = {}
-        for schedule in options.schedules:
+        for schedule in tqdm(options.schedules, desc="inpainting", unit="schedule"):
             (results[schedule],) = model.inpaint(
                 [image], [mask], steps=options.steps, schedule=schedule, seed=options.seed, save_steps=True
             )
-        file = io.BytesIO()
-        evolution(results).save(file, "png")
-        moving = options.output / f"evolution.{options.animation}"
-        write_atomically(
-            {options.output / "evolution.png": file.getvalue(), moving: animation(results, options.animation)}
-        )
+        files = {
+            "evolution.png": _png(evolution(results)),
+            f"evolution.{options.animation}": animation(results, options.animation),
+            **{f"{name}.strip.png": _png(strip(result)) for name, result in results.items()},
+        }
+        try:
+            write_atomically({options.output / name: data for name, data in files.items()})
+        except OSError as error:
+            raise ValueError(f"{options.output}: can't write pictures there: {error.strerror}") from error
     except (OSError, RuntimeError, ValueError) as error:  # they all say what to do
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{options.output / 'evolution.png'} and {moving.name}: {', '.join(results)}")
+    print(f"in {options.output.resolve()}: {', '.join(files)}")
     return 0
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Images to train on: the embedded emoji or any folder; and masks to inpaint."""
+"""Images to train on: the embedded emoji, any folder, or tar archives; and masks to inpaint."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from maskgit.data.images import (
     in_validation,
     read_image,
 )
+from maskgit.data.shards import ImageShards, is_shards
 
 __all__ = [
     "AugmentConfig",
@@ -24,6 +25,7 @@ __all__ = [
     "ImageDataset",
     "ImageError",
     "ImageFolder",
+    "ImageShards",
     "Split",
     "find_images",
     "in_validation",
@@ -33,19 +35,27 @@ __all__ = [
 
 
 def load_dataset(
-    spec: str | os.PathLike[str], image_size: int, split: Split = "all", val_fraction: float = 0.1
+    spec: str | os.PathLike[str],
+    image_size: int,
+    split: Split = "all",
+    val_fraction: float = 0.1,
+    check: bool = True,
 ) -> ImageDataset:
     """The data set that a command line names.
 
     Args:
-        spec: "emoji" for the embedded set, anything else is a folder ("./emoji" for a folder of that name).
+        spec: "emoji" for the embedded set, a pattern that ends in .tar for WebDataset's archives
+            ("shards/train-{000..009}.tar"), anything else is a folder ("./emoji" for a folder of that name).
         image_size: side S of the views.
         split: "train", "val" or "all".
         val_fraction: share that validation gets, on average.
+        check: decode all images once, to leave out damaged ones.
 
     Raises:
-        DataError: a missing or empty folder, an empty split, wrong arguments.
+        DataError: a missing or empty folder or archive, an empty split, wrong arguments.
     """
     if spec == "emoji":
         return EmojiDataset(image_size, split, val_fraction)
-    return ImageFolder(spec, image_size, split, val_fraction)
+    if is_shards(spec):
+        return ImageShards(spec, image_size, split, val_fraction, check)
+    return ImageFolder(spec, image_size, split, val_fraction, check)

@@ -82,6 +82,9 @@ class EmojiDataset(ImageDataset):
     def picture(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
 
+    def name(self, index: int) -> str:
+        return self.names[index]
+
     def family_numbers(self) -> np.ndarray:
         return np.unique(self.families, return_inverse=True)[1]
 

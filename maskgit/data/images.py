@@ -11,11 +11,11 @@ import math
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -38,7 +38,10 @@ class ImageError(ValueError):
 
     def __init__(self, path: str | os.PathLike[str], reason: str):
         super().__init__(f"{os.fspath(path)}: {reason}")
-        self.reason = reason
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:  # so that it can come out of another process
+        return ImageError, (self.path, self.reason)
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
@@ -73,15 +76,24 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         ImageError: the file is missing, is no image, is truncated or damaged, or is absurdly large.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+        with open(path, "rb") as file:
+            return decode_image(file, path)
     except FileNotFoundError:
         raise ImageError(path, "no such file") from None
     except IsADirectoryError:
         raise ImageError(path, "is a folder, not an image") from None
+    except OSError as error:
+        raise ImageError(path, f"can't be read: {error.strerror}") from error
+
+
+def decode_image(file: IO[bytes], path: str | os.PathLike[str]) -> Image.Image:
+    """As `read_image`, from an open file; `path` is what errors call it."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
-        empty = os.path.getsize(path) == 0
+        empty = file.seek(0, os.SEEK_END) == 0
         raise ImageError(path, "the file is empty" if empty else "not an image in a known format") from None
     except Image.DecompressionBombError as error:
         raise ImageError(path, f"too large: {error}") from None
@@ -198,6 +210,14 @@ class ImageDataset(abc.ABC):
         """int64 [n]: images with the same number are near copies of each other. Here every image is its own family."""
         return np.arange(len(self))
 
+    def name(self, index: int) -> str:
+        """Where an image comes from, for people: its number here."""
+        return str(index)
+
+    def key(self) -> str | None:
+        """SHA-256 that changes when the images do, where that can be told without reading them all; else None."""
+        return None
+
     def image(self, index: int) -> np.ndarray:
         """The plain view: centre square, resized. uint8 [S, S, 3]."""
         return resize(self.picture(index), self.image_size)
@@ -223,7 +243,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     if not root.exists():
         raise DataError(f"{root}: no such folder")
     if not root.is_dir():
-        raise DataError(f"{root}: is a file, not a folder")
+        raise DataError(f"{root}: is not a folder")
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: can't be listed: {error.strerror}") from error
@@ -245,19 +265,31 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def check_images(paths: list[Path]) -> list[str | None]:
-    """Decode every file once, in threads: None for a good one, else what is wrong with it. A terminal gets a bar."""
+def check_images(read: Callable[[int], Image.Image], count: int) -> list[str | None]:
+    """Read each of `count` images once, in threads: None for a good one, else what is wrong with it.
 
-    def problem(path: Path) -> str | None:
+    A terminal gets a bar.
+    """
+
+    def problem(index: int) -> str | None:
         try:
-            read_image(path)
+            read(index)
         except ImageError as error:
             return error.reason
         return None
 
     with ThreadPoolExecutor() as pool:
-        results = pool.map(problem, paths)
-        return list(tqdm(results, total=len(paths), desc="checking images", unit="image", disable=None))
+        results = pool.map(problem, range(count))
+        return list(tqdm(results, total=count, desc="checking images", unit="image", disable=None))
+
+
+def files_key(files: Iterable[tuple[str, Path]]) -> str:
+    """SHA-256 of names, sizes and times of change: files that are the same by these are taken to be the same."""
+    digest = hashlib.sha256()
+    for name, path in files:
+        status = path.stat()
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 class ImageFolder(ImageDataset):
@@ -301,7 +333,7 @@ class ImageFolder(ImageDataset):
         self.paths = [found[i] for i in chosen]
         self.skipped: list[tuple[Path, str]] = []
         if check:
-            problems = check_images(self.paths)
+            problems = check_images(lambda i: read_image(self.paths[i]), len(self.paths))
             self.skipped = [(path, why) for path, why in zip(self.paths, problems, strict=True) if why is not None]
             self.paths = [path for path, why in zip(self.paths, problems, strict=True) if why is None]
         if self.skipped:
@@ -331,6 +363,12 @@ class ImageFolder(ImageDataset):
 
     def picture(self, index: int) -> Image.Image:
         return read_image(self.paths[index])
+
+    def name(self, index: int) -> str:
+        return self.paths[index].relative_to(self.root).as_posix()
+
+    def key(self) -> str | None:
+        return files_key((self.name(i), path) for i, path in enumerate(self.paths))
 
 
 def check_size(image_size: int) -> int:

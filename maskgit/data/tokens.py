@@ -1,10 +1,21 @@
-"""Token shards: every view of every image, tokenized once and kept in a memory-mapped file."""
+"""Token shards: every view of every image, tokenized once and kept in a memory-mapped file.
+
+A shard is a folder:
+
+    tokens.npy     uint16 [views, images, N]; view 0 is the plain image, 1 its mirror, further ones are random crops
+    holes.npy      uint16 [holes, views, images, N], only where asked for: the tokens outside of a hole, HIDDEN inside
+    tokens.json, holes.json   what each was made from; written last, so a file without one doesn't count
+    labels.npy     int64 [images], the class of each image
+    families.npy   int64 [images], the same number for near copies
+    names.jsonl    a JSON string per image: where it comes from
+    images.json    the class names
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from maskgit.data.images import AugmentConfig, DataError, ImageDataset
 from maskgit.data.masks import make_mask
+from maskgit.data.parts import write_in_parts
 from maskgit.files import write_atomically
 from maskgit.holes import cells_with_holes, smooth_fill
 from maskgit.tokenizer import VQGAN
@@ -32,9 +43,14 @@ HOLE_KINDS = ("boxes", "boxes", "center", "strokes", "half")
 
 
 def fingerprint(tokenizer: VQGAN) -> str:
-    """SHA-256 of a tokenizer's configuration and weights: shards of another tokenizer are of no use."""
+    """SHA-256 of a tokenizer's configuration and of the weights that decide the tokens, which the decoder's don't.
+
+    Shards of a tokenizer with another are of no use.
+    """
     digest = hashlib.sha256(repr(tokenizer.config).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
+        if name.startswith(("post_quant_conv.", "decoder.")):
+            continue
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -81,8 +97,7 @@ class TokenShard(Dataset[TokenSample]):
     Indexed by (index, position); the position decides the view, whether there is a hole, and which.
 
     Args:
-        folder: holds tokens.npy, uint16 [views, images, N], and holes.npy, uint16 [holes, views, images, N], if holes
-            are to be shown. The latter has the tokens outside each hole, and HIDDEN inside.
+        folder: holds tokens.npy, and holes.npy if holes are to be shown (see the module's docstring).
         labels: int64 [images].
         seed: of all choices.
         hole_share: probability in [0, 1] that a sample has a hole.
@@ -91,7 +106,11 @@ class TokenShard(Dataset[TokenSample]):
     def __init__(self, folder: Path, labels: np.ndarray, seed: int = 0, hole_share: float = 0.0) -> None:
         self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
         self.holes = np.load(folder / "holes.npy", mmap_mode="r") if hole_share else None
-        self.labels, self.seed, self.hole_share = labels, seed, hole_share
+        self.folder, self.labels, self.seed, self.hole_share = folder, labels, seed, hole_share
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A reading process that is spawned maps the files anew; a memory map would be pickled with all that it shows.
+        return TokenShard, (self.folder, self.labels, self.seed, self.hole_share)
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
@@ -128,15 +147,22 @@ def tokenize(
     hole_share: float = 0.0,
     holes: int = 1,
     batch_size: int = 64,
+    processes: int = 0,
+    key: str | None = None,
 ) -> TokenShard:
     """Tokenize `views` views of every image into `folder`, unless that has been done with just these inputs.
+
+    A run that was killed is taken up where it was (see `maskgit.data.parts`).
 
     Args:
         hole_share: share of the samples that are to have a hole; above 0, each view is tokenized `holes` times more,
             with another random hole in it each time that is hidden from the encoder as inpainting hides it.
+        processes: 0 works in this process, with all its threads. Otherwise so many processes of one thread each; the
+            bytes that come out are then the same for any number of them.
+        key: stands for what the images show; by default `content_key`, which reads all of them.
 
     Raises:
-        DataError: fewer than one view or hole, or a codebook too large for uint16.
+        DataError: fewer than one view or hole, a codebook too large for uint16, no images, a process that died.
     """
     if views < 1 or holes < 1:
         raise DataError(f"views={views}, holes={holes}: there must be at least one")
@@ -144,19 +170,70 @@ def tokenize(
         raise DataError(f"a codebook of {codes} codes does not fit the shards' uint16: at most {HIDDEN}")
     wanted = {
         "tokenizer": fingerprint(tokenizer),
-        "images": content_key(images),
+        "images": content_key(images) if key is None else key,
         "views": views,
         "augment": repr(augment),
         "seed": seed,
     }
-    writer = _Writer(tokenizer.to(device, memory_format=torch.channels_last).eval(), images, augment, seed, batch_size)  # type: ignore[call-overload]
+    encoder = Encoder(tokenizer.eval(), images, augment, seed, batch_size)
+    shape = (views, len(images), tokenizer.config.num_tokens)
     if not _holds(folder / "tokens.npy", wanted):
-        writer.write(folder / "tokens.npy", wanted, (views, len(images)), writer.plain)
+        write_in_parts(folder / "tokens.npy", wanted, shape, encoder, processes, device)
     if hole_share:
         wanted |= {"holes": holes, "kinds": list(HOLE_KINDS)}
         if not _holds(folder / "holes.npy", wanted):
-            writer.write(folder / "holes.npy", wanted, (holes, views, len(images)), writer.with_holes)
+            write_in_parts(folder / "holes.npy", wanted, (holes, *shape), encoder, processes, device)
+    _describe_images(folder, images)
     return TokenShard(folder, images.labels, seed, hole_share)
+
+
+def open_shard(folder: Path, tokenizer: VQGAN, seed: int = 0, hole_share: float = 0.0) -> TokenShard:
+    """A shard that `tokenize` has written, without its images.
+
+    Raises:
+        DataError: a file is missing or damaged, another tokenizer made it, or it has no holes but should show some.
+    """
+    for name in ("tokens", "holes") if hole_share else ("tokens",):
+        made = read_json(folder / f"{name}.json")
+        if made.get("tokenizer") != fingerprint(tokenizer):
+            raise DataError(
+                f"{folder / name}.npy: made by another tokenizer (or at another image size), so its tokens mean "
+                "something else; name the tokenizer that made it, or tokenize again (train.py tokens)"
+            )
+    try:
+        shard = TokenShard(folder, np.load(folder / "labels.npy"), seed, hole_share)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: not a whole token shard: {error}; write it with train.py tokens") from error
+    if len(shard) != len(shard.labels) or shard.tokens.shape[2] != tokenizer.config.num_tokens:
+        raise DataError(f"{folder}: tokens {shard.tokens.shape} and {len(shard.labels)} labels don't fit each other")
+    return shard
+
+
+def class_names(folder: Path) -> list[str]:
+    """Names of the classes of a shard; empty where its images have none. Raises DataError as `open_shard`."""
+    return list(read_json(folder / "images.json").get("class_names", []))
+
+
+def family_numbers(folder: Path) -> np.ndarray:
+    """int64 [images], as `ImageDataset.family_numbers`. Raises DataError as `open_shard`."""
+    try:
+        return np.load(folder / "families.npy")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: not a whole token shard: {error}; write it with train.py tokens") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One of the JSON files of a shard. Raises DataError."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        where = "is not there" if path.parent.is_dir() else f"is not there: there is no folder {path.parent}"
+        raise DataError(f"{path} {where}; write a token shard with train.py tokens") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: not a JSON object")
+    return content
 
 
 def _holds(file: Path, wanted: dict[str, Any]) -> bool:
@@ -168,9 +245,26 @@ def _holds(file: Path, wanted: dict[str, Any]) -> bool:
         return False
 
 
+def _describe_images(folder: Path, images: ImageDataset) -> None:
+    """Write which image each column is, where that isn't written yet."""
+    files = {
+        folder / "labels.npy": _npy(images.labels.astype(np.int64)),
+        folder / "families.npy": _npy(images.family_numbers().astype(np.int64)),
+        folder / "names.jsonl": "".join(json.dumps(images.name(i)) + "\n" for i in range(len(images))).encode(),
+        folder / "images.json": (json.dumps({"class_names": images.class_names}, indent=2) + "\n").encode(),
+    }
+    write_atomically({path: data for path, data in files.items() if not path.exists() or path.read_bytes() != data})
+
+
+def _npy(values: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
 @dataclass
-class _Writer:
-    """Encodes views and writes them."""
+class Encoder:
+    """Turns views of images into tokens; can be sent to another process."""
 
     tokenizer: VQGAN
     images: ImageDataset
@@ -178,24 +272,22 @@ class _Writer:
     seed: int
     batch_size: int
 
-    def write(
-        self, file: Path, wanted: dict[str, Any], shape: tuple[int, ...], encode: Callable[..., np.ndarray]
-    ) -> None:
-        """Fill `file`, uint16 [*shape, N], with what `encode(*leading indices, images)` gives."""
-        description = file.with_suffix(".json")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        description.unlink(missing_ok=True)
-        # Written in place; the description, which makes it valid, comes last.
-        full_shape = (*shape, self.tokenizer.config.num_tokens)
-        tokens = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint16, shape=full_shape)
-        with tqdm(total=math.prod(shape), desc=f"tokenizing {file.stem}", unit="view", dynamic_ncols=True) as progress:
-            for leading in np.ndindex(shape[:-1]):
-                for start in range(0, shape[-1], self.batch_size):
-                    chosen = range(start, min(start + self.batch_size, shape[-1]))
-                    tokens[leading][chosen.start : chosen.stop] = encode(*leading, chosen)
-                    progress.update(len(chosen))
-        tokens.flush()
-        write_atomically({description: (json.dumps(wanted, indent=2) + "\n").encode()})
+    def to(self, device: torch.device) -> None:
+        """Work there from now on."""
+        self.tokenizer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __call__(self, leading: tuple[int, ...], chosen: range) -> np.ndarray:
+        """The tokens of the chosen images, uint16 [n, N].
+
+        Args:
+            leading: (view,) for all tokens of that view; (number, view) for those outside hole `number` of it, HIDDEN
+                inside.
+        """
+        encode: Callable[..., np.ndarray] = self.plain if len(leading) == 1 else self.with_holes
+        starts = range(chosen.start, chosen.stop, self.batch_size)
+        return np.concatenate(
+            [encode(*leading, range(start, min(start + self.batch_size, chosen.stop))) for start in starts]
+        )
 
     def plain(self, view: int, chosen: range) -> np.ndarray:
         """The tokens of one view of the chosen images; uint16 [n, N]."""

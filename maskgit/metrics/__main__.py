@@ -72,7 +72,8 @@ class Options:
     """Folder of real pictures, at any depth; or pytorch-fid's statistics of some, an .npz file of mu and sigma, which
     is enough for the FID."""
     generated: Annotated[Path, tyro.conf.Positional]
-    """Folder of generated pictures. Picture strips of inpaint.py (*.strip.png) are left out."""
+    """Folder of generated pictures. What inpaint.py writes beside them (*.strip.png, *.maps.png, *.grid.png) is left
+    out."""
     network: Literal["all", "inception", "efficientnet-lite0", "none"] = "all"
     """Whose features sets are compared in; none: only pairs. `all` says so and goes on where Inception's weights are
     missing, `inception` fails."""

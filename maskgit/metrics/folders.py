@@ -17,19 +17,19 @@ from maskgit.data.images import DataError, find_images
 from maskgit.features import FeatureNetwork
 from maskgit.files import write_atomically
 
-STRIP = ".strip"
-"""How the stem of a picture strip ends, which `inpaint.py` writes beside each result."""
+BESIDE = (".strip", ".maps", ".grid")
+"""How the stems end of what `inpaint.py` writes beside its results: picture strips, maps, the overview."""
 
 _SHOWN = 3  # names in an error; of more, only the number
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted, without picture strips.
+    """The image files below a folder, sorted, without what `inpaint.py` writes beside its results.
 
     Raises:
         DataError: the folder is missing, is a file, or holds no images.
     """
-    found = [path for path in find_images(folder) if not path.stem.endswith(STRIP)]
+    found = [path for path in find_images(folder) if not path.stem.endswith(BESIDE)]
     if not found:
         raise DataError(f"{folder}: no images in this folder, at any depth")
     return found

@@ -5,6 +5,7 @@ Esser et al., "Taming Transformers for High-Resolution Image Synthesis", CVPR 20
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -103,11 +104,21 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+def adaptive_weight(
+    reconstruction: Tensor,
+    adversarial: Tensor,
+    last_layer: Tensor,
+    average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> Tensor:
     """How much the adversarial loss counts: ratio of the two losses' gradients at the decoder's last layer, float [].
 
     Esser et al., equation 7, clamped to [0, 1e4] as their code does.
+
+    Args:
+        reconstruction, adversarial: the losses, float [].
+        last_layer: the decoder's last weights.
+        average: makes the gradient of a loss over several processes of this one's.
     """
-    (wanted,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (pushed,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    (wanted,) = (average(g) for g in torch.autograd.grad(reconstruction, last_layer, retain_graph=True))
+    (pushed,) = (average(g) for g in torch.autograd.grad(adversarial, last_layer, retain_graph=True))
     return (wanted.norm() / (pushed.norm() + 1e-4)).clamp(0, 1e4).detach()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 NAME = re.compile(r"step-(\d{9})")
+BEST = "best"  # a link to the checkpoint of the best validation
 
 
 class CheckpointError(RuntimeError):
@@ -38,13 +39,29 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
-    """Write checkpoint `step`: weights as safetensors, the rest (optimizers) as a torch file; keep the newest `keep`.
+def mark_best(folder: Path, step: int) -> None:
+    """Point the link `best` at the checkpoint of this step."""
+    temporary = folder / f".{BEST}.partial"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(_name(step), target_is_directory=True)
+    os.replace(temporary, folder / BEST)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:09d}"
+
+
+def save_checkpoint(
+    folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], keep: int, best: int | None = None
+) -> Path:
+    """Write checkpoint `step`: weights as safetensors, the rest (optimizers) as a torch file.
+
+    The newest `keep` are kept, and the one of step `best`, if it is there, which gets the link `best`.
 
     A process killed at any moment leaves either the whole checkpoint or none: everything is written and flushed to a
     temporary folder, which is then renamed. Raises CheckpointError when the disk refuses; older ones stay untouched.
     """
-    target = folder / f"step-{step:09d}"
+    target = folder / _name(step)
     temporary = folder / f".{target.name}.partial"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -56,12 +73,15 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: 
         if target.exists():  # a resumed run reaches the same step again
             shutil.rmtree(target)
         temporary.rename(target)
+        if best is not None and (folder / _name(best)).exists():
+            mark_best(folder, best)
         _flush(folder)
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"{target}: the checkpoint can't be written: {error}") from error
-    for _, old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    for old_step, old in list_checkpoints(folder)[:-keep]:
+        if old_step != best:
+            shutil.rmtree(old)
     return target
 
 

@@ -8,132 +8,35 @@ run did there.
 from __future__ import annotations
 
 import abc
-import dataclasses
+import copy
 import json
 import math
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from maskgit.files import write_atomically
-from maskgit.pipeline import resolve_device
-from maskgit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
-from maskgit_kernels.backend import BACKENDS, resolve, use
+from maskgit.training.checkpoint import BEST, CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
+from maskgit.training.engine import Engine, Guard
+from maskgit.training.order import SampleOrder
+from maskgit.training.run_file import describe_run
+from maskgit.training.settings import LoopConfig, TrainingError, changed_settings, learning_rate, run_settings
+from maskgit.training.signals import Stopped, StopSignals, leave_signals_to_parent
+from maskgit.training.state import gathered, load_module_states, load_optimizer_state, module_states
+from maskgit.training.tracking import Speed, Tracker, peak_flops
+from maskgit_kernels.backend import resolve, use
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-
-class TrainingError(RuntimeError):
-    """A run that can't start or go on; the message says what to change."""
-
-
-def open_log(folder: Path, first_step: int) -> SummaryWriter:
-    """The TensorBoard log of a run. Raises ImportError, naming the extra to install, where TensorBoard is missing."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError("training needs TensorBoard: pip install 'maskgit-inpaint[train]'") from error
-    # purge_step drops what a killed run logged after its last checkpoint: those steps are done again.
-    return SummaryWriter(str(folder), purge_step=first_step)
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """What both stages have in common."""
-
-    output: Path
-    """Folder of the run: checkpoints, TensorBoard log, pictures, and the trained model."""
-    steps: int
-    """Optimizer steps in all."""
-    batch_size: int
-    """Images per step."""
-    lr: float
-    """Peak learning rate."""
-    min_lr: float = 0.0
-    """Learning rate at the end of the cosine."""
-    warmup: int = 100
-    """Steps of linear warm-up."""
-    beta1: float = 0.9
-    """AdamW's decay of the mean of the gradients."""
-    beta2: float = 0.99
-    """AdamW's decay of the mean of their squares."""
-    weight_decay: float = 1e-4
-    """AdamW's weight decay, on matrices and convolutions only."""
-    clip: float = 1.0
-    """Largest gradient norm; 0 for no clipping."""
-    ema: float = 0.0
-    """Decay of the moving average of the weights, which is what is validated and saved; 0 for none."""
-    precision: str = "bf16"
-    """bf16 (autocast) or float32."""
-    compile: bool = False
-    """Run the networks through torch.compile: a minute or two of compilation first. On a CPU it
-    speeds up the tokenizer and does nothing for the transformer."""
-    one_per_family: bool = False
-    """Show one image of each family of near copies in an epoch (of the emoji: skin tones, genders, directions), a
-    random one each time, instead of all of them."""
-    seed: int = 0
-    """Seed of everything that is random in the run."""
-    workers: int = 0
-    """Processes that read images; 0 reads in the training process."""
-    device: str = "auto"
-    """cuda, cpu, ... ; auto takes a GPU where there is one."""
-    kernels: str | None = None
-    """Implementation of attention: triton, torch, or auto, the better of them that can run. By default what the
-    environment variable MASKGIT_KERNELS says, or auto."""
-    log_every: int = 20
-    """Steps between two lines of the log."""
-    validate_every: int = 500
-    """Steps between two validations, each with a picture."""
-    save_every: int = 250
-    """Steps between two checkpoints."""
-    keep: int = 2
-    """Checkpoints kept."""
-    resume: bool = False
-    """Go on from the newest checkpoint in the output folder (from the start if there is none)."""
-
-    def __post_init__(self) -> None:
-        self.require_at_least(1, "steps", "batch_size", "log_every", "validate_every", "save_every", "keep")
-        self.require_at_least(0, "lr", "min_lr", "warmup", "weight_decay", "clip", "seed", "workers")
-        self.require_share("beta1", "beta2", "ema")
-        if self.kernels is not None and self.kernels not in BACKENDS:
-            raise TrainingError(f"--kernels {self.kernels}: must be one of {', '.join(BACKENDS)}")
-        if self.precision not in ("bf16", "float32"):
-            raise TrainingError(f"--precision {self.precision}: must be bf16 or float32")
-
-    def require_at_least(self, minimum: int, *names: str) -> None:
-        """Raise a TrainingError if one of the named settings is smaller than `minimum`, or isn't finite."""
-        for name in names:
-            value = getattr(self, name)
-            if not minimum <= value < math.inf:
-                raise TrainingError(f"--{name.replace('_', '-')} {value}: must be at least {minimum}")
-
-    def require_share(self, *names: str) -> None:
-        """Raise a TrainingError if one of the named settings is outside [0, 1)."""
-        for name in names:
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise TrainingError(f"--{name.replace('_', '-')} {value}: must be in [0, 1)")
-
-    # A resumed run may change only what has no influence on the losses.
-    FREE = ("output", "device", "workers", "log_every", "validate_every", "save_every", "keep", "resume")
-
-
-def learning_rate(config: LoopConfig, step: int) -> float:
-    """Linear warm-up, then a cosine from lr to min_lr at the last step."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+ON_THE_BAR = ("loss", "accuracy", "images_per_second")
 
 
 def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
@@ -147,87 +50,83 @@ def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; auto is a GPU if there is one. Raises TrainingError if it isn't available."""
-    try:
-        return resolve_device(None if name == "auto" else name)
-    except ValueError as error:
-        raise TrainingError(f"--device {name}: {error}") from error
-
-
-class SampleOrder(Sampler[list[tuple[int, int]]]):
-    """Batches of (index, position): a new shuffle each epoch, from (seed, epoch), starting at any step.
-
-    `position` counts samples from the start of the run; the augmentation of a sample is drawn from it.
-
-    Args:
-        families: int64 [n], the family of each sample; with config.one_per_family, an epoch has one of each.
-    """
-
-    def __init__(self, families: np.ndarray, config: LoopConfig, first_step: int) -> None:
-        if not len(families):
-            raise TrainingError("the training set is empty")
-        self.families, self.config, self.first_step = families, config, first_step
-
-    def __len__(self) -> int:
-        return self.config.steps - self.first_step
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        length = len(np.unique(self.families)) if self.config.one_per_family else len(self.families)
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        for step in range(self.first_step, self.config.steps):
-            batch = []
-            for position in range(step * self.config.batch_size, (step + 1) * self.config.batch_size):
-                if position // length != epoch:
-                    epoch = position // length
-                    order = self._shuffled(epoch)
-                batch.append((int(order[position % length]), position))
-            yield batch
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self.families))
-        if self.config.one_per_family:
-            _, first = np.unique(self.families[order], return_index=True)
-            order = order[np.sort(first)]
-        return order
-
-
 class StageTask(abc.ABC):
     """What a stage brings to the loop: its networks, one step of training, its validation, what it leaves behind."""
 
     model: nn.Module
     """What is trained, averaged and saved."""
     optimizers: list[torch.optim.Optimizer]
+    """Made by `prepare`."""
     dataset: Dataset[Any]
     """Indexed by (index, position); see SampleOrder."""
     families: np.ndarray
     """int64 [n]: the family of each of the data set's samples, as `ImageDataset.family_numbers` gives them."""
+    tokens_per_image: int = 0
+    """For the throughput; 0 where tokens aren't what is trained on."""
+    judged_by: str
+    """The figure of `validate` whose least value makes the best checkpoint."""
 
     @abc.abstractmethod
     def modules(self) -> dict[str, nn.Module]:
         """Every module with state that a checkpoint must hold, by name."""
 
     @abc.abstractmethod
-    def training_step(self, batch: Any, step: int) -> dict[str, Tensor]:
-        """Forward, backward and optimizer; returns float [] figures to log, "loss" among them, without host sync."""
+    def prepare(self) -> None:
+        """Make the optimizers, and what the processes need around the networks, whose weights are divided by now."""
 
     @abc.abstractmethod
-    def validate(self, model: nn.Module, writer: SummaryWriter, step: int, folder: Path) -> dict[str, float]:
+    def flops_per_image(self) -> float:
+        """Floating-point operations of a training step for each image, forward and backward."""
+
+    @abc.abstractmethod
+    def training_step(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """Forward, backward and optimizer for this process's share of a batch.
+
+        Returns:
+            Figures of the whole batch to log, float [] each, "loss" among them, without waiting for the device.
+        """
+
+    @abc.abstractmethod
+    def validate(self, model: nn.Module, writer: Tracker, step: int, folder: Path) -> dict[str, float]:
         """Figures of `model` (the averaged one if there is one) on the validation set; writes pictures too."""
+
+    def warnings(self, figures: dict[str, float]) -> list[str]:
+        """What the user should know about the figures of a validation."""
+        return []
 
     @abc.abstractmethod
     def export(self, model: nn.Module, folder: Path, figures: dict[str, float]) -> None:
-        """Write the trained model where a user picks it up."""
+        """Write the trained model to `folder`/model, where a user picks it up."""
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else dataclasses.asdict(value)
+@dataclass
+class _Run:
+    """A run under way."""
 
+    config: LoopConfig
+    engine: Engine
+    task: StageTask
+    averaged: AveragedModel | None
+    guard: Guard
+    whole_model: nn.Module | None
+    """With the weights divided among the processes: where they are put together for a validation."""
+    best: dict[str, float] | None = None
+    """Step and value of the best validation so far."""
 
-def run_settings(config: LoopConfig) -> dict[str, Any]:
-    """The settings that decide a run's losses, in JSON form."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in config.FREE}
-    return json.loads(json.dumps(values, default=_plain))
+    @property
+    def checkpoints(self) -> Path:
+        return self.config.output / "checkpoints"
+
+    def modules(self) -> dict[str, nn.Module]:
+        return self.task.modules() | ({"ema": self.averaged} if self.averaged is not None else {})
+
+    def trained_model(self) -> nn.Module:
+        """What is validated and saved: the averaged weights if there are any. All processes must call this."""
+        model = self.task.model if self.averaged is None else self.averaged.module
+        if self.whole_model is None:
+            return model
+        self.whole_model.load_state_dict(gathered(model.state_dict()))
+        return self.whole_model
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -235,123 +134,167 @@ def write_json(path: Path, values: Any) -> None:
     write_atomically({path: (json.dumps(values, indent=2) + "\n").encode()})
 
 
-def train(make_task: Callable[[], StageTask], config: LoopConfig, device: torch.device) -> dict[str, float]:
-    """Train to config.steps and return the figures of the last validation.
+def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine) -> dict[str, float]:
+    """Train to config.steps and return the figures of the last validation (in the main process; {} in the others).
 
     The task is made only once the output folder is known to be free or to hold this run, because making it may write.
 
     Raises:
         TrainingError: the output folder holds another run, the kernels can't run, or the loss isn't finite.
         CheckpointError: a checkpoint can't be written or read.
+        Stopped: SIGTERM or SIGINT came; there is a checkpoint of the last step.
     """
     if config.kernels is not None:
         try:
-            resolve(config.kernels, device)
+            resolve(config.kernels, engine.device)
         except RuntimeError as error:
             raise TrainingError(f"--kernels {config.kernels}: {error}") from error
         use(config.kernels)
-    config.output.mkdir(parents=True, exist_ok=True)
-    checkpoints = config.output / "checkpoints"
-    saved = _newest(config, checkpoints)
-    task = make_task()
-    averaged = None
-    if config.ema:
-        averaged = AveragedModel(task.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+    saved = _newest(config)
+    if engine.is_main and saved is None:
+        write_json(config.output / "run.json", describe_run(config))
+    run = _start(make_task(), config, engine)
     first_step = 0
     if saved is not None:
         first_step = saved.step
-        _restore(saved, task, averaged)
+        _restore(saved, run)
     del saved  # it is as large as the model and its optimizer
-    validated = averaged.module if averaged is not None else task.model
+    started = time.monotonic()
+    try:
+        figures = _train(run, first_step)
+    except Stopped:
+        engine.close()
+        raise
+    model = run.trained_model()
+    if engine.is_main:
+        if not figures:  # resumed after its last step
+            figures = json.loads((config.output / "validation.json").read_text())
+            del figures["step"]
+        run.task.export(model, config.output, figures)
+        _say_where(run, time.monotonic() - started)
+    engine.close()
+    return figures
 
-    order = SampleOrder(task.families, config, first_step)
+
+def _start(task: StageTask, config: LoopConfig, engine: Engine) -> _Run:
+    averaged, whole_model = None, None
+    if config.ema:
+        averaged = AveragedModel(task.model, multi_avg_fn=engine.averaging(config.ema))
+    if engine.sharded:
+        whole_model = copy.deepcopy(task.model)
+    engine.divide(task.model)
+    if averaged is not None:
+        engine.divide(averaged.module)
+    task.prepare()
+    return _Run(config, engine, task, averaged, Guard(engine.device), whole_model)
+
+
+def _train(run: _Run, first_step: int) -> dict[str, float]:
+    """From first_step to the end; returns the figures of the last validation."""
+    config, engine, task = run.config, run.engine, run.task
     loader = DataLoader(
         task.dataset,
-        batch_sampler=order,
+        batch_sampler=SampleOrder(task.families, config, first_step, engine.process, engine.processes),
         num_workers=config.workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=False,
+        pin_memory=engine.device.type == "cuda",
+        worker_init_fn=leave_signals_to_parent,
     )
-    writer = open_log(config.output / "log", first_step)
+    peak = peak_flops(engine.device, config.precision)
+    peak = None if peak is None else peak * engine.processes
+    speed = Speed(config.batch_size, task.tokens_per_image, task.flops_per_image(), peak, engine.device)
     figures: dict[str, float] = {}
-    started, last_log = time.monotonic(), (time.monotonic(), first_step)
-    with writer, tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True) as progress:
+    with (
+        Tracker(config, first_step, write=engine.is_main) as tracker,
+        tqdm(
+            total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not engine.is_main
+        ) as progress,
+        StopSignals(insist=engine.processes == 1) as signals,
+    ):
+        speed.restart(first_step)
         for step, batch in enumerate(loader, start=first_step):
-            torch.manual_seed(config.seed * 1_000_003 + step)
+            engine.begin(step)
             rate = learning_rate(config, step)
             for optimizer in task.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
             task.model.train()
             logged = task.training_step(batch, step)
-            if averaged is not None:
-                averaged.update_parameters(task.model)
+            if run.averaged is not None:
+                run.averaged.update_parameters(task.model)
+            run.guard.note(engine.broken)
             progress.update()
             done = step + 1
+            stop = engine.highest(signals.received)
             logs, validates, saves = (
                 done % every == 0 or done == config.steps
                 for every in (config.log_every, config.validate_every, config.save_every)
             )
-            # Looked at only now and then, because reading it stops a GPU's host; but never saved without a look.
-            if (logs or saves) and not math.isfinite(float(logged["loss"])):
-                raise TrainingError(
-                    f"step {step}: the loss is {float(logged['loss'])}; start again with a lower --lr or with "
-                    "--precision float32, and another --output"
-                )
+            # Reading waits for a GPU, so there it is done now and then; but nothing is saved without a look.
+            if logs or saves or stop or engine.device.type == "cpu":
+                skipped = run.guard.check(step)
             if logs:
-                values = {name: float(value) for name, value in logged.items()}
-                now = time.monotonic()
-                values["images_per_second"] = (done - last_log[1]) * config.batch_size / (now - last_log[0])
-                last_log = (now, done)
-                for name, value in {**values, "lr": rate}.items():
-                    writer.add_scalar(f"train/{name}", value, step)
-                progress.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+                values = {name: float(value) for name, value in logged.items()} | speed.figures(done)
+                values |= {"lr": rate, "skipped_steps": skipped}
+                tracker.add_scalars({f"train/{name}": value for name, value in values.items()}, step)
+                shown = {name: f"{values[name]:.4g}" for name in ON_THE_BAR if name in values}
+                progress.set_postfix(shown, refresh=False)
             if validates:
-                figures = _validate(task, validated, writer, done, config)
-                progress.write(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-                last_log = (time.monotonic(), done)
-            if saves:
-                _save(task, averaged, config, checkpoints, done)
-    if not figures:  # resumed after its last step
-        figures = json.loads((config.output / "validation.json").read_text())
-        del figures["step"]
-    task.export(validated, config.output, figures)
-    tqdm.write(f"trained to step {config.steps} in {(time.monotonic() - started) / 60:.1f} minutes: {config.output}")
+                figures = _validate(run, tracker, done)
+                if engine.is_main:
+                    listed = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+                    progress.write(f"step {done}: {listed}")
+                    for warning in task.warnings(figures):
+                        progress.write(f"warning: {warning}")
+                speed.restart(done)
+            if saves or stop or (run.best is not None and run.best["step"] == done):
+                _save(run, done)
+            if stop and done < config.steps:
+                raise Stopped(
+                    f"stopped by {signal.Signals(stop).name} after step {done} of {config.steps}, with a checkpoint in "
+                    f"{run.checkpoints}; the same command with --resume goes on",
+                    stop,
+                )
     return figures
 
 
-def _validate(
-    task: StageTask, model: nn.Module, writer: SummaryWriter, step: int, config: LoopConfig
-) -> dict[str, float]:
-    model.eval()
-    # Fixed noise: two validations differ only by the weights.
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        figures = task.validate(model, writer, step, config.output)
-    for name, value in figures.items():
-        writer.add_scalar(f"validation/{name}", value, step)
-    write_json(config.output / "validation.json", {"step": step, **figures})
+def _validate(run: _Run, tracker: Tracker, step: int) -> dict[str, float]:
+    """Figures of the model so far, in the main process; the others wait."""
+    model = run.trained_model().eval()
+    figures: dict[str, float] = {}
+    if run.engine.is_main:
+        # Fixed noise: two validations differ only by the weights.
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(run.config.seed)
+            figures = run.task.validate(model, tracker, step, run.config.output)
+        tracker.add_scalars({f"validation/{name}": value for name, value in figures.items()}, step)
+        write_json(run.config.output / "validation.json", {"step": step, **figures})
+    run.engine.wait()
+    score = run.engine.from_main(figures.get(run.task.judged_by, math.inf))
+    if score < (math.inf if run.best is None else run.best["value"]):
+        run.best = {"step": step, "value": score}
     return figures
 
 
-def _state_modules(task: StageTask, averaged: AveragedModel | None) -> dict[str, nn.Module]:
-    return task.modules() | ({"ema": averaged} if averaged is not None else {})
-
-
-def _save(task: StageTask, averaged: AveragedModel | None, config: LoopConfig, folder: Path, step: int) -> None:
-    weights = {
-        f"{prefix}.{name}": tensor
-        for prefix, module in _state_modules(task, averaged).items()
-        for name, tensor in module.state_dict().items()
-    }
-    broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
-    if broken:
-        raise TrainingError(
-            f"step {step - 1}: {len(broken)} tensors are no longer finite, {broken[0]} among them; start again with a "
-            "lower --lr or with --precision float32, and another --output"
-        )
-    state = {"settings": run_settings(config), "optimizers": [optimizer.state_dict() for optimizer in task.optimizers]}
-    save_checkpoint(folder, step, weights, state, config.keep)
+def _save(run: _Run, step: int) -> None:
+    weights = module_states(run.modules())
+    optimizers = [gathered(optimizer.state_dict()) for optimizer in run.task.optimizers]
+    if run.engine.is_main:
+        broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+        if broken:
+            raise TrainingError(
+                f"step {step - 1}: {len(broken)} tensors are no longer finite, {broken[0]} among them; start again "
+                "with a lower --lr or with --precision float32, and another --output"
+            )
+        state = {
+            "settings": run_settings(run.config),
+            "optimizers": optimizers,
+            "skipped": run.guard.counts.tolist(),
+            "best": run.best,
+            "scaler": None if run.engine.scaler is None else run.engine.scaler.state_dict(),
+        }
+        best = None if run.best is None else int(run.best["step"])
+        save_checkpoint(run.checkpoints, step, weights, state, run.config.keep, best)
+    run.engine.wait()
 
 
 @dataclass(frozen=True)
@@ -361,34 +304,45 @@ class _Saved:
     step: int
     path: Path
     weights: dict[str, Tensor]
-    optimizers: list[dict[str, Any]]
+    state: dict[str, Any]
 
 
-def _newest(config: LoopConfig, folder: Path) -> _Saved | None:
+def _newest(config: LoopConfig) -> _Saved | None:
     """Read the newest checkpoint of this run; None for a fresh start."""
-    found = list_checkpoints(folder)
+    config.output.mkdir(parents=True, exist_ok=True)
+    found = list_checkpoints(config.output / "checkpoints")
     if not found:
-        write_json(config.output / "run.json", {"settings": run_settings(config), "torch": torch.__version__})
         return None
     if not config.resume:
         raise TrainingError(f"{config.output} already holds a run: go on with --resume, or choose another --output")
     step, path = found[-1]
     weights, state = load_checkpoint(path)
-    theirs, ours = state["settings"], run_settings(config)
-    changed = [name for name in ours if theirs.get(name) != ours[name]]
-    if changed:
-        listed = ", ".join(f"{name} (was {theirs.get(name)}, now {ours[name]})" for name in changed)
-        raise TrainingError(f"{path}: this run was started with other settings: {listed}")
-    return _Saved(step, path, weights, state["optimizers"])
+    if changed := changed_settings(state["settings"], config):
+        raise TrainingError(f"{path}: this run was started with other settings: {', '.join(changed)}")
+    return _Saved(step, path, weights, state)
 
 
-def _restore(saved: _Saved, task: StageTask, averaged: AveragedModel | None) -> None:
+def _restore(saved: _Saved, run: _Run) -> None:
     try:
-        for prefix, module in _state_modules(task, averaged).items():
-            start = f"{prefix}."
-            module.load_state_dict({k[len(start) :]: v for k, v in saved.weights.items() if k.startswith(start)})
-        for optimizer, state in zip(task.optimizers, saved.optimizers, strict=True):
-            optimizer.load_state_dict(state)
+        load_module_states(run.modules(), saved.weights)
+        for optimizer, state in zip(run.task.optimizers, saved.state["optimizers"], strict=True):
+            load_optimizer_state(optimizer, state)
     except (RuntimeError, ValueError) as error:  # another number of classes, another tokenizer
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
         raise CheckpointError(f"{saved.path}: does not fit the networks of this run: {reason}") from error
+    # The checkpoints of the first release have nothing of these.
+    run.guard = Guard(run.engine.device, saved.state.get("skipped"))
+    run.best = saved.state.get("best")
+    if run.engine.scaler is not None and saved.state.get("scaler"):
+        run.engine.scaler.load_state_dict(saved.state["scaler"])
+
+
+def _say_where(run: _Run, seconds: float) -> None:
+    output = run.config.output
+    tqdm.write(f"trained to step {run.config.steps} in {seconds / 60:.1f} minutes")
+    tqdm.write(f"  model        {output / 'model'}")
+    if run.best is not None and (run.checkpoints / BEST).exists():
+        score = f"{run.task.judged_by} {run.best['value']:.4g} at step {run.best['step']:.0f}"
+        tqdm.write(f"  checkpoints  {run.checkpoints} (best: {score})")
+    tqdm.write(f"  pictures     {', '.join(str(path) for path in sorted(output.glob('*.png')))}")
+    tqdm.write(f"  curves       tensorboard --logdir {output / 'log'}")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from maskgit.config import TokenizerConfig, preset
 from maskgit.data import AugmentConfig, ImageDataset, load_dataset
 from maskgit.metrics import codebook_usage, psnr, ssim
-from maskgit.model_folder import save_tokenizer
+from maskgit.model_folder import load_tokenizer, save_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.tokenizer.losses import (
     PERCEPTUAL_NETWORKS,
@@ -25,11 +26,13 @@ from maskgit.tokenizer.losses import (
     hinge_discriminator_loss,
 )
 from maskgit.tokenizer.quantizer import CodebookTracker
-from maskgit.training.loop import LoopConfig, StageTask, make_optimizer, pick_device, train
+from maskgit.training.engine import Engine, Sums
+from maskgit.training.loop import StageTask, make_optimizer, train
 from maskgit.training.pictures import save_image_grid
+from maskgit.training.settings import LoopConfig, TrainingError
+from maskgit.training.tracking import Tracker
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+COLLAPSED = 0.05  # of the codebook: with fewer codes in use, pictures are poor and tokens say little
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,12 @@ class TokenizerTraining(LoopConfig):
     steps: int = 5000
     """Optimizer steps in all."""
     batch_size: int = 32
-    """Images per step."""
+    """Images per step, over all processes."""
     lr: float = 1e-3
     """Peak learning rate."""
+    decoder_of: Path | None = None
+    """Model folder with a trained tokenizer of the same architecture, of which the decoder alone is trained on. The
+    tokens stay what they are, so a transformer that was trained on them still fits."""
     model: str = "embedded"
     """Preset whose tokenizer is trained: embedded, lab, maskgit-256, maskgit-512."""
     data: str = "emoji"
@@ -96,34 +102,70 @@ def plain_views(images: ImageDataset, indices: Any) -> Tensor:
     return torch.from_numpy(np.stack([images.image(int(i)) for i in indices])).permute(0, 3, 1, 2)
 
 
+class Autoencoder(nn.Module):
+    """A VQGAN's training forward pass, which several processes wrap as one module.
+
+    Args:
+        model: what is trained.
+        compiled: run encoder and decoder through torch.compile.
+    """
+
+    def __init__(self, model: VQGAN, compiled: bool) -> None:
+        super().__init__()
+        self.model = model
+        compiler: Any = torch.compile if compiled else lambda function: function
+        self.latents, self.decode_latents = compiler(model.latents), compiler(model.decode_latents)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images [B, 3, S, S] -> latents and codes, float [B, D, h, w], tokens int64 [B h w], reconstructions."""
+        latents = self.latents(images).float()
+        shape = latents.permute(0, 2, 3, 1).shape  # [B, h, w, D]
+        tokens = self.model.codebook.nearest(rows_of(latents.detach()))
+        codes = self.model.codebook(tokens).view(shape).permute(0, 3, 1, 2)
+        # Straight-through: the decoder sees the codes, the encoder its gradient.
+        return latents, codes, tokens, self.decode_latents(latents + (codes - latents).detach()).float()
+
+
+def rows_of(latents: Tensor) -> Tensor:
+    """[B, D, h, w] -> [B h w, D]."""
+    return latents.permute(0, 2, 3, 1).flatten(0, 2)
+
+
 class TokenizerTask(StageTask):
     """Reconstruction, commitment, perceptual and adversarial losses over one VQGAN."""
 
     model: VQGAN
+    judged_by = "l1"
 
-    def __init__(self, config: TokenizerTraining, architecture: TokenizerConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: TokenizerTraining, architecture: TokenizerConfig, engine: Engine) -> None:
+        self.config, self.engine, self.device = config, engine, engine.device
         torch.manual_seed(config.seed)
         images = load_dataset(config.data, architecture.image_size, "train")
         self.dataset, self.families = ViewDataset(images, config.augment, config.seed), images.family_numbers()
         held_out = load_dataset(config.data, architecture.image_size, "val")
         chosen = np.linspace(0, len(held_out) - 1, min(len(held_out), config.validation_images)).astype(int)
         self.validation = plain_views(held_out, chosen)
-        self.model = VQGAN(architecture).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.tracker = CodebookTracker(self.model.codebook).to(device)
-        self.optimizers = [make_optimizer(self.model, config)]
+        self.model = VQGAN(architecture).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.decoder_of is not None:
+            self.model.load_state_dict(_initial_weights(config.decoder_of, architecture))
+            for part in (self.model.encoder, self.model.quant_conv):
+                part.requires_grad_(False)
+        self.tracker = CodebookTracker(self.model.codebook).to(self.device)
         self.perceptual = None
         if config.perceptual != "none":
             self.perceptual = PerceptualLoss(PERCEPTUAL_NETWORKS[config.perceptual]()).to(
-                device,
+                self.device,
                 memory_format=torch.channels_last,  # type: ignore[call-overload]
             )
         self.discriminator = None
         if config.adversarial_weight:
-            self.discriminator = PatchDiscriminator().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.optimizers.append(make_optimizer(self.discriminator, config))
-        compiled: Any = torch.compile if config.compile else lambda function: function
-        self.latents, self.decode_latents = compiled(self.model.latents), compiled(self.model.decode_latents)
+            self.discriminator = PatchDiscriminator().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def prepare(self) -> None:
+        networks = [self.model] if self.discriminator is None else [self.model, self.discriminator]
+        self.optimizers = [make_optimizer(network, self.config) for network in networks]
+        self.autoencoder = self.engine.wrap(Autoencoder(self.model, self.config.compile))
+        self.judge = None if self.discriminator is None else self.engine.wrap(self.discriminator)
 
     def modules(self) -> dict[str, nn.Module]:
         modules: dict[str, nn.Module] = {"model": self.model, "tracker": self.tracker}
@@ -131,50 +173,96 @@ class TokenizerTask(StageTask):
             modules["discriminator"] = self.discriminator
         return modules
 
+    def flops_per_image(self) -> float:
+        """Of the VQGAN's matrix products and convolutions: a backward pass takes twice what a forward pass does."""
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            model, size = VQGAN(self.model.config), self.model.config.image_size
+            model.decode_latents(model.latents(torch.empty(1, 3, size, size)))
+        return 3.0 * counter.get_total_flops()
+
     def training_step(self, batch: Tensor, step: int) -> dict[str, Tensor]:
-        config, model = self.config, self.model
-        images = to_signed(batch.to(self.device, non_blocking=True))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            latents = self.latents(images).float()  # [B, D, h, w]
-            vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)  # [B h w, D]
-            self.tracker.start(model.codebook, vectors.detach())
-            tokens = model.codebook.nearest(vectors.detach())
-            codes = model.codebook(tokens).view(latents.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
-            commitment = F.mse_loss(latents, codes)
-            # Straight-through: the decoder sees the codes, the encoder its gradient.
-            reconstruction = self.decode_latents(latents + (codes - latents).detach()).float()
-            pixel = F.l1_loss if config.pixel_loss == "l1" else F.mse_loss
-            logged = {"pixel": pixel(reconstruction, images), "commitment": commitment}
-            likeness = logged["pixel"]
-            if self.perceptual is not None:
-                logged["perceptual"] = self.perceptual(reconstruction, images)
-                likeness = likeness + config.perceptual_weight * logged["perceptual"]
-            loss = likeness + config.commitment * commitment
-            adversarial = self.discriminator is not None and step >= config.adversarial_start
-            if adversarial:
-                assert self.discriminator is not None
-                generator = -self.discriminator(reconstruction).float().mean()
-                weight = adaptive_weight(likeness, generator, model.decoder.last_layer)
-                loss = loss + config.adversarial_weight * weight * generator
-                logged |= {"generator": generator, "adaptive_weight": weight}
-        self._update(self.optimizers[0], model, loss)
-        logged["revived"] = self.tracker.update(model.codebook, vectors.detach(), tokens)
+        """One step of the autoencoder, one of the codebook's moving averages, one of the discriminator.
+
+        The codebook sees the vectors of the whole batch, in all processes. The adaptive weight of the adversarial loss
+        is that of a part (over all processes): the only figure that depends on config.accumulate.
+        """
+        engine, model = self.engine, self.model
+        images = to_signed(batch.to(self.device, non_blocking=True))  # [b, 3, S, S]
+        if step == 0 and self.config.decoder_of is None:
+            self._start_codebook(images)
+        adversarial = self.discriminator is not None and step >= self.config.adversarial_start
+        figures, outputs = Sums(), []
+        if self.discriminator is not None:
+            self.discriminator.requires_grad_(False)  # it judges now, and learns below
+        self.optimizers[0].zero_grad()
+        for part in engine.parts(self.autoencoder, len(images)):
+            with engine.autocast():
+                losses, output = self._generator_losses(images[part], adversarial)
+            share = {name: loss * (len(images[part]) / self.config.batch_size) for name, loss in losses.items()}
+            engine.backward(share["loss"])
+            figures.add(share)
+            outputs.append(output)
+        logged = engine.totals(figures.values)
+        logged["gradient_norm"] = engine.update(self.optimizers[0], logged["loss"])
+        latents, tokens, reconstructions = (torch.cat(kind) for kind in zip(*outputs, strict=True))
+        if self.config.decoder_of is None:
+            vectors, tokens = engine.whole(rows_of(latents).contiguous()), engine.whole(tokens)
+            with engine.unless_broken(model.codebook.weight.data, self.tracker.count, self.tracker.total):
+                logged["revived"] = self.tracker.update(model.codebook, vectors, tokens)
+        if self.discriminator is not None:
+            self.discriminator.requires_grad_(True)
+        if adversarial:
+            logged["discriminator"] = self._train_discriminator(images, reconstructions)
+        return logged
+
+    @torch.no_grad()
+    def _start_codebook(self, images: Tensor) -> None:
+        """Place the codes among the vectors of the first batch."""
+        with self.engine.autocast():
+            parts = images.chunk(self.config.accumulate)
+            vectors = torch.cat([rows_of(self.model.latents(part).float()) for part in parts])
+        self.tracker.start(self.model.codebook, self.engine.whole(vectors.contiguous()))
+
+    def _generator_losses(
+        self, images: Tensor, adversarial: bool
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """The loss and its terms, means over the images [b, 3, S, S]; and detached latents, tokens, reconstructions."""
+        config = self.config
+        latents, codes, tokens, reconstruction = self.autoencoder(images)
+        pixel = F.l1_loss if config.pixel_loss == "l1" else F.mse_loss
+        losses = {"pixel": pixel(reconstruction, images), "commitment": F.mse_loss(latents, codes)}
+        likeness = losses["pixel"]
+        if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual(reconstruction, images)
+            likeness = likeness + config.perceptual_weight * losses["perceptual"]
+        loss = likeness + config.commitment * losses["commitment"]
         if adversarial:
             assert self.discriminator is not None
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                real, fake = self.discriminator(images).float(), self.discriminator(reconstruction.detach()).float()
-                logged["discriminator"] = hinge_discriminator_loss(real, fake)
-            self._update(self.optimizers[1], self.discriminator, logged["discriminator"])
-        return {"loss": loss.detach()} | {name: value.detach() for name, value in logged.items()}
+            generator = -self.discriminator(reconstruction).float().mean()
+            weight = adaptive_weight(likeness, generator, self.model.decoder.last_layer, self._mean)
+            loss = loss + config.adversarial_weight * weight * generator
+            losses |= {"generator": generator, "adaptive_weight": weight}
+        return {"loss": loss} | losses, (latents.detach(), tokens, reconstruction.detach())
 
-    def _update(self, optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        if self.config.clip:
-            nn.utils.clip_grad_norm_(module.parameters(), self.config.clip)
-        optimizer.step()
+    def _mean(self, gradient: Tensor) -> Tensor:
+        return self.engine.total(gradient) / self.engine.processes
 
-    def validate(self, model: nn.Module, writer: SummaryWriter, step: int, folder: Path) -> dict[str, float]:
+    def _train_discriminator(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """A step of the discriminator on images and reconstructions [b, 3, S, S]; returns its loss, float []."""
+        assert self.judge is not None
+        self.optimizers[1].zero_grad()
+        figures = Sums()
+        for part in self.engine.parts(self.judge, len(images)):
+            with self.engine.autocast():
+                real, fake = self.judge(images[part]).float(), self.judge(reconstructions[part]).float()
+                loss = hinge_discriminator_loss(real, fake) * (len(images[part]) / self.config.batch_size)
+            self.engine.backward(loss)
+            figures.add({"loss": loss})
+        total = self.engine.totals(figures.values)["loss"]
+        self.engine.update(self.optimizers[1], total)
+        return total
+
+    def validate(self, model: nn.Module, writer: Tracker, step: int, folder: Path) -> dict[str, float]:
         assert isinstance(model, VQGAN)
         pairs, tokens = [], []
         for batch in self.validation.split(64):
@@ -185,7 +273,7 @@ class TokenizerTask(StageTask):
         used, perplexity = codebook_usage(torch.cat(tokens), model.config.codebook_size)
         shown = torch.stack([images[:32], decoded[:32]], dim=1).flatten(0, 1)
         grid = save_image_grid(shown, folder / "reconstructions.png", columns=16)
-        writer.add_image("reconstructions", grid, step, dataformats="HWC")
+        writer.add_image("reconstructions", grid, step)
         return {
             "psnr": float(psnr(images, decoded).mean()),
             "ssim": float(ssim(images, decoded).mean()),
@@ -194,12 +282,28 @@ class TokenizerTask(StageTask):
             "perplexity": perplexity,
         }
 
+    def warnings(self, figures: dict[str, float]) -> list[str]:
+        size, perplexity = self.model.config.codebook_size, figures["perplexity"]
+        if min(figures["codes_used"], perplexity / size) >= COLLAPSED:
+            return []
+        return [
+            f"the codebook has collapsed: {figures['codes_used']:.1%} of {size} codes are used, with a perplexity of "
+            f"{perplexity:.1f}; a lower --lr or a smaller --commitment may help"
+        ]
+
     def export(self, model: nn.Module, folder: Path, figures: dict[str, float]) -> None:
         assert isinstance(model, VQGAN)
         save_tokenizer(folder / "model", model)
 
 
+def _initial_weights(folder: Path, architecture: TokenizerConfig) -> dict[str, Tensor]:
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.config != architecture:
+        raise TrainingError(f"--decoder-of {folder}: its tokenizer is built otherwise than that of --model")
+    return tokenizer.state_dict()
+
+
 def train_tokenizer(config: TokenizerTraining) -> dict[str, float]:
     """Run stage 1 and return the last validation's figures. Raises TrainingError, DataError, CheckpointError."""
-    device = pick_device(config.device)
-    return train(lambda: TokenizerTask(config, preset(config.model).tokenizer, device), config, device)
+    engine = Engine(config)
+    return train(lambda: TokenizerTask(config, preset(config.model).tokenizer, engine), config, engine)

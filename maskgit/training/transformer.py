@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,24 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from maskgit.config import TransformerConfig, config_to_dict, preset
+from maskgit.config import TokenizerConfig, TransformerConfig, config_to_dict, preset
 from maskgit.data import load_dataset
 from maskgit.data.images import AugmentConfig
-from maskgit.data.tokens import PLAIN_VIEWS, TokenSample, fingerprint, tokenize
+from maskgit.data.tokens import PLAIN_VIEWS, TokenSample, class_names, fingerprint, tokenize
 from maskgit.decoding import DecodeConfig, decode
-from maskgit.masking import mvtm_masks
-from maskgit.model_folder import Model, load_model, load_tokenizer, save_model
+from maskgit.masking import Count, Per, mvtm_masks
+from maskgit.model_folder import Model, load_model, save_model
 from maskgit.schedules import check_schedule
 from maskgit.tokenizer import VQGAN
-from maskgit.training.loop import LoopConfig, StageTask, TrainingError, make_optimizer, pick_device, train
+from maskgit.training import distance
+from maskgit.training.distance import FillDistance
+from maskgit.training.engine import Engine, Sums
+from maskgit.training.interpolation import interpolate_grid
+from maskgit.training.loop import StageTask, make_optimizer, train
 from maskgit.training.pictures import save_image_grid
+from maskgit.training.settings import LoopConfig, TrainingError
+from maskgit.training.tokens import TRAIN, VAL, TrainingTokens, open_tokens, tokenizer_at
+from maskgit.training.tracking import Tracker
 from maskgit.transformer import Transformer
 
 BUCKETS = 4  # of the mask ratio, in the validation figures
-
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+LossOn = Literal["masked", "all"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class TransformerTraining(LoopConfig):
     steps: int = 20000
     """Optimizer steps in all."""
     batch_size: int = 32
-    """Images per step."""
+    """Images per step, over all processes."""
     lr: float = 1e-3
     """Peak learning rate."""
     beta2: float = 0.96
@@ -56,10 +60,19 @@ class TransformerTraining(LoopConfig):
     init: Path | None = None
     """Model folder whose transformer to go on from, instead of random weights: of the same size, over the same
     tokenizer. Optimizer, learning rate and average start anew."""
+    interpolate: bool = False
+    """With --init: the model may have been trained on smaller pictures. What it knows of each position is interpolated
+    to the larger grid."""
+    image_size: int | None = None
+    """Side of the pictures in pixels; by default the tokenizer's. It is convolutional, so any multiple of its patch
+    will do."""
     model: str = "embedded"
     """Preset whose transformer is trained: embedded, lab, maskgit-256, maskgit-512."""
     data: str = "emoji"
-    """A folder of images, or `emoji` for the embedded data set."""
+    """A folder of images, tar archives ('shards/train-{000..009}.tar'), or `emoji` for the embedded data set."""
+    tokens: Path | None = None
+    """Folder of token shards that `train.py tokens` wrote, or the folder `tokens` of an earlier run. Images aren't
+    needed then: --data, --views, --augment and --holes say nothing."""
     views: int = 2
     """Views of each image that are tokenized: itself, its mirror, and then random crops."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -71,6 +84,15 @@ class TransformerTraining(LoopConfig):
     with guidance."""
     schedule: str = "cosine"
     """Mask schedule gamma: a share gamma(r) of the tokens is masked, r uniform in [0, 1)."""
+    mask_ratio: float | None = None
+    """A fixed share of the tokens to mask, instead of the schedule's; validation keeps to the schedule."""
+    mask_per: Per = "image"
+    """Draw r for each image, or once for all images of a batch."""
+    mask_count: Count = "exact"
+    """Mask exactly that share of an image's tokens, rounded up; or (bernoulli) each token with that probability,
+    whatever the others do, but at least one."""
+    loss_on: LossOn = "masked"
+    """Tokens that the loss is the mean over: the masked ones, or all, the known ones too."""
     hole_share: float = 0.0
     """Share of the images that are trained on as inpainting meets them: a random hole is hidden from the encoder, only
     tokens inside are masked. The rest are masked all over, as in the paper."""
@@ -80,13 +102,39 @@ class TransformerTraining(LoopConfig):
     """Label smoothing of the training loss."""
     validation_rounds: int = 4
     """Masks drawn for each held-out image at each validation."""
+    validation_images: int = 5000
+    """Held-out images at each validation, spread evenly; all of them if there are fewer."""
+    eval_every: int = 0
+    """Steps between two measurements of the Fréchet distance (not the FID) of filled holes, a multiple of
+    --validate-every; 0 for none. It needs the extra `metrics`."""
+    eval_images: int = 500
+    """Held-out images that it is measured on."""
+    fsdp: bool = False
+    """Divide weights, gradients and optimizer among the processes that torchrun starts (FSDP2) instead of copying them
+    to each: for models that don't fit on one GPU."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each block and compute it anew in the backward pass: a quarter to a third slower, for
+    several times the batch in the same memory."""
+
+    FREE = (*LoopConfig.FREE, "fsdp", "activation_checkpointing", "eval_every", "eval_images")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(1, "views", "holes", "validation_rounds")
+        self.require_at_least(1, "views", "holes", "validation_rounds", "validation_images")
+        self.require_at_least(2, "eval_images")
+        if self.eval_every < 0 or self.eval_every % self.validate_every:
+            raise TrainingError(
+                f"--eval-every {self.eval_every}: must be a multiple of --validate-every {self.validate_every}, or 0"
+            )
         self.require_share("label_smoothing", "hole_share", "class_dropout")
         if self.dropout is not None:
             self.require_share("dropout")
+        if self.mask_ratio is not None and not 0 < self.mask_ratio <= 1:
+            raise TrainingError(f"--mask-ratio {self.mask_ratio}: must be in (0, 1]")
+        for name, choices in (("mask_per", Per), ("mask_count", Count), ("loss_on", LossOn)):
+            if (value := getattr(self, name)) not in get_args(choices):
+                listed = " or ".join(get_args(choices))
+                raise TrainingError(f"--{name.replace('_', '-')} {value}: must be {listed}")
         try:
             check_schedule(self.schedule)
         except ValueError as error:
@@ -97,85 +145,109 @@ class TransformerTask(StageTask):
     """Cross-entropy of the masked tokens."""
 
     model: Transformer
+    judged_by = "loss"
 
     def __init__(
-        self, config: TransformerTraining, architecture: TransformerConfig, tokenizer: VQGAN, device: torch.device
+        self,
+        config: TransformerTraining,
+        architecture: TransformerConfig,
+        tokenizer: VQGAN,
+        engine: Engine,
+        tokens: TrainingTokens,
     ) -> None:
-        self.config, self.device, self.tokenizer = config, device, tokenizer
-        size = tokenizer.config.image_size
-        images, held_out = (load_dataset(config.data, size, split) for split in ("train", "val"))
-        self.dataset = tokenize(
-            tokenizer,
-            images,
-            config.output / "tokens" / "train",
-            views=config.views,
-            augment=config.augment,
-            seed=config.seed,
-            device=device,
-            hole_share=config.hole_share,
-            holes=config.holes,
-        )
-        self.held_out = tokenize(
-            tokenizer,
-            held_out,
-            config.output / "tokens" / "val",
-            views=PLAIN_VIEWS,
-            augment=AugmentConfig(enabled=False),
-            seed=config.seed,
-            device=device,
-            hole_share=config.hole_share,
-        )
-        self.families = images.family_numbers()
+        self.config, self.engine, self.device, self.tokenizer = config, engine, engine.device, tokenizer
+        self.dataset, self.held_out, self.families, names = tokens
         torch.manual_seed(config.seed)
-        self.model = Transformer(architecture).to(device)
+        self.model = Transformer(architecture).to(self.device)
+        self.model.checkpoint_blocks = config.activation_checkpointing
+        self.tokens_per_image = architecture.num_tokens
         if config.init is not None:
-            self.model.load_state_dict(_initial_weights(config.init, architecture, tokenizer))
-        self.class_names = images.class_names if architecture.num_classes else []
-        self.optimizers = [make_optimizer(self.model, config)]
-        self.logits: Any = torch.compile(self.model) if config.compile else self.model
+            self.model.load_state_dict(_initial_weights(config, config.init, architecture, tokenizer))
+        self.class_names = names if architecture.num_classes else []
+        self.distance: FillDistance | None = None
+        if config.eval_every and engine.is_main:  # which is the one that validates
+            self.distance = FillDistance(self.held_out, tokenizer, config.eval_images)
+
+    def prepare(self) -> None:
+        self.optimizers = [make_optimizer(self.model, self.config)]
+        wrapped = self.engine.wrap(self.model)
+        self.wrapped: Any = torch.compile(wrapped) if self.config.compile else wrapped
+
+    def flops_per_image(self) -> float:
+        """2 for each weight of a matrix and token, 4 N dim for each token's attention; the backward pass twice that."""
+        config, modules = self.model.config, self.model.modules()
+        weights = sum(m.out_features * m.in_features for m in modules if isinstance(m, nn.Linear))
+        weights += config.codebook_size * config.dim if config.tied else 0
+        return 3.0 * config.num_tokens * (2 * weights + 4 * config.depth * config.num_tokens * config.dim)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model}
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _labels(self, labels: Tensor) -> Tensor | None:
         return labels.to(self.device) if self.model.config.num_classes else None
 
     def training_step(self, batch: TokenSample, step: int) -> dict[str, Tensor]:
-        config = self.config
+        engine = self.engine
         tokens, visible, candidates, classes = (part.to(self.device, non_blocking=True) for part in batch)
-        masked = mvtm_masks(len(tokens), tokens.shape[1], config.schedule, candidates, device=self.device)
-        labels = self._labels(classes)
-        if labels is not None:
-            hidden = torch.rand(len(labels), device=self.device) < config.class_dropout
-            labels = labels.masked_fill(hidden, self.model.config.num_classes)
-        with self._autocast():
-            logits = self.logits(visible.masked_fill(masked, self.model.config.mask_token_id), labels).float()
-        # Mean over the masked tokens without gathering them: their number differs from step to step.
-        losses = F.cross_entropy(
-            logits.transpose(1, 2), tokens, reduction="none", label_smoothing=config.label_smoothing
-        )
-        loss = (losses * masked).sum() / masked.sum()
+        masked, labels = self._draw(candidates, self._labels(classes))
+        held = visible.masked_fill(masked, self.model.config.mask_token_id)
+        counted = masked if self.config.loss_on == "masked" else torch.ones_like(masked)
+        # Means over the tokens of the whole batch, of which images and parts have different numbers.
+        counts = engine.totals({"loss": counted.sum().float(), "accuracy": masked.sum().float()})
+        sums = Sums()
         self.optimizers[0].zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or float("inf"))
-        self.optimizers[0].step()
-        with torch.no_grad():
-            accuracy = ((logits.argmax(-1) == tokens) & masked).sum() / masked.sum()
-        return {"loss": loss.detach(), "accuracy": accuracy, "gradient_norm": norm}
+        for part in engine.parts(self.wrapped, len(tokens)):
+            engine.new_noise(step, part)
+            with engine.autocast():
+                logits = self.wrapped(held[part], None if labels is None else labels[part]).float()
+            # The tokens that count aren't gathered, as their number differs from step to step.
+            losses = F.cross_entropy(
+                logits.transpose(1, 2), tokens[part], reduction="none", label_smoothing=self.config.label_smoothing
+            )
+            loss = (losses * counted[part]).sum() / counts["loss"]
+            engine.backward(loss)
+            hits = ((logits.argmax(-1) == tokens[part]) & masked[part]).sum()
+            sums.add({"loss": loss, "accuracy": hits / counts["accuracy"]})
+        logged = engine.totals(sums.values)
+        return logged | {"gradient_norm": engine.update(self.optimizers[0], logged["loss"])}
 
-    def validate(self, model: nn.Module, writer: SummaryWriter, step: int, folder: Path) -> dict[str, float]:
+    def _draw(self, candidates: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What is masked, bool [b, N], and the labels, some of them hidden; drawn for the images of all processes.
+
+        Args:
+            candidates: bool [b, N] of this process's images. Of the others' all are taken to be candidates: that
+                changes their masks, of which nothing is used, and none of these.
+            labels: int64 [b], or None without classes.
+        """
+        config, engine = self.config, self.engine
+        everywhere = torch.ones_like(candidates).repeat(engine.processes, 1)
+        engine.share(everywhere).copy_(candidates)
+        masked = mvtm_masks(
+            everywhere.shape[0],
+            everywhere.shape[1],
+            config.schedule,
+            everywhere,
+            ratio=config.mask_ratio,
+            per=config.mask_per,
+            count=config.mask_count,
+            device=self.device,
+        )
+        if labels is not None:
+            hidden = torch.rand(len(everywhere), device=self.device) < config.class_dropout
+            labels = labels.masked_fill(engine.share(hidden), self.model.config.num_classes)
+        return engine.share(masked), labels
+
+    def validate(self, model: nn.Module, writer: Tracker, step: int, folder: Path) -> dict[str, float]:
         loss, hits, count = (torch.zeros(BUCKETS, dtype=torch.float64) for _ in range(3))
         image_losses = []
-        tokens = torch.from_numpy(self.held_out.tokens[0].astype(np.int64))
-        labels = torch.from_numpy(self.held_out.labels)
+        chosen = self._validated()
+        tokens = torch.from_numpy(self.held_out.tokens[0, chosen].astype(np.int64))
+        labels = torch.from_numpy(self.held_out.labels[chosen])
         for _ in range(self.config.validation_rounds):
             for part, part_labels in zip(tokens.split(64), labels.split(64), strict=True):
                 part = part.to(self.device)
                 masked = mvtm_masks(len(part), part.shape[1], self.config.schedule, device=self.device)
-                with self._autocast():
+                with self.engine.autocast():
                     logits = model(part.masked_fill(masked, self.model.config.mask_token_id), self._labels(part_labels))
                 losses = F.cross_entropy(logits.float().transpose(1, 2), part, reduction="none") * masked
                 right = (logits.argmax(-1) == part) & masked
@@ -196,24 +268,31 @@ class TransformerTask(StageTask):
                 figures[f"accuracy at {name} masked"] = float(hits[i] / count[i])
         if self.held_out.holes is not None:
             figures["loss in holes"] = self._hole_loss(model)
+        if self.distance is not None and (step % self.config.eval_every == 0 or step == self.config.steps):
+            figures[distance.NAME] = self.distance(model, self._labels, self.model.config.mask_token_id)
         self._picture(model, tokens, labels, writer, step, folder)
         return figures
+
+    def _validated(self) -> np.ndarray:
+        """int64 [n]: the held-out images that are looked at."""
+        count = len(self.held_out)
+        return np.linspace(0, count - 1, min(count, self.config.validation_images)).astype(np.int64)
 
     def _hole_loss(self, model: nn.Module) -> float:
         """Mean over the held-out images of the loss in their first hole, some of it known already as in training."""
         losses = []
-        for indices in torch.arange(len(self.held_out)).split(64):
+        for indices in torch.from_numpy(self._validated()).split(64):
             samples = default_collate([self.held_out.with_hole(index, 0, 0) for index in indices.tolist()])
             tokens, visible, candidates, labels = (part.to(self.device) for part in samples)
             masked = mvtm_masks(len(tokens), tokens.shape[1], self.config.schedule, candidates, device=self.device)
-            with self._autocast():
+            with self.engine.autocast():
                 logits = model(visible.masked_fill(masked, self.model.config.mask_token_id), self._labels(labels))
             loss = F.cross_entropy(logits.float().transpose(1, 2), tokens, reduction="none") * masked
             losses.append((loss.sum(1) / masked.sum(1)).cpu())
         return float(torch.cat(losses).mean())
 
     def _picture(
-        self, model: nn.Module, tokens: Tensor, labels: Tensor, writer: SummaryWriter, step: int, folder: Path
+        self, model: nn.Module, tokens: Tensor, labels: Tensor, writer: Tracker, step: int, folder: Path
     ) -> None:
         """The same held-out images at every validation: what is known, what the model fills in, the original."""
         chosen = torch.linspace(0, len(tokens) - 1, min(16, len(tokens))).long()
@@ -237,49 +316,108 @@ class TransformerTask(StageTask):
         known = pictures[: len(originals)].masked_fill(covered, 0.0)
         rows = torch.cat([known, pictures[len(originals) :], pictures[: len(originals)]])
         image = save_image_grid(rows, folder / "inpaintings.png", columns=len(originals))
-        writer.add_image("masked, filled, original", image, step, dataformats="HWC")
+        writer.add_image("masked, filled, original", image, step)
 
     def export(self, model: nn.Module, folder: Path, figures: dict[str, float]) -> None:
         assert isinstance(model, Transformer)
         save_model(folder / "model", Model(self.tokenizer, model, list(self.class_names), {"validation": figures}))
 
 
-def _initial_weights(folder: Path, architecture: TransformerConfig, tokenizer: VQGAN) -> dict[str, Tensor]:
+def _initial_weights(
+    config: TransformerTraining, folder: Path, architecture: TransformerConfig, tokenizer: VQGAN
+) -> dict[str, Tensor]:
     model = load_model(folder)
+    weights, source = model.transformer.state_dict(), model.transformer.config
+    if config.interpolate and isinstance(source, TransformerConfig) and source.num_tokens != architecture.num_tokens:
+        weights = interpolate_grid(weights, source.num_tokens, architecture.num_tokens)
+        print(f"{folder}: from {source.num_tokens} to {architecture.num_tokens} positions by interpolation")
+        source = dataclasses.replace(source, num_tokens=architecture.num_tokens)
+        # A tokenizer is the same at any size of the pictures.
+        model.tokenizer.config = dataclasses.replace(
+            model.tokenizer.config, image_size=tokenizer.config.grid * model.tokenizer.config.patch
+        )
     # How much is dropped has no influence on what the weights mean.
     theirs, ours = (
-        config_to_dict(config) | {"dropout": None, "attention_dropout": None}
-        for config in (model.transformer.config, architecture)
+        config_to_dict(config) | {"dropout": None, "attention_dropout": None} for config in (source, architecture)
     )
     if theirs != ours:
         names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        hint = "; --interpolate goes to a larger grid" if names == ["num_tokens"] else ""
         raise TrainingError(
             f"--init {folder}: another transformer than the one to be trained: "
             + ", ".join(f"{name} is {theirs.get(name)} there and {ours.get(name)} here" for name in names)
+            + hint
         )
     if fingerprint(model.tokenizer) != fingerprint(tokenizer):
         raise TrainingError(f"--init {folder}: its tokenizer is not the one to be trained on, so its tokens differ")
-    return model.transformer.state_dict()
+    return weights
+
+
+def training_tokens(config: TransformerTraining, tokenizer: VQGAN, engine: Engine) -> TrainingTokens:
+    """The tokens to train on: opened where --tokens says, or made from the images into the output folder."""
+    if config.tokens is not None:
+        return open_tokens(config.tokens, tokenizer, config.seed, config.hole_share)
+    size = tokenizer.config.image_size
+    images, held_out = (load_dataset(config.data, size, split) for split in ("train", "val"))
+    with engine.main_first():  # which writes the shards; the others find them
+        train = tokenize(
+            tokenizer,
+            images,
+            config.output / "tokens" / TRAIN,
+            views=config.views,
+            augment=config.augment,
+            seed=config.seed,
+            device=engine.device,
+            hole_share=config.hole_share,
+            holes=config.holes,
+        )
+        val = tokenize(
+            tokenizer,
+            held_out,
+            config.output / "tokens" / VAL,
+            views=PLAIN_VIEWS,
+            augment=AugmentConfig(enabled=False),
+            seed=config.seed,
+            device=engine.device,
+            hole_share=config.hole_share,
+        )
+    return TrainingTokens(train, val, images.family_numbers(), images.class_names)
+
+
+def make_architecture(config: TransformerTraining, tokenizer: TokenizerConfig) -> TransformerConfig:
+    """The preset's transformer over the tokens of a tokenizer and the classes of the data.
+
+    Raises:
+        ConfigError, DataError: no such preset, no such data.
+    """
+    architecture = dataclasses.replace(
+        preset(config.model).transformer, codebook_size=tokenizer.codebook_size, num_tokens=tokenizer.num_tokens
+    )
+    if config.dropout is not None:
+        architecture = dataclasses.replace(architecture, dropout=config.dropout)
+    if architecture.num_classes:
+        if config.tokens is not None:
+            classes = len(class_names(config.tokens / TRAIN))
+        else:
+            classes = len(load_dataset(config.data, tokenizer.image_size, "train", check=False).class_names)
+        if not classes:
+            print(f"{config.tokens or config.data} has no classes (folders of their own): training without")
+        architecture = dataclasses.replace(architecture, num_classes=classes)
+    return architecture
 
 
 def train_transformer(config: TransformerTraining) -> dict[str, float]:
     """Run stage 2 and return the last validation's figures.
 
     Raises:
-        TrainingError, DataError, ModelError, CheckpointError: what is wrong with the settings or the files.
+        TrainingError, DataError, ModelError, ConfigError, CheckpointError: what is wrong with the settings or the
+            files.
     """
-    device = pick_device(config.device)
-    tokenizer = load_tokenizer(config.tokenizer).to(device)
-    architecture = dataclasses.replace(
-        preset(config.model).transformer,
-        codebook_size=tokenizer.config.codebook_size,
-        num_tokens=tokenizer.config.num_tokens,
+    engine = Engine(config, shard=config.fsdp)
+    tokenizer = tokenizer_at(config.tokenizer, config.image_size).to(engine.device)
+    architecture = make_architecture(config, tokenizer.config)
+    return train(
+        lambda: TransformerTask(config, architecture, tokenizer, engine, training_tokens(config, tokenizer, engine)),
+        config,
+        engine,
     )
-    if config.dropout is not None:
-        architecture = dataclasses.replace(architecture, dropout=config.dropout)
-    if architecture.num_classes:
-        classes = len(load_dataset(config.data, tokenizer.config.image_size, "train").class_names)
-        if not classes:
-            print(f"{config.data} has no classes (folders of their own): training without")
-        architecture = dataclasses.replace(architecture, num_classes=classes)
-    return train(lambda: TransformerTask(config, architecture, tokenizer, device), config, device)

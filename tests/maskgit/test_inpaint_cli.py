@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,8 @@ from PIL import Image
 from maskgit import inpaint_cli
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
 from maskgit.decoding import DECODERS, DecodeConfig
-from maskgit.inpaint_cli import Options, decode_config, main
+from maskgit.inpaint_cli import Options, decode_config, jobs, main
+from maskgit.inpaint_cli import run as run_module
 from maskgit.pipeline import MaskGIT, image_seed
 from maskgit.tokenizer import VQGAN
 from maskgit.transformer import Transformer
@@ -85,7 +89,7 @@ def test_images_of_every_kind(model: Path, tmp_path: Path, images: Path, capsys:
     assert run(model, tmp_path) == 0
     names = ["grey", "large", "one pixel", "palette", "sub/ünï çødé 🙂", "transparent", "wide"]
     expected = {f"{name}{suffix}" for name in names for suffix in (".png", ".strip.png")}
-    assert set(results(tmp_path / "out")) == expected
+    assert set(results(tmp_path / "out")) == expected | {"overview.grid.png"}
     for name, size in (("wide", (60, 20)), ("large", (700, 900)), ("palette", (5, 9)), ("one pixel", (1, 1))):
         with Image.open(tmp_path / "out" / f"{name}.png") as image:
             assert image.size == size and image.mode == "RGB"
@@ -143,7 +147,7 @@ def test_a_batch_that_breaks_is_done_one_by_one(
 
     monkeypatch.setattr(MaskGIT, "inpaint", picky)
     assert run(model, tmp_path) == 1
-    assert set(results(tmp_path / "out")) == {"a.png", "a.strip.png", "c.png", "c.strip.png"}
+    assert set(results(tmp_path / "out")) == {"a.png", "a.strip.png", "c.png", "c.strip.png", "overview.grid.png"}
     assert capsys.readouterr().err.rstrip().endswith("bad.png: out of memory")
 
 
@@ -156,8 +160,8 @@ def test_same_seed_same_pictures_whatever_the_batch_and_order(
     first = results(tmp_path / "out")
     assert run(model, tmp_path, "--mask", "strokes", "--seed", "7", "--batch-size", "2", output="two") == 0
     assert results(tmp_path / "two") == first
-    find_images = inpaint_cli.find_images
-    monkeypatch.setattr(inpaint_cli, "find_images", lambda folder: find_images(folder)[::-1])
+    find_images = jobs.find_images
+    monkeypatch.setattr(jobs, "find_images", lambda folder: find_images(folder)[::-1])
     assert run(model, tmp_path, "--mask", "strokes", "--seed", "7", "--batch-size", "3", output="reversed") == 0
     assert results(tmp_path / "reversed") == first
     assert run(model, tmp_path, "--mask", "strokes", "--seed", "7", output="alone", images=images / "3.png") == 0
@@ -236,13 +240,23 @@ def test_masks_of_mirrored_folders(model: Path, tmp_path: Path, images: Path) ->
 
 
 def test_results_never_overwrite_each_other(model: Path, tmp_path: Path, images: Path) -> None:
-    for name in ("a.jpg", "a.png", "a.strip.png", "a.png.bmp", "b/a.png"):
+    names = (
+        "a.jpg",
+        "a.png",
+        "a.strip.png",
+        "a.maps.png",
+        "a.png.bmp",
+        "b/a.png",
+        "overview.grid.jpg",
+        "b/overview.jpg",
+    )
+    for name in names:
         save(images / name)
-    assert run(model, tmp_path) == 0
-    assert len(results(tmp_path / "out")) == 10
+    assert run(model, tmp_path, "--maps") == 0
+    assert len(results(tmp_path / "out")) == 3 * len(names) + 1
     taken: set[str] = set()
-    names = [inpaint_cli.free_name(Path(name), taken) for name in ("a.png", "A.bmp", "A.BMP", "a.Bmp")]
-    assert names == ["a", "A.bmp", "A.BMP-2", "a.Bmp-3"]
+    names = tuple(jobs.free_name(Path(name), taken) for name in ("a.png", "A.bmp", "A.BMP", "a.Bmp"))
+    assert names == ("a", "A.bmp", "A.BMP-2", "a.Bmp-3")
 
 
 def test_results_are_not_taken_for_input(model: Path, tmp_path: Path, images: Path) -> None:
@@ -266,20 +280,22 @@ def test_strips_without_steps(model: Path, tmp_path: Path, images: Path) -> None
     "options, reason",
     [
         (["--device", "toaster"], "device 'toaster' can't be used here"),
-        (["--schedule", "sine"], "schedule must be one of cosine"),
-        (["--steps", "0"], "steps must be at least 1"),
+        (["--schedule", "sine"], "--schedule must be one of cosine"),
+        (["--steps", "0"], "--steps must be at least 1"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (
             ["--kernels", "triton"],
             "backend 'triton' was asked for, but it needs an NVIDIA GPU, and the tensors are on cpu",
         ),
+        (["--softmax-temperature", "0"], "--softmax-temperature must be positive"),
+        (["--remask", "2"], "--remask must be in [0, 1], got 2"),
         (["--kernels", "cuda"], "must be one of auto, triton, torch"),
         (["--mask", "circle"], "--mask circle: no such file or folder, and not one of center"),
         (["--model", "nowhere"], "nowhere: no such model folder"),
         (["--images", "nowhere"], "--images nowhere: no such file or folder"),
         (["--images", "hollow"], "hollow: no images in this folder"),
         (["--output", "images/a.png"], "images/a.png: can't write results there"),
-        (["--temperature", "-1"], "choice_temperature must be at least 0"),
+        (["--temperature", "-1"], "--temperature must be at least 0"),
         (["--steps", "many"], "many"),
         (["--paint", "blue"], "--paint"),
         (["--precision", "fp8"], "fp8"),
@@ -325,7 +341,7 @@ def test_interrupt(
 ) -> None:
     for name in "abc":
         save(images / f"{name}.png")
-    write_pictures, written = inpaint_cli.write_pictures, []
+    write_pictures, written = run_module.write_pictures, []
 
     def interrupt(*args, **options):
         written.append(args)
@@ -336,7 +352,7 @@ def test_interrupt(
     if when == "loading":
         monkeypatch.setattr(MaskGIT, "from_pretrained", interrupt)
     else:
-        monkeypatch.setattr(inpaint_cli, "write_pictures", interrupt)
+        monkeypatch.setattr(run_module, "write_pictures", interrupt)
     assert run(model, tmp_path) == 130
     expected = "interrupted" if when == "loading" else f"interrupted: 1 of 3 images are done, in {tmp_path / 'out'}"
     assert capsys.readouterr().err.splitlines()[-1] == expected
@@ -350,21 +366,21 @@ def test_only_one_batch_is_in_memory(
     for i in range(6):
         save(images / f"{i}.png")
     events: list[str] = []
-    read_image, write_pictures = inpaint_cli.read_image, inpaint_cli.write_pictures
-    monkeypatch.setattr(inpaint_cli, "read_image", lambda path: events.append("r") or read_image(path))
-    monkeypatch.setattr(inpaint_cli, "write_pictures", lambda *args: events.append("w") or write_pictures(*args))
+    read_image, write_pictures = run_module.read_image, run_module.write_pictures
+    monkeypatch.setattr(run_module, "read_image", lambda path: events.append("r") or read_image(path))
+    monkeypatch.setattr(run_module, "write_pictures", lambda *args: events.append("w") or write_pictures(*args))
     assert run(model, tmp_path, "--batch-size", "2") == 0
-    assert "".join(events) == "rrww" * 3
+    assert "".join(events) == "rrww" * 3 + "w"  # the overview
     # Huge images make the batches smaller.
-    monkeypatch.setattr(inpaint_cli, "_BATCH_PIXELS", 100)
+    monkeypatch.setattr(run_module, "_BATCH_PIXELS", 100)
     events.clear()
     assert run(model, tmp_path, "--batch-size", "2") == 0
-    assert "".join(events) == "rw" * 6
+    assert "".join(events) == "rw" * 6 + "w"
 
 
 def test_script_and_odd_file_names(model: Path, tmp_path: Path, images: Path) -> None:
     """The script at the root runs, also where a file's name is no valid UTF-8."""
-    root = Path(inpaint_cli.__file__).parents[1]
+    root = Path(inpaint_cli.__file__).parents[2]
     if not (root / "inpaint.py").exists():
         pytest.skip("not run from a checkout")
     save(tmp_path / "a.png")
@@ -440,8 +456,8 @@ def test_pictures_from_nothing(class_model: Path, tmp_path: Path, capsys: pytest
     assert "generated 5 images" in capsys.readouterr().out
     assert main([*arguments, "--generate", "3", "--output", str(tmp_path / "three")]) == 0
     files = sorted(path.name for path in (tmp_path / "five").iterdir())
-    assert files == [f"000{i}.png" for i in range(5)]
-    pictures = [read(tmp_path / "five" / name) for name in files]
+    assert files == [*(f"000{i}.png" for i in range(5)), "overview.grid.png"]
+    pictures = [read(tmp_path / "five" / name) for name in files[:5]]
     assert pictures[0].shape == (16, 16, 3) and not np.array_equal(pictures[0], pictures[1])
     for name, picture in zip(files, pictures[:3], strict=False):
         assert np.array_equal(read(tmp_path / "three" / name), picture)
@@ -456,6 +472,15 @@ def test_pictures_from_nothing(class_model: Path, tmp_path: Path, capsys: pytest
         (["--box", "1", "1", "1", "1", "--mask", "half"], "--box and --mask exclude each other"),
         (["--outpaint", "1", "1", "1cm", "1"], "--outpaint 1cm: neither pixels, such as 12, nor percent"),
         (["--guidance", "2"], "--guidance needs a --class"),
+        (["--guidance", "-1", "--class", "cats"], "--guidance must be at least 0, got -1"),
+        (["--guidance", "nan", "--class", "cats"], "--guidance must be finite, got nan"),
+        (["--generate", "2", "--invert-mask"], "--generate and --invert-mask exclude each other"),
+        (["--outpaint", "1", "1", "1", "1", "--no-paste"], "--outpaint and --no-paste exclude each other"),
+        (["--generate", "2", "--maps"], "--generate and --maps exclude each other"),
+        (["--outpaint", "1", "1", "1", "1", "--maps"], "--outpaint and --maps exclude each other"),
+        (["--maps", "--no-save-steps"], "--maps shows the steps: leave out --no-save-steps"),
+        (["--map-at", "3", "3"], "--map-at needs --maps"),
+        (["--maps", "--map-at", "3", "x"], "--map-at x: neither pixels, such as 12, nor percent"),
         (["--class", "birds"], "unknown class 'birds': choose one of cats, dogs & co"),
         (["--class", "2"], r"label 2 must be in [0, 2)"),
     ],
@@ -476,3 +501,175 @@ def test_a_box_outside_the_picture(
     arguments = ["--images", str(images), "--model", str(model), "--output", str(tmp_path / "out")]
     assert main([*arguments, "--box", "90", "0", "5", "5"]) == 1
     assert "the box is outside this picture of 16x16" in capsys.readouterr().err
+
+
+# --- pictures of a run ------------------------------------------------------------------------------------------------
+
+
+def test_overview(model: Path, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Masked, filled and original side by side, for each image by its name."""
+    colors = {"a": (200, 30, 40), "b": (40, 180, 60), "c": (50, 60, 190)}
+    for name, color in colors.items():
+        Image.new("RGB", (64, 64), color).save(images / f"{name}.png")
+    save_mask(tmp_path / "mask.png", 64, 64, slice(48, 64))
+    assert run(model, tmp_path, "--mask", str(tmp_path / "mask.png")) == 0
+    assert "overview.grid.png shows all of them" in capsys.readouterr().out
+    picture = read(tmp_path / "out" / "overview.grid.png")
+    width, height = picture.shape[1] // 6, picture.shape[0] // 2
+    for i, color in enumerate(colors.values()):
+        for part in range(3):
+            seen = picture[i // 2 * height :, (3 * (i % 2) + part) * width :][:height, :width]
+            share = (seen == color).all(-1).sum() / 128**2
+            # The last row of 16 tokens is hatched, or filled by a model that knows nothing, and blends in above.
+            assert share == pytest.approx(1 if part == 2 else 0.75, abs=0.1), (i, part)
+    # A single image has its strip.
+    assert run(model, tmp_path, images=images / "a.png", output="one") == 0
+    assert set(results(tmp_path / "one")) == {"a.png", "a.strip.png"}
+
+
+def test_overview_of_many(
+    model: Path, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_module, "_SHOWN", 2)
+    for name in "abc":
+        save(images / f"{name}.png")
+    assert run(model, tmp_path) == 0
+    assert "overview.grid.png shows the first 2 of them" in capsys.readouterr().out
+    assert 6 * 128 < read(tmp_path / "out" / "overview.grid.png").shape[1] < 7 * 128
+
+
+def test_maps(class_model: Path, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original = save(images / "a.png", 32, 48)
+    save(images / "b.png", 8, 8)
+    save_mask(tmp_path / "mask.png", 32, 48, slice(12, 36))
+    arguments = ("--mask", str(tmp_path / "mask.png"), "--class", "cats", "--guidance", "1", "--maps")
+    assert run(class_model, tmp_path, *arguments, images=images / "a.png") == 0
+    assert "a.png  and  a.strip.png  and  a.maps.png" in capsys.readouterr().out
+    assert run(class_model, tmp_path, *arguments[:-1], images=images / "a.png", output="plain") == 0
+    first = results(tmp_path / "out")
+    plain = results(tmp_path / "plain")
+    assert plain == {name: first[name] for name in ("a.png", "a.strip.png")}  # maps don't change the result
+    maps = read(tmp_path / "out" / "a.maps.png")
+    assert maps.shape[1] > 4 * 85 and maps.shape[0] > 3 * 128
+
+    # Another point: its own token is framed. 8 of 32 pixels to the right is column 2 of 8, 50% down is row 4.
+    assert run(class_model, tmp_path, *arguments, "--map-at", "8", "50%", images=images / "a.png", output="at") == 0
+    assert results(tmp_path / "at")["a.png"] == first["a.png"]
+    assert results(tmp_path / "at")["a.maps.png"] != first["a.maps.png"]
+    point = jobs.query_point(Options(map_at=("8", "50%")), jobs.Job(None, "a", tmp_path), Image.fromarray(original))
+    assert point == (8, 24) and jobs.query_token(point, (32, 48), (8, 8)) == (4, 2)
+    assert jobs.query_token((31, 47), (32, 48), (8, 8)) == (7, 7) and jobs.query_token(None, (1, 1), (8, 8)) is None
+
+    # A point outside one of the pictures fails that one; where nothing is filled there is nothing to show.
+    assert run(class_model, tmp_path, "--maps", "--map-at", "20", "20", output="some") == 1
+    assert "b.png: --map-at 20 20 is outside this picture of 8x8" in capsys.readouterr().err
+    assert "a.maps.png" in results(tmp_path / "some")
+    save_mask(tmp_path / "empty.png", 32, 48, slice(0))
+    assert run(class_model, tmp_path, "--mask", str(tmp_path / "empty.png"), "--maps", images=images / "a.png") == 0
+
+
+# --- a real folder ----------------------------------------------------------------------------------------------------
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG file that promises a size and has no pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(64))), (b"IEND", b""))
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good files of many kinds, among them bad ones, in sub-folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    save(folder / "plain.png", 16, 16)
+    save(folder / "animals" / "plain.jpg", 24, 18)
+    save(folder / "alpha.png", mode="RGBA")
+    noise = np.random.default_rng().integers(0, 2**16, (20, 16), dtype=np.uint16)
+    Image.fromarray(noise).save(folder / "sixteen.png")
+    Image.fromarray((noise >> 8).astype(np.uint8)).convert("CMYK").save(folder / "cmyk.jpg")
+    frames = [Image.new("P", (16, 12), number) for number in range(3)]
+    frames[0].save(folder / "animals" / "moving.gif", save_all=True, append_images=frames[1:])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (20, 12), "red").save(folder / "turned.jpg", exif=exif)
+    (folder / "truncated.png").write_bytes((folder / "plain.png").read_bytes()[:200])
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "animals" / "empty.png").write_bytes(b"")
+    (folder / "huge.png").write_bytes(png_header(60_000, 60_000))
+    return folder
+
+
+GOOD = {
+    "plain": (16, 16), "animals/plain": (24, 18), "alpha": (16, 16), "sixteen": (16, 20), "cmyk": (16, 20),
+    "animals/moving": (16, 12), "turned": (12, 20),
+}  # fmt: skip
+BAD = {
+    "truncated.png": "can't be decoded: ", "text.jpg": "not an image", "animals/empty.png": "the file is empty",
+    "huge.png": "too large",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options, done, enlarged",
+    [
+        (["--mask", "strokes", "--maps"], "inpainted", 0),
+        (["--outpaint", "0", "0", "50%", "0"], "outpainted", 0.5),
+        (["--box", "25%", "25%", "50%", "50%", "--class", "dogs & co"], "inpainted", 0),
+    ],
+    ids=["inpaint", "outpaint", "class"],
+)
+def test_a_folder_with_bad_files(
+    class_model: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    done: str,
+    enlarged: float,
+) -> None:
+    """Every good file is done and every bad one named, in each task; doing it again gives the same files."""
+    before = results(photos)
+    assert run(class_model, tmp_path, *options, images=photos, output="deep/out") == 1
+    captured = capsys.readouterr()
+    assert f"{done} {len(GOOD)} images in" in captured.out
+    assert f"{len(BAD)} of {len(GOOD) + len(BAD)} images failed:" in captured.err and "Traceback" not in captured.err
+    failed = captured.err[captured.err.index("images failed:") :].splitlines()[1:]
+    for name, reason in BAD.items():
+        assert any(line.startswith(f"  {photos / name}: {reason}") for line in failed), name
+    assert len(failed) == len(BAD)
+    # The bar, printed anew in place: never backwards, and all of the files at its end.
+    counts = [float(count) for count in re.findall(rf" ([\d.]+)/{len(GOOD) + len(BAD)} ", captured.err)]
+    assert counts == sorted(counts) and counts[-1] == len(GOOD) + len(BAD)
+
+    output = tmp_path / "deep" / "out"
+    written = results(output)
+    suffixes = [
+        ".png",
+        *([".strip.png"] if done == "inpainted" else []),
+        *([".maps.png"] if "--maps" in options else []),
+    ]
+    assert set(written) == {f"{name}{suffix}" for name in GOOD for suffix in suffixes} | {"overview.grid.png"}
+    for name, (width, height) in GOOD.items():
+        with Image.open(output / f"{name}.png") as image:
+            assert image.mode == "RGB" and image.size == (width + round(enlarged * width), height), name
+            image.load()
+    assert results(photos) == before
+    (output / "plain.png").write_bytes(b"left by somebody")
+    assert run(class_model, tmp_path, *options, images=photos, output="deep/out") == 1
+    assert results(output) == written
+
+
+def test_a_margin_that_is_too_large(
+    model: Path, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(jobs, "_MOST_PIXELS", 1000)
+    save(images / "a.png", 16, 16)
+    save(images / "b.png", 32, 20)
+    assert run(model, tmp_path, "--outpaint", "0", "0", "200%", "0") == 1
+    captured = capsys.readouterr()
+    assert f"  {images / 'b.png'}: with --outpaint 0 0 200% 0 it would have 96x20 pixels; at most 1,000" in captured.err
+    assert set(results(tmp_path / "out")) == {"a.png"}

@@ -61,3 +61,54 @@ def test_masks_among_candidates():
     # ceil((1 - r) * n) is uniform over 1 to n.
     share = (masks.sum(1) - 0.5) / candidates.sum(1)
     assert abs(share.double().mean() - 0.5) < 4.5 * (1 / 12 / 4000) ** 0.5
+
+
+@pytest.mark.parametrize("count", ["exact", "bernoulli"])
+def test_one_share_for_the_batch(count):
+    generator = torch.Generator().manual_seed(0)
+    shares = []
+    for _ in range(200):
+        masks = mvtm_masks(6, 100, "linear", per="batch", count=count, generator=generator)
+        counts = masks.sum(1).double()
+        assert len(masks.unique(dim=0)) > 1 or masks.all()  # other tokens in each image
+        shares.append(counts / 100)
+    shares = torch.stack(shares)
+    # Between the images of a batch the counts differ by the Bernoulli trials only: p (1 - p) / N, on average 1 / (6 N).
+    expected = 0.0 if count == "exact" else 1 / 600
+    assert abs(shares.var(1).mean() - expected) < 0.3 * expected + 1e-12
+    assert abs(shares.mean() - 0.5) < 4.5 * (1 / 12 / 200) ** 0.5 and shares.mean(1).std() > 0.2
+
+
+def test_a_fixed_ratio():
+    masks = mvtm_masks(50, 64, ratio=0.3, generator=torch.Generator().manual_seed(0))
+    assert (masks.sum(1) == 20).all()  # ceil(19.2)
+    assert (mvtm_masks(5, 64, ratio=0.5).sum(1) == 32).all() and mvtm_masks(5, 64, ratio=1.0).all()
+    candidates = torch.arange(64) < torch.tensor([[1], [10], [64]])
+    assert mvtm_masks(3, 64, candidates=candidates, ratio=0.5).sum(1).tolist() == [1, 5, 32]
+
+
+def test_bernoulli_counts_are_binomial():
+    masks = mvtm_masks(20000, 32, ratio=0.5, count="bernoulli", generator=torch.Generator().manual_seed(0)).double()
+    assert (masks.mean(0) - 0.5).abs().max() < 4.5 * (0.25 / 20000) ** 0.5
+    variance = masks.sum(1).var()  # N p (1 - p) where the tokens are independent
+    assert abs(variance - 8) < 4.5 * 8 * (2 / 20000) ** 0.5
+    both = masks.T @ masks / 20000
+    assert (both - torch.diag(both.diag()) - 0.25 * (1 - torch.eye(32))).abs().max() < 5 * (3 / 16 / 20000) ** 0.5
+
+
+def test_bernoulli_follows_the_schedule():
+    masks = mvtm_masks(8000, 64, "arccos", count="bernoulli", generator=torch.Generator().manual_seed(2))
+    grid = (torch.arange(10000, dtype=torch.float64) + 0.5) / 10000
+    assert abs(masks.double().mean() - gamma(grid, "arccos").mean()) < 4.5 * 0.35 / 8000**0.5
+    assert masks.any(1).all()
+
+
+def test_bernoulli_masks_at_least_one_token_and_any():
+    """Where the trials leave nothing, one token is masked, and each is as likely."""
+    masks = mvtm_masks(16000, 8, ratio=1e-6, count="bernoulli", generator=torch.Generator().manual_seed(3))
+    assert (masks.sum(1) == 1).all()
+    assert (masks.double().mean(0) - 1 / 8).abs().max() < 4.5 * (7 / 64 / 16000) ** 0.5
+    candidates = torch.zeros(500, 8, dtype=torch.bool)
+    candidates[:, 2] = candidates[:, 5] = True
+    masks = mvtm_masks(500, 8, candidates=candidates, ratio=1e-6, count="bernoulli")
+    assert not (masks & ~candidates).any() and (masks.sum(1) == 1).all() and masks[:, 2].any() and masks[:, 5].any()

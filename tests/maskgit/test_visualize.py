@@ -22,7 +22,7 @@ def result(width: int, height: int, steps: int = 3) -> InpaintResult:
     for number in range(steps):
         left = masked.copy()
         left.ravel()[: (number + 1) * 8 // steps] = False
-        states.append(Step(Image.new("RGB", (16, 16), (0, 0, 255)), left))
+        states.append(Step(Image.new("RGB", (16, 16), (0, 0, 255)), left, np.zeros((4, 4), dtype=np.int64)))
     red, green = (Image.new("RGB", (width, height), colour) for colour in ((255, 0, 0), (0, 255, 0)))
     return InpaintResult(green, red, mask, masked, states)
 
@@ -79,20 +79,20 @@ def test_evolution_shows_each_way_to_decode() -> None:
     picture = np.asarray(visualize.evolution(results))
     # A column of names, the start, and four steps; two rows for each result.
     width, height = 128 + 2, 128 + 2 + 16
-    name_width = 1 + (picture.shape[1] - visualize._GAP) // 6
+    name_width = 1 + (picture.shape[1] - visualize.GAP) // 6
     assert name_width >= width and 4 * height < picture.shape[0] < 4 * (height + 10) + 30
 
     # The masks of the first row: black cells, 8 of 16 tokens at the start and two fewer at each step.
-    pitch = (picture.shape[1] - visualize._GAP) / 6
-    head = visualize._GAP + visualize._CAPTION
+    pitch = (picture.shape[1] - visualize.GAP) / 6
+    head = visualize.GAP + visualize._CAPTION
     for step in range(5):
-        left, right = round(visualize._GAP + (1 + step) * pitch), round((2 + step) * pitch)
+        left, right = round(visualize.GAP + (1 + step) * pitch), round((2 + step) * pitch)
         cell = picture[head : head + 130, left:right]
         black = (cell == 0).all(-1).mean() * cell.shape[0] * cell.shape[1]
         assert black == pytest.approx((8 - 2 * step) * 32 * 32, rel=0.02, abs=40)
     below = picture[head + height : head + 2 * height]  # the images: blue at every step, and the hole at the start
     assert (below == (0, 0, 255)).all(-1).sum() == 4 * 128 * 128
-    second = picture[head + 2 * (height + visualize._GAP) :]
+    second = picture[head + 2 * (height + visualize.GAP) :]
     assert (second == (0, 0, 255)).all(-1).sum() == 2 * 128 * 128  # two steps only, the rest stays empty
 
 
@@ -138,11 +138,28 @@ def test_evolution_and_animation_need_steps() -> None:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--schedules", "linear", "square", "--steps", "2", "--device", "cpu", "--output", str(tmp_path)]
     assert visualize.main([*arguments, "--animation", "webp"]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"evolution.png", "evolution.webp"}
+    files = {"evolution.png", "evolution.webp", "linear.strip.png", "square.strip.png"}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    out = capsys.readouterr().out
+    assert str(tmp_path) in out and all(name in out for name in files)
+    # One picture has both; a schedule has a strip for itself, of original, hole, two steps and result.
+    with Image.open(tmp_path / "linear.strip.png") as picture:
+        assert 5 * 128 < picture.width < 6 * 128
+    with Image.open(tmp_path / "evolution.png") as picture:
+        assert picture.height > 4 * 128
     with Image.open(tmp_path / "evolution.webp") as moving:
         assert moving.n_frames == 4
-    wrong = (["missing.png"], "no such file"), (["--model", "missing"], "no such model"), (["--steps", "0"], "steps")
+    wrong = (
+        (["missing.png"], "no such file"),
+        (["--model", "missing"], "no such model"),
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--schedules", "linear", "sine"], "schedule must be one of cosine"),
+        (["--schedules"], "--schedules: name at least one"),
+        (["--mask", "circle"], "--mask circle: no such file, and not one of center"),
+        (["--output", __file__], "can't write pictures there"),
+    )
     for wrong_arguments, reason in wrong:
         assert visualize.main([*arguments, *wrong_arguments]) == 1
-        assert reason in capsys.readouterr().err
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(error) == 1 and reason in error[0]
     assert visualize.main(["--steps", "many"]) == 2

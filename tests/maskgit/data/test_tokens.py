@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +15,17 @@ import torch
 from PIL import Image
 
 from maskgit.config import TokenizerConfig
-from maskgit.data import AugmentConfig, DataError, ImageDataset
-from maskgit.data.tokens import HIDDEN, TokenShard, hole_of, tokenize, view_of
+from maskgit.data import AugmentConfig, DataError, ImageDataset, ImageError, ImageFolder, parts
+from maskgit.data.tokens import (
+    HIDDEN,
+    TokenShard,
+    class_names,
+    family_numbers,
+    hole_of,
+    open_shard,
+    tokenize,
+    view_of,
+)
 from maskgit.holes import cells_with_holes, smooth_fill
 from maskgit.tokenizer import VQGAN
 
@@ -46,11 +59,15 @@ class Job:
         monkeypatch.setattr(VQGAN, "encode", counting)
 
     def __call__(
-        self, images: ImageDataset | None = None, tokenizer: VQGAN | None = None, **changes: object
+        self,
+        images: ImageDataset | None = None,
+        tokenizer: VQGAN | None = None,
+        folder: Path | None = None,
+        **changes: object,
     ) -> TokenShard:
         self.calls = 0
         options = self.options | changes
-        return tokenize(tokenizer or self.tokenizer, images or Noise(), self.folder, **options)  # type: ignore[arg-type]
+        return tokenize(tokenizer or self.tokenizer, images or Noise(), folder or self.folder, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -141,7 +158,7 @@ def test_redone_if_something_changed(job: Job, change: str) -> None:
     other = VQGAN(job.tokenizer.config).eval()
     other.load_state_dict(job.tokenizer.state_dict())
     with torch.no_grad():
-        other.decoder.last_layer[0, 0, 0, 0] += 1  # even where it makes no difference to the tokens
+        other.quant_conv.bias[0] += 1e-6  # even where it makes no difference to the tokens
     changes = {
         "tokenizer": {"tokenizer": other},
         "images": {"images": Noise(1)},
@@ -152,6 +169,17 @@ def test_redone_if_something_changed(job: Job, change: str) -> None:
     shard = job(**changes)
     assert job.calls == len(shard.tokens)
     job(**changes)
+    assert job.calls == 0
+
+
+def test_another_decoder_makes_no_difference(job: Job) -> None:
+    job()
+    other = VQGAN(job.tokenizer.config).eval()
+    other.load_state_dict(job.tokenizer.state_dict())
+    with torch.no_grad():
+        other.decoder.last_layer[0, 0, 0, 0] += 1
+        other.post_quant_conv.weight[0] += 1
+    job(tokenizer=other)
     assert job.calls == 0
 
 
@@ -183,24 +211,181 @@ def test_half_of_a_shard_is_redone(job: Job, damage: object) -> None:
     assert job.calls == 3 and np.array_equal(again.tokens, first)
 
 
-def test_interrupted_midway(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a shard is written over an older one of other inputs, neither counts."""
-    job(seed=1)
+def fail_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt the `call`-th batch from now on."""
     encode, calls = VQGAN.encode, 0
 
     def fail(model: VQGAN, images: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == call:
             raise KeyboardInterrupt
         return encode(model, images)
 
+    monkeypatch.setattr(VQGAN, "encode", fail)
+
+
+def test_interrupted_midway(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was done is kept, and the older shard of other inputs stays until the new one is whole."""
+    older = job(seed=1).tokens.copy()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(VQGAN, "encode", fail)
+        fail_at(3, patch)
         job()
-    assert not (job.folder / "tokens.json").exists()
-    job(seed=1)
+    assert np.array_equal(job(seed=1).tokens, older) and job.calls == 0
+    shard = job()
+    assert job.calls == 1  # the third view
+    assert not list(job.folder.glob("*.parts")) and not list(job.folder.glob(".*"))
+    assert np.array_equal(shard.tokens, job(folder=job.folder.parent / "afresh").tokens)
+
+
+def test_parts_of_other_inputs_are_not_taken(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        fail_at(3, patch)
+        job(seed=1)
+    shard = job()
     assert job.calls == 3
+    assert np.array_equal(shard.tokens, job(folder=job.folder.parent / "afresh").tokens)
+
+
+def test_several_parts(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of two images, the last of one: the same as all at once."""
+    whole = job(hole_share=0.5, holes=2)
+    monkeypatch.setattr(parts, "ROWS", 2)
+    other = job.folder.parent / "other"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        fail_at(6, patch)
+        job(folder=other, hole_share=0.5, holes=2)
+    names = sorted(path.name for path in (other / "tokens.parts").iterdir())
+    assert names == ["0-000000000000.npy", "0-000000000002.npy", "0-000000000004.npy", "1-000000000000.npy",
+                     "1-000000000002.npy", "parts.json"]  # fmt: skip
+    again = job(folder=other, hole_share=0.5, holes=2)
+    assert job.calls == (9 - 5) + 18
+    assert np.array_equal(again.tokens, whole.tokens) and np.array_equal(again.holes, whole.holes)
+
+
+def test_a_damaged_part(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        fail_at(2, patch)
+        job()
+    part = job.folder / "tokens.parts" / "0-000000000000.npy"
+    part.write_bytes(part.read_bytes()[:-5])
+    with pytest.raises(DataError, match=f"{part}: damaged: .*; remove it and run again"):
+        job()
+    part.unlink()  # what the message says
+    job()
+    assert job.calls == 1
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures as files: those go to other processes without this module."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng()
+    for i in range(11):
+        path = root / ("cat", "dog")[i % 2] / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(18, 22, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+def digests(shard: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(shard.iterdir())}
+
+
+@pytest.mark.slow
+def test_the_same_bytes_from_any_number_of_processes(
+    folder: Path, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "ROWS", 4)
+    images = ImageFolder(folder, 16)
+    for processes in (0, 1, 2):
+        job(images, folder=tmp_path / str(processes), processes=processes, batch_size=3)
+    first = digests(tmp_path / "0")
+    assert set(first) == {"tokens.npy", "tokens.json", "labels.npy", "families.npy", "names.jsonl", "images.json"}
+    assert first == digests(tmp_path / "1") == digests(tmp_path / "2")
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_process(folder: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged image is named here too; a process that dies is reported, and nothing is lost by it."""
+    monkeypatch.setattr(parts, "ROWS", 4)
+    images = ImageFolder(folder, 16)
+    damaged = images.paths[9]
+    data = damaged.read_bytes()
+    try:
+        damaged.write_bytes(data[: len(data) // 2])
+        with pytest.raises(ImageError, match=f"{damaged}: can't be decoded"):
+            job(images, processes=1, key="k", views=1)
+    finally:
+        damaged.write_bytes(data)
+    assert len(list((job.folder / "tokens.parts").glob("*.npy"))) == 2
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="was killed .*finished parts are kept"):
+        patch.setattr(parts, "_start", os._exit)
+        job(images, processes=1, key="k", views=1)
+    shard = job(images, processes=0, key="k", views=1)
+    assert job.calls == 1 and shard.tokens.shape == (1, 11, 16)
+
+
+# --- without the images -----------------------------------------------------------------------------------------------
+
+
+def test_a_shard_tells_its_images(folder: Path, job: Job) -> None:
+    images = ImageFolder(folder, 16)
+    shard = job(images, hole_share=0.5)
+    opened = open_shard(job.folder, job.tokenizer, 7, 0.5)
+    assert class_names(job.folder) == ["cat", "dog"] and opened.labels.tolist() == images.labels.tolist()
+    assert family_numbers(job.folder).tolist() == list(range(11))
+    names = [json.loads(line) for line in (job.folder / "names.jsonl").read_text().splitlines()]
+    assert names == [f"{('cat', 'dog')[i % 2]}/{i:02d}.png" for i in sorted(range(11), key=lambda i: (i % 2, i))]
+    sent = pickle.loads(pickle.dumps(opened))
+    assert isinstance(sent.tokens, np.memmap)
+    for position in range(40):
+        index = position % 11
+        for ours, theirs in ((shard, opened), (shard, sent)):
+            assert all(torch.equal(a, b) for a, b in zip(ours[index, position], theirs[index, position], strict=True))
+
+
+def test_a_shard_without_a_description_of_its_images(job: Job) -> None:
+    """As older releases wrote them: read as it is, and described."""
+    job()
+    for name in ("labels.npy", "families.npy", "names.jsonl", "images.json"):
+        (job.folder / name).unlink()
+    with pytest.raises(DataError, match="not a whole token shard: .*labels.npy"):
+        open_shard(job.folder, job.tokenizer)
+    job()
+    assert job.calls == 0 and open_shard(job.folder, job.tokenizer).labels.tolist() == [0, 1, 1, 0, 1]
+
+
+def test_shards_that_do_not_fit(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"tokens.json is not there: there is no folder .*nowhere"):
+        open_shard(tmp_path / "nowhere", job.tokenizer)
+    job()
+    with pytest.raises(DataError, match=r"holes.json is not there; write a token shard with train.py tokens"):
+        open_shard(job.folder, job.tokenizer, hole_share=0.5)
+    other = VQGAN(job.tokenizer.config)
+    with pytest.raises(DataError, match=r"tokens.npy: made by another tokenizer .* tokenize again"):
+        open_shard(job.folder, other)
+    truncate(job.folder)
+    with pytest.raises(DataError, match="not a whole token shard"):
+        open_shard(job.folder, job.tokenizer)
+    damage_json(job.folder)
+    with pytest.raises(DataError, match=r"tokens.json: can't be read"):
+        open_shard(job.folder, job.tokenizer)
+
+
+def test_the_key_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    """Other images, other names, other times: another key; nothing else."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))  # with the times of the originals
+    key = ImageFolder(copy, 16).key()
+    assert key == ImageFolder(folder, 16, check=False).key()
+    path = copy / "cat" / "00.png"
+    os.utime(path, (1, 1))
+    touched = ImageFolder(copy, 16).key()
+    path.rename(copy / "cat" / "12.png")
+    assert len({key, touched, ImageFolder(copy, 16).key()}) == 3
 
 
 def test_impossible_arguments(job: Job, tiny_tokenizer_config: TokenizerConfig) -> None:

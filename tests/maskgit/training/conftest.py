@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 import maskgit.training.tokenizer
@@ -19,6 +18,9 @@ from maskgit.tokenizer.losses import PERCEPTUAL_NETWORKS, PatchDiscriminator
 from maskgit.tokenizer.quantizer import CodebookTracker
 from maskgit.training.tokenizer import TokenizerTraining, train_tokenizer
 from maskgit.training.transformer import TransformerTraining, train_transformer
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules that tests share
+from tiny_train import make_pictures  # noqa: E402
 
 STAGES = ("tokenizer", "transformer")
 STEPS, SAVED = 8, 5  # of the unbroken run, and at which it has a checkpoint on the way
@@ -53,14 +55,7 @@ def tiny_presets(tiny_tokenizer_config: TokenizerConfig, tiny_transformer_config
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of 15 pictures: a bright square on a dark ground, in the first class above and red."""
     folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for i in range(30):
-        pixels = np.full((20, 20, 3), 30, dtype=np.uint8)
-        top, left = (2, 11)[i % 2], rng.integers(12)
-        pixels[top : top + 7, left : left + 7, i % 2] = 200 + rng.integers(50)
-        path = folder / ("above", "below")[i % 2] / f"{i}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(path)
+    make_pictures(folder)
     return folder
 
 

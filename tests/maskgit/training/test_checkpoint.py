@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,26 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, step, WEIGHTS, STATE, keep=2)
     assert [step for step, _ in list_checkpoints(tmp_path)] == [100, 1000]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000100", "step-000001000"]
+
+
+def test_the_best_is_kept_too(tmp_path: Path) -> None:
+    """And named by a link, whatever a killed process left of one."""
+    link = tmp_path / "best"
+    for step, best in ((5, None), (10, 10), (15, 10), (20, 10), (25, 25), (30, 25)):
+        (tmp_path / ".best.partial").symlink_to("nowhere")
+        save_checkpoint(tmp_path, step, WEIGHTS, STATE, keep=2, best=best)
+        (tmp_path / ".best.partial").unlink(missing_ok=True)
+        assert link.is_symlink() == (best is not None)
+        if best is not None:
+            assert link.resolve() == tmp_path / f"step-{best:09d}"
+            load_checkpoint(link)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [25, 30]
+    save_checkpoint(tmp_path, 35, WEIGHTS, STATE, keep=1, best=25)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [25, 35]
+    # The user has removed the best one: there is nothing to point at.
+    shutil.rmtree(tmp_path / "step-000000025")
+    save_checkpoint(tmp_path, 40, WEIGHTS, STATE, keep=1, best=25)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [40]
 
 
 def test_leftovers_are_no_checkpoints(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_an_interruption(capsys: Any, tmp_path: Path, settings: dict, monkeypatc
 
     monkeypatch.setattr("maskgit.training.tokenizer.TokenizerTask.training_step", interrupt)
     assert main(arguments("tokenizer", settings, output=tmp_path)) == 130
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "the same command with --resume goes on" in capsys.readouterr().err
 
 
 def test_the_script() -> None:

@@ -10,16 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from maskgit.training.loop import (
-    LoopConfig,
-    SampleOrder,
-    TrainingError,
-    learning_rate,
-    make_optimizer,
-    pick_device,
-    run_settings,
-    train,
-)
+from maskgit.training.engine import Engine, pick_device
+from maskgit.training.loop import make_optimizer, train
+from maskgit.training.order import SampleOrder
+from maskgit.training.settings import LoopConfig, TrainingError, changed_settings, learning_rate, run_settings
 from maskgit.training.tokenizer import TokenizerTraining
 from maskgit.training.transformer import TransformerTraining
 
@@ -92,6 +86,24 @@ def test_settings_that_count() -> None:
     assert {"lr", "seed", "batch_size", "steps", "data", "augment", "precision"} <= settings.keys()
     assert settings.keys().isdisjoint({"output", "workers", "resume", "save_every", "device"})
     assert settings["augment"]["crop_scale"] == [0.8, 1.0]
+    assert changed_settings(settings, TokenizerTraining(workers=2, accumulate=4)) == []
+    assert changed_settings(settings, TokenizerTraining(lr=1.0)) == ["lr (was 0.001, now 1.0)"]
+
+
+def test_settings_that_an_older_release_did_not_have() -> None:
+    settings = run_settings(TokenizerTraining())
+    del settings["augment"], settings["one_per_family"]
+    assert changed_settings(settings, TokenizerTraining()) == []
+    assert changed_settings(settings, TokenizerTraining(one_per_family=True)) == [
+        "one_per_family (was False, now True)"
+    ]
+    assert changed_settings(settings | {"gone": 1}, TokenizerTraining()) == ["gone (was 1, now None)"]
+
+
+def test_each_process_takes_its_part_of_the_batch() -> None:
+    whole = list(SampleOrder(np.arange(10), config(batch_size=6), 3))
+    parts = [list(SampleOrder(np.arange(10), config(batch_size=6), 3, process, 3)) for process in range(3)]
+    assert [a + b + c for a, b, c in zip(*parts, strict=True)] == whole
 
 
 @pytest.mark.parametrize(
@@ -108,7 +120,8 @@ def test_settings_that_count() -> None:
         ({"workers": -1}, "--workers -1"),
         ({"beta1": 1.0}, r"--beta1 1.0: must be in \[0, 1\)"),
         ({"ema": 1.0}, "--ema 1.0"),
-        ({"precision": "fp16"}, "--precision fp16: must be bf16 or float32"),
+        ({"precision": "int8"}, "--precision int8: must be one of bf16, fp16, float32"),
+        ({"accumulate": 0}, "--accumulate 0: must be at least 1"),
     ],
 )
 def test_impossible_settings(changes: dict, message: str) -> None:
@@ -145,10 +158,62 @@ def test_devices() -> None:
         pick_device("cuda")
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"batch_size": 6, "accumulate": 4},
+            "--batch-size 6: must be a multiple of 4",
+        ),
+        ({"precision": "fp16"}, "--precision fp16: needs a GPU, and this is cpu; use bf16"),
+    ],
+)
+def test_what_the_device_can_not_do(changes: dict, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        Engine(config(device="cpu", **changes))
+    with pytest.raises(TrainingError, match="--fsdp: there is one process"):
+        Engine(config(device="cpu"), shard=True)
+
+
+def test_processes_that_do_not_divide_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(TrainingError, match="--batch-size 4: must be a multiple of 3, for 3 processes"):
+        Engine(config(device="cpu"))
+
+
+def test_the_average_waits_while_a_step_is_broken() -> None:
+    engine = Engine(config(device="cpu"))
+    average, weight = torch.zeros(3), torch.ones(3)
+    engine.averaging(0.75)([average], [weight], None)
+    assert torch.equal(average, torch.full((3,), 0.25))
+    engine.broken.fill_(True)
+    engine.averaging(0.75)([average], [weight], None)
+    assert torch.equal(average, torch.full((3,), 0.25))
+
+
+@pytest.mark.parametrize("loss, gradient", [(1.0, math.nan), (math.inf, 1.0), (1.0, math.inf)])
+def test_an_update_that_is_not_finite_changes_nothing(loss: float, gradient: float) -> None:
+    engine, model = Engine(config(device="cpu")), nn.Linear(3, 2)
+    optimizer = make_optimizer(model, config())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    for its_loss, its_gradient in ((1.0, 1.0), (loss, gradient)):
+        before = [p.clone() for p in model.parameters()]
+        for p in model.parameters():
+            p.grad = torch.full_like(p, its_gradient)
+        engine.begin(0)
+        engine.update(optimizer, torch.tensor(its_loss))
+        same = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        assert same == bool(engine.broken)
+    assert engine.broken
+    assert {float(state["step"]) for state in optimizer.state.values()} == {1.0}
+
+
 def test_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(TrainingError, match="--kernels cuda: must be one of auto, triton, torch"):
         config(kernels="cuda")
     with pytest.raises(TrainingError, match="--kernels triton: .*needs an NVIDIA GPU"):
-        train(pytest.fail, config(kernels="triton", output=tmp_path / "out"), torch.device("cpu"))
+        settings = config(kernels="triton", output=tmp_path / "out", device="cpu")
+        train(pytest.fail, settings, Engine(settings))
     assert not (tmp_path / "out").exists()

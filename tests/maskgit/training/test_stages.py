@@ -1,18 +1,10 @@
-"""Both stages, run for a few steps: they learn, resume exactly, refuse what can't be, survive SIGKILL."""
+"""Both stages, run for a few steps: they learn, resume exactly, refuse what can't be, skip what would do harm."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
-import os
-import random
-import runpy
 import shutil
-import signal
-import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_train import assert_same_run, curve, last_state
 from torch import Tensor
 
+import maskgit.training.loop as loop
+from maskgit.config import TokenizerConfig
 from maskgit.model_folder import load_model, load_tokenizer, save_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
-from maskgit.training.loop import TrainingError
+from maskgit.training.engine import Engine
+from maskgit.training.settings import TrainingError
 from maskgit.training.tokenizer import TokenizerTask
 from maskgit.training.transformer import TransformerTask
 from maskgit.transformer import Transformer
@@ -38,28 +33,6 @@ TASKS: dict[str, Any] = {"tokenizer": TokenizerTask, "transformer": TransformerT
 
 class Interrupted(Exception):
     """Stands for whatever ends a process."""
-
-
-def curve(output: Path, name: str = "train/loss") -> list[tuple[int, float]]:
-    """(step, value) of every logged step, as TensorBoard shows them: in order, without what a resumed run replaced."""
-    with tempfile.TemporaryDirectory() as folder:
-        # TensorBoard reads the files of a run in the order of their names, which hold the time in seconds only: two of
-        # them may have been started within the same one here.
-        for i, path in enumerate(sorted((output / "log").iterdir(), key=lambda path: path.stat().st_mtime_ns)):
-            shutil.copy(path, Path(folder, f"events.out.tfevents.{i:010d}"))
-        log = EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
-    return [(event.step, event.value) for event in log.Scalars(name)]
-
-
-def last_state(output: Path) -> tuple[dict[str, Tensor], list[Any]]:
-    weights, state = load_checkpoint(list_checkpoints(output / "checkpoints")[-1][1])
-    return weights, [optimizer["state"] for optimizer in state["optimizers"]]
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    """The logged losses and everything in the last checkpoint are equal, bit for bit."""
-    assert curve(a) == curve(b)
-    torch.testing.assert_close(last_state(a), last_state(b), rtol=0, atol=0)
 
 
 def interrupt_at(step: int, stage: str, patch: pytest.MonkeyPatch) -> None:
@@ -95,7 +68,11 @@ def test_what_stage_1_leaves(unbroken: dict[str, Path]) -> None:
     assert [step for step, _ in curve(output, "train/discriminator")] == list(range(2, STEPS))
     assert any(revived for step, revived in curve(output, "train/revived") if step >= SAVED)
     assert [rate for _, rate in curve(output, "train/lr")][:3] == pytest.approx([2.5e-3, 5e-3, 5e-3])
-    assert [step for step, _ in list_checkpoints(output / "checkpoints")] == [SAVED, STEPS]
+    # The newest two, and the best.
+    l1 = dict(curve(output, "validation/l1"))
+    best = min(l1, key=lambda step: l1[step])
+    assert [step for step, _ in list_checkpoints(output / "checkpoints")] == sorted({best, SAVED, STEPS})
+    assert (output / "checkpoints" / "best").resolve().name == f"step-{best:09d}"
     # The averaged weights are what is saved.
     weights, _ = last_state(output)
     saved = load_tokenizer(output / "model").state_dict()
@@ -164,7 +141,7 @@ def test_resumed_equals_unbroken(
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt_at(7, stage, patch)  # two steps behind the checkpoint at 5
         run(stage, tmp_path)
-    assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == [SAVED]
+    assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == [4, SAVED]  # 4: validated, so the best
     # A killed process also leaves this.
     leftover = tmp_path / "checkpoints" / ".step-000000008.partial"
     shutil.copytree(tmp_path / "checkpoints" / "step-000000005", leftover)
@@ -246,28 +223,68 @@ def test_checkpoint_of_other_networks(run: Any, copy: Any, pictures: Path, tmp_p
 # --- failing ----------------------------------------------------------------------------------------------------------
 
 
+def break_steps(patch: pytest.MonkeyPatch, chosen: Any, what: str) -> None:
+    """Make the loss, or else its gradients, NaN in the steps that `chosen(step)` names."""
+    begin, backward, update = Engine.begin, Engine.backward, Engine.update
+    bad = torch.tensor(1.0)
+
+    def begin_and_look(self: Engine, step: int) -> None:
+        bad.fill_(float("nan") if chosen(step) else 1.0)
+        begin(self, step)
+
+    patch.setattr(Engine, "begin", begin_and_look)
+    if what == "gradient":
+        patch.setattr(Engine, "backward", lambda self, loss: backward(self, loss * bad))
+    else:
+        patch.setattr(Engine, "update", lambda self, optimizer, loss: update(self, optimizer, loss * bad))
+
+
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("changes", [{"log_every": 1}, {"log_every": 100, "save_every": 3}], ids=["logged", "saved"])
-def test_a_loss_that_is_not_finite(
-    stage: str, changes: dict, run: Any, unbroken: Any, tmp_path: Path, monkeypatch: Any
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_skipped(
+    stage: str, what: str, run: Any, unbroken: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    real = TASKS[stage].training_step
+    states: list[Any] = []
+    runs: list[Any] = []
+    start, rate = loop._start, loop.learning_rate
 
-    def training_step(self: Any, batch: Any, step: int) -> dict[str, Tensor]:
-        logged = real(self, batch, step)
-        return logged | {"loss": logged["loss"] * float("nan")} if step >= 4 else logged
+    def snapshot(config: Any, step: int) -> float:  # called between two steps
+        modules, optimizers = runs[0].modules(), runs[0].task.optimizers
+        weights = {
+            name: t.clone() for name, t in loop.module_states(modules).items() if not name.endswith("n_averaged")
+        }
+        moments = [{k: v.clone() for k, v in m.items()} for o in optimizers for m in o.state_dict()["state"].values()]
+        states.append((weights, moments))
+        return rate(config, step)
 
-    monkeypatch.setattr(TASKS[stage], "training_step", training_step)
-    with pytest.raises(TrainingError, match=r"step [45]: the loss is nan; start again with a lower --lr"):
-        run(stage, tmp_path, **changes)
-    assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] in ([], [3])
+    monkeypatch.setattr(loop, "_start", lambda *args: runs.append(start(*args)) or runs[0])
+    monkeypatch.setattr(loop, "learning_rate", snapshot)
+    break_steps(monkeypatch, lambda step: step == 4, what)
+    run(stage, tmp_path)
+    torch.testing.assert_close(states[5], states[4], rtol=0, atol=0)
+    for earlier, later in ((3, 4), (5, 6)):
+        assert any(not torch.equal(a, states[later][0][name]) for name, a in states[earlier][0].items())
+    assert [count for _, count in curve(tmp_path, "train/skipped_steps")] == [0] * 4 + [1] * 4
+    _, state = load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1][1])
+    assert state["skipped"] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ten_skipped_steps_in_a_row(stage: str, run: Any, unbroken: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        break_steps(patch, lambda step: step == 1 or step >= 3, "gradient")
+        interrupt_at(7, stage, patch)
+        run(stage, tmp_path, steps=20)
+    # The count goes on where it was: at the checkpoint after step 5, two in a row.
+    break_steps(monkeypatch, lambda step: True, "gradient")
+    with pytest.raises(TrainingError, match="step 12: .* not finite in 10 steps in a row, 11 in all; start again with"):
+        run(stage, tmp_path, steps=20, resume=True)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_that_diverges(stage: str, run: Any, unbroken: Any, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="step [1-7]: .*(nan|inf|no longer finite).* start again with a lower --lr"):
-        run(stage, tmp_path, lr=1e30, warmup=0, clip=0.0, precision="float32")
-    assert list_checkpoints(tmp_path / "checkpoints") == []
+    with pytest.raises(TrainingError, match="step [0-9]+: .*(not finite|no longer finite).* start again with a lower"):
+        run(stage, tmp_path, steps=30, lr=1e30, warmup=0, clip=0.0, precision="float32", ema=0.0, validate_every=50)
 
 
 def test_weights_that_are_not_finite_are_not_saved(
@@ -283,7 +300,7 @@ def test_weights_that_are_not_finite_are_not_saved(
 
     monkeypatch.setattr(TokenizerTask, "training_step", training_step)
     with pytest.raises(TrainingError, match="step 4: 2 tensors are no longer finite"):  # averaged ones included
-        run("tokenizer", tmp_path)
+        run("tokenizer", tmp_path, validate_every=100)
     assert list_checkpoints(tmp_path / "checkpoints") == []
 
 
@@ -310,6 +327,22 @@ def test_going_on_from_a_model(run: Any, unbroken: Any, tmp_path: Path, tiny_tok
         run("transformer", tmp_path / "c", init=start, tokenizer=tmp_path / "other")
 
 
+def test_the_decoder_alone(run: Any, unbroken: Any, tmp_path: Path, tiny_tokenizer_config: TokenizerConfig) -> None:
+    start = unbroken["tokenizer"] / "model"
+    run("tokenizer", tmp_path / "a", decoder_of=start, ema=0.0)
+    ours, theirs = (load_tokenizer(folder).state_dict() for folder in (tmp_path / "a" / "model", start))
+    for name, tensor in ours.items():
+        decodes = name.startswith(("post_quant_conv.", "decoder."))
+        assert torch.equal(tensor, theirs[name]) != decodes, name
+    # A transformer goes on with it.
+    model = unbroken["transformer"] / "model"
+    run("transformer", tmp_path / "b", tokenizer=tmp_path / "a" / "model", init=model, steps=1)
+    other = dataclasses.replace(tiny_tokenizer_config, codebook_size=5)
+    save_tokenizer(tmp_path / "other", VQGAN(other))
+    with pytest.raises(TrainingError, match="--decoder-of .*other: its tokenizer is built otherwise"):
+        run("tokenizer", tmp_path / "c", decoder_of=tmp_path / "other")
+
+
 def test_class_dropout(run: Any, unbroken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
     forward = Transformer.forward
@@ -327,75 +360,3 @@ def test_class_dropout(run: Any, unbroken: Any, tmp_path: Path, monkeypatch: pyt
     seen.clear()
     run("transformer", tmp_path / "none", class_dropout=0.0, steps=4)
     assert set(torch.cat(seen).tolist()) == {0, 1}
-
-
-# --- SIGKILL ----------------------------------------------------------------------------------------------------------
-
-SCRIPT = """
-import dataclasses, sys
-import torch
-from maskgit.config import PRESETS, ModelConfig, tokenizer_from_dict, transformer_from_dict
-from maskgit.training.cli import main
-
-torch.set_num_threads(1)
-PRESETS["tiny"] = ModelConfig(tokenizer_from_dict(TOKENIZER), transformer_from_dict(TRANSFORMER))
-sys.exit(main(ARGUMENTS))
-"""
-
-
-@pytest.mark.slow
-def test_sigkill_at_random_moments(
-    pictures: Path,
-    unbroken: dict[str, Path],
-    tmp_path: Path,
-    tiny_tokenizer_config: Any,
-    tiny_transformer_config: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Each stage is killed again and again, in the middle of whatever it does, and ends where an unbroken run ends."""
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    # Every process is forked from one that has imported PyTorch already, and that only the environment can tell where
-    # the packages are (before Python 3.13).
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["maskgit.training.cli", "torch._dynamo"])
-    rng = random.Random(time.time_ns())
-
-    def start(stage: str, output: Path) -> Any:
-        options = {"output": output, "data": pictures, "model": "tiny", "device": "cpu"}
-        options |= {"steps": 24, "batch-size": 4, "warmup": 2, "ema": 0.9, "save-every": 1, "log-every": 1}
-        options |= {"tokenizer": unbroken["tokenizer"] / "model"} if stage == "transformer" else {}
-        values = {
-            "ARGUMENTS": [stage, "--resume", *(str(x) for k, v in options.items() for x in (f"--{k}", v))],
-            "TOKENIZER": dataclasses.asdict(tiny_tokenizer_config),
-            "TRANSFORMER": dataclasses.asdict(tiny_transformer_config),
-        }
-        process = processes.Process(target=runpy.run_path, args=(str(script), values))
-        process.start()
-        return process
-
-    def newest(output: Path) -> int:
-        return max((step for step, _ in list_checkpoints(output / "checkpoints")), default=0)
-
-    for stage in STAGES:
-        whole, broken = tmp_path / f"{stage}-whole", tmp_path / f"{stage}-broken"
-        process = start(stage, whole)
-        process.join()
-        assert process.exitcode == 0
-        for kill in range(4):
-            process, before = start(stage, broken), newest(broken)
-            # The first one anywhere, setting up included; the others a little after they have got somewhere.
-            while kill and process.is_alive() and newest(broken) <= before:
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.1))
-            process.kill()
-            process.join()
-            assert process.exitcode == -signal.SIGKILL, "the run was over before it could be killed"
-        process = start(stage, broken)
-        process.join()
-        assert process.exitcode == 0
-        assert_same_run(broken, whole)
-        for path in (whole / "model").iterdir():
-            assert (broken / "model" / path.name).read_bytes() == path.read_bytes(), path.name
-        assert not list((broken / "checkpoints").glob(".*"))

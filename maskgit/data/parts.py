@@ -1,0 +1,188 @@
+"""Large arrays that are computed part by part, by several processes, and go on after a kill.
+
+Each part is a file of its own that is renamed into place when it is whole. When all are there, they are put together
+and removed. A start that finds parts of just the same inputs computes only those that are missing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from maskgit.data.images import DataError
+from maskgit.files import write_atomically
+
+ROWS = 1024
+"""Rows of a part: about half a megabyte of tokens, and seconds of work."""
+
+
+class Work(Protocol):
+    """Computes rows of an array. Sent to the processes by pickle."""
+
+    batch_size: int
+
+    def to(self, device: torch.device) -> None:
+        """Work there from now on."""
+
+    def __call__(self, leading: tuple[int, ...], chosen: range) -> np.ndarray:
+        """The rows array[leading][chosen]."""
+
+
+class Part(NamedTuple):
+    """The rows array[leading][rows], and the file that holds them."""
+
+    file: Path
+    leading: tuple[int, ...]
+    rows: range
+
+
+def write_in_parts(
+    file: Path, description: dict[str, Any], shape: tuple[int, ...], work: Work, processes: int, device: torch.device
+) -> None:
+    """Compute an array uint16 [*leading, rows, N] into `file` and its description into the .json beside it.
+
+    What is there under the two names stays valid until the new one is whole.
+
+    Args:
+        file: ends in .npy.
+        description: of everything that the array depends on, in JSON form.
+        shape: with at least one row.
+        work: computes the rows.
+        processes: 0 computes here; otherwise so many processes of one thread each. A batch never depends on their
+            number, nor on which of them it meets.
+        device: where to compute; `cuda` spreads the processes over all GPUs.
+
+    Raises:
+        DataError: no rows, a process that died, a damaged part.
+    """
+    *sizes, rows, width = shape
+    if not rows:
+        raise DataError(f"{file}: there is nothing to write: no images")
+    folder = file.with_suffix(".parts")
+    _claim(folder, description | {"rows": ROWS, "batch_size": work.batch_size})
+    parts = [
+        Part(folder / f"{'-'.join(map(str, leading))}-{start:012d}.npy", leading, range(start, min(start + ROWS, rows)))
+        for leading in np.ndindex(*sizes)
+        for start in range(0, rows, ROWS)
+    ]
+    missing = [part for part in parts if not part.file.exists()]
+    done = sum(len(part.rows) for part in parts) - sum(len(part.rows) for part in missing)
+    title = f"tokenizing {file.parent.name}/{file.stem}"
+    with tqdm(total=rows * math.prod(sizes), initial=done, desc=title, unit="view") as progress:
+        compute = _compute_here(missing, work, device) if processes == 0 else _compute(missing, work, processes, device)
+        for part in compute:
+            progress.update(len(part.rows))
+    _put_together(file, description, shape, parts)
+    shutil.rmtree(folder)
+
+
+def _claim(folder: Path, description: dict[str, Any]) -> None:
+    """Make sure that all parts in `folder` are of the array described; others are removed."""
+    file = folder / "parts.json"
+    try:
+        ours = json.loads(file.read_text()) == description
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_atomically({file: (json.dumps(description, indent=2) + "\n").encode()})
+
+
+def _put_together(file: Path, description: dict[str, Any], shape: tuple[int, ...], parts: list[Part]) -> None:
+    temporary = file.with_name(f".{file.name}.partial")
+    array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint16, shape=shape)
+    for part in parts:
+        try:
+            array[part.leading][part.rows.start : part.rows.stop] = np.load(part.file)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{part.file}: damaged: {error}; remove it and run again") from error
+    array.flush()
+    del array
+    # The description makes the array valid: it goes first and comes last.
+    file.with_suffix(".json").unlink(missing_ok=True)
+    os.replace(temporary, file)
+    write_atomically({file.with_suffix(".json"): (json.dumps(description, indent=2) + "\n").encode()})
+
+
+def _write_part(part: Part, work: Work) -> None:
+    data = io.BytesIO()
+    np.save(data, work(part.leading, part.rows))
+    write_atomically({part.file: data.getvalue()})
+
+
+def _compute_here(parts: list[Part], work: Work, device: torch.device) -> Iterator[Part]:
+    work.to(device)
+    for part in parts:
+        _write_part(part, work)
+        yield part
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def _compute(parts: list[Part], work: Work, processes: int, device: torch.device) -> Iterator[Part]:
+    """Yields the parts as they are done."""
+    if not parts:
+        return
+    work.to(torch.device("cpu"))  # for the journey
+    context = multiprocessing.get_context("spawn")  # a process that has used a GPU can't be forked
+    number = context.Value("i", 0)
+    executor = ProcessPoolExecutor(
+        min(processes, len(parts)), context, initializer=_start, initargs=(work, device, number)
+    )
+    try:
+        futures = {executor.submit(_write_part_there, part): part for part in parts}
+        for future in as_completed(futures):
+            future.result()
+            yield futures[future]
+    except BrokenProcessPool as error:
+        raise DataError(
+            "one of the processes was killed (out of memory? use fewer --processes); run again: finished parts are kept"
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+_work: Work | None = None  # of one of the processes
+
+
+def _start(work: Work, device: torch.device, number: Any) -> None:
+    global _work
+    # An interruption from the keyboard reaches every process; the parent decides what comes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_the_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    if device.type == "cuda" and device.index is None:
+        with number.get_lock():
+            device = torch.device("cuda", number.value % torch.cuda.device_count())
+            number.value += 1
+    work.to(device)
+    _work = work
+
+
+def _die_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _write_part_there(part: Part) -> None:
+    assert _work is not None
+    _write_part(part, _work)

@@ -1,0 +1,280 @@
+"""Images in tar archives, laid out as WebDataset does, read by index.
+
+The library `webdataset` reads shards as streams: it shuffles whole shards and then inside a buffer, and its order
+depends on how many processes read. Training here promises the same order for any number of them, and a resume at any
+sample. So each archive is scanned once for where its members lie (headers only: a seek per member), and an image is
+then one read at its place, whoever asks for it. That asks for archives that are not compressed, on a disk that can
+seek; images are compressed already.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import tarfile
+import warnings
+from array import array
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from maskgit.data.images import (
+    SUFFIXES,
+    DataError,
+    ImageDataset,
+    ImageError,
+    Split,
+    check_images,
+    check_size,
+    decode_image,
+    files_key,
+    split_indices,
+)
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_BLOCK = 512  # bytes of a tar header, and what members are padded to
+_MAX_LABELS = 2**16
+
+
+def is_shards(spec: str | os.PathLike[str]) -> bool:
+    """Whether a data set's name on the command line means tar archives."""
+    return os.fspath(spec).endswith((".tar", ".tar}"))
+
+
+def expand(spec: str) -> list[Path]:
+    """The archives that a pattern names: braces, `train-{000..009}.tar` or `{train,extra}.tar`, and then wildcards.
+
+    Raises:
+        DataError: a file is missing, or no file has such a name.
+    """
+    match = _BRACES.search(spec)
+    if match is None:
+        found = sorted(glob.glob(spec, recursive=True)) if glob.has_magic(spec) else [spec]
+        if not found:
+            raise DataError(f"{spec}: no such files")
+        for name in found:
+            if not os.path.isfile(name):
+                raise DataError(f"{name}: {'is not a file' if os.path.exists(name) else 'no such file'}")
+        return [Path(name) for name in found]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if numbers is None:
+        choices = match[1].split(",")
+    else:
+        first, last = int(numbers[1]), int(numbers[2])
+        if last < first:
+            raise DataError(f"{spec}: {{{match[1]}}} counts downwards")
+        choices = [f"{i:0{len(numbers[1])}d}" for i in range(first, last + 1)]
+    before, after = spec[: match.start()], spec[match.end() :]
+    return list(itertools.chain.from_iterable(expand(before + choice + after) for choice in choices))
+
+
+@dataclass
+class _Sample:
+    """The members of one archive that share a key."""
+
+    image: tuple[int, int] | None = None
+    """Where the image's bytes start, and how many they are."""
+    label: int | str | None = None
+    damaged: bool = False
+    """A member of it can't be used, so neither can it."""
+
+
+@dataclass
+class _Scan:
+    """What one archive holds."""
+
+    samples: dict[str, _Sample] = field(default_factory=dict)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    """(key or member, what is wrong with it)."""
+
+
+def scan(path: Path) -> _Scan:
+    """Find the samples of an archive: members whose names agree up to the first dot after the last slash.
+
+    Raises:
+        DataError: not a tar archive, or a compressed one.
+    """
+    result, size, end = _Scan(), path.stat().st_size, 0
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                end = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isreg() else 0)
+                folder, _, file = member.name.rpartition("/")
+                stem, _, suffix = file.partition(".")
+                if not member.isfile() or not stem or not suffix:
+                    continue
+                sample = result.samples.setdefault(f"{folder}/{stem}" if folder else stem, _Sample())
+                try:
+                    if member.offset_data + member.size > size:
+                        raise ValueError("the archive ends in the middle of it")
+                    _add(sample, suffix.lower(), member, archive)
+                except ValueError as error:
+                    sample.damaged = True
+                    result.problems.append((member.name, str(error)))
+    except tarfile.ReadError as error:
+        if not end:  # else what came before is good, and the rest is counted below
+            reason = "compressed or no tar archive (an image can't be read by its place in a compressed one)"
+            raise DataError(f"{path}: {reason}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from error
+    if end < size and _is_no_end(path, end):  # tarfile takes a damaged header for the end
+        result.problems.append((f"byte {end}", f"no tar header here: the other {size - end:,} bytes are lost"))
+    elif end > size and not result.problems:
+        result.problems.append((f"byte {size}", "the archive ends too early"))
+    return result
+
+
+def _is_no_end(path: Path, offset: int) -> bool:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return any(file.read(_BLOCK))  # the end is a block of zeros
+
+
+def _add(sample: _Sample, suffix: str, member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+    """Take a member into its sample. Raises ValueError for what can't be a label."""
+    if f".{suffix}" in SUFFIXES:
+        sample.image = (member.offset_data, member.size)
+    elif suffix == "cls" or suffix == "json":
+        file = archive.extractfile(member)
+        assert file is not None  # a regular file
+        text = file.read().decode()
+        label = text.strip() if suffix == "cls" else _label_of(json.loads(text))
+        if isinstance(label, str) and re.fullmatch(r"[+-]?\d+", label):
+            label = int(label)
+        if isinstance(label, int) and not 0 <= label < _MAX_LABELS:
+            raise ValueError(f"the label {label} is not in [0, {_MAX_LABELS})")
+        if label is not None and (suffix == "cls" or sample.label is None):  # where there are both, .cls has it
+            sample.label = label
+
+
+def _label_of(content: Any) -> int | str | None:
+    label = content.get("label") if isinstance(content, dict) else None
+    if isinstance(label, bool) or not isinstance(label, int | str | None):
+        raise ValueError(f"label is {json.dumps(label)}, neither a number nor a string")
+    return label
+
+
+class ImageShards(ImageDataset):
+    """The images in WebDataset's tar archives: KEY.jpg (or any other suffix of an image), its class in KEY.cls.
+
+    A class is a number or a name: the text of KEY.cls, or else "label" in KEY.json. Numbers are the classes themselves,
+    names are sorted. If some image has no class, there are none. The classes are those of all images, and the split
+    goes by archive and key, whatever else there is, as `maskgit.data.ImageFolder` does it.
+
+    Members that are cut off, and images that can't be decoded, are named in a warning and skipped, and listed in
+    `skipped`. `check=False` saves decoding all images of the split at the start.
+
+    Args:
+        spec: as `expand` takes it.
+        image_size: side S of the views.
+        split: "train", "val" or "all".
+        val_fraction: share of the images that validation gets, on average.
+        check: decode all images once at the start.
+
+    Raises:
+        DataError: a missing archive, one that can't be read, a split without a usable image, wrong arguments.
+    """
+
+    def __init__(
+        self,
+        spec: str | os.PathLike[str],
+        image_size: int,
+        split: Split = "all",
+        val_fraction: float = 0.1,
+        check: bool = True,
+    ):
+        self.image_size = check_size(image_size)
+        self.spec, self.archives = os.fspath(spec), expand(os.fspath(spec))
+        self.skipped: list[tuple[str, str]] = []
+        owners, offsets, sizes = array("q"), array("q"), array("q")
+        labels: list[int | str | None] = []
+        self.keys: list[str] = []
+        for owner, found in enumerate(self._scan_all()):
+            name = self.archives[owner].name
+            self.skipped += [(f"{self.archives[owner]}/{member}", why) for member, why in found.problems]
+            for key, sample in found.samples.items():
+                if sample.image is not None and not sample.damaged:
+                    owners.append(owner)
+                    offsets.append(sample.image[0])
+                    sizes.append(sample.image[1])
+                    labels.append(sample.label)
+                    self.keys.append(f"{name}/{key}")
+        total = len(self.keys)
+        if not total:
+            raise DataError(f"{self.spec}: no images in {len(self.archives)} archive(s): {', '.join(sorted(SUFFIXES))}")
+        self.class_names, self.labels = self._classes(self.keys, labels)
+        self.owners, self.offsets, self.sizes = (np.array(values) for values in (owners, offsets, sizes))
+
+        self._keep(split_indices(self.keys, split, val_fraction))
+        if check:
+            problems = check_images(self.picture, len(self.keys))
+            self.skipped += [(self._path(i), why) for i, why in enumerate(problems) if why is not None]
+            self._keep([i for i, why in enumerate(problems) if why is None])
+        if self.skipped:
+            lines = "\n".join(f"  {member}: {why}" for member, why in self.skipped)
+            warnings.warn(f"{self.spec}: skipped {len(self.skipped)} damaged member(s):\n{lines}", stacklevel=2)
+        if not self.keys:
+            raise DataError(
+                f"{self.spec}: none of the {total} image(s) can be used for the split {split!r} with "
+                f"val_fraction={val_fraction}; add images or change val_fraction"
+            )
+
+    def _scan_all(self) -> Iterator[_Scan]:
+        with ThreadPoolExecutor() as pool:
+            scans = pool.map(scan, self.archives)
+            yield from tqdm(scans, total=len(self.archives), desc="scanning archives", unit="tar", disable=None)
+
+    def _classes(self, keys: list[str], labels: list[int | str | None]) -> tuple[list[str], np.ndarray]:
+        """Names of the classes, and int64 [n]."""
+        none = np.zeros(len(keys), dtype=np.int64)
+        kinds = {type(label) for label in labels}
+        if kinds == {type(None)}:
+            return [], none
+        if type(None) in kinds:
+            stray = keys[labels.index(None)]
+            warnings.warn(f"{self.spec}: no classes, because some images have none, such as {stray}", stacklevel=3)
+            return [], none
+        if kinds == {int}:
+            numbers = np.array(labels, dtype=np.int64)
+            return [str(i) for i in range(numbers.max() + 1)], numbers
+        names = sorted({str(label) for label in labels})
+        number = {name: i for i, name in enumerate(names)}
+        return names, np.array([number[str(label)] for label in labels], dtype=np.int64)
+
+    def _keep(self, chosen: list[int]) -> None:
+        self.owners, self.offsets, self.sizes = self.owners[chosen], self.offsets[chosen], self.sizes[chosen]
+        self.keys, self.labels = [self.keys[i] for i in chosen], self.labels[chosen]
+
+    def _path(self, index: int) -> str:
+        """Archive and key, for messages."""
+        return os.fspath(self.archives[self.owners[index]].parent / self.keys[index])
+
+    def picture(self, index: int) -> Image.Image:
+        # Opened for each image, which costs nothing beside decoding it: open files can't be shared between processes.
+        try:
+            with open(self.archives[self.owners[index]], "rb") as file:
+                file.seek(self.offsets[index])
+                data = file.read(self.sizes[index])
+        except OSError as error:
+            raise ImageError(self._path(index), f"can't be read: {error.strerror}") from error
+        return decode_image(io.BytesIO(data), self._path(index))
+
+    def name(self, index: int) -> str:
+        return self.keys[index]
+
+    def key(self) -> str | None:
+        digest = hashlib.sha256(files_key((path.name, path) for path in self.archives).encode())
+        for name in self.keys:
+            digest.update(f"{name}\0".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()

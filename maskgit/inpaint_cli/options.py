@@ -1,0 +1,163 @@
+"""The options of the command, and which of them make sense together."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from maskgit.decoding import DecodeConfig, decoder
+from maskgit.pipeline import Precision
+
+Lengths = tuple[str, str, str, str]
+"""Four lengths, each in pixels ("12") or in percent of the picture's side ("25%")."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Fill holes in images; continue images beyond their borders; make images from nothing.
+
+    With no options, the embedded model fills the sample images that come with it. Each image NAME.* gives NAME.png
+    and a picture strip NAME.strip.png: original, hole, every decoding step, result. Several images give
+    overview.grid.png besides. A file that can't be read is named at the end, and the others are done all the same.
+    """
+
+    images: Path | None = None
+    """An image file or a folder of them, at any depth. Default: the sample images."""
+    mask: str | None = None
+    """What to fill: a mask image (white is filled), a folder of masks named like the images, or one of
+    center, boxes, strokes, half, left, right, top, bottom (a file of such a name: ./center). Default: center."""
+    invert_mask: bool = False
+    """Fill what is black in the mask and keep what is white. Works with made masks too: the outside is filled."""
+    box: Annotated[Lengths | None, tyro.conf.arg(metavar="LEFT TOP WIDTH HEIGHT")] = None
+    """Instead of a mask: fill the box of this left, top, width and height, in pixels or percent of the picture."""
+    outpaint: Annotated[Lengths | None, tyro.conf.arg(metavar="LEFT TOP RIGHT BOTTOM")] = None
+    """Instead of filling holes: add this much on the left, at the top, on the right, at the bottom, in pixels or
+    percent of the picture's side."""
+    generate: int | None = None
+    """Instead of all that: make so many pictures from nothing."""
+    class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    """What the filled part is to show, for a model with classes: the name of one, or its number."""
+    output: Path = Path("outputs/inpaint")
+    """Folder for the results, with the same sub-folders as the input. What an earlier run left there under the same
+    names is replaced."""
+    model: str = "embedded"
+    """"embedded", a model folder, or a repository on the Hugging Face Hub."""
+    decoder: str | None = None
+    """Whose way of decoding, with all its settings. Default: what suits the model best, as it says itself. The next
+    four options and --guidance change single settings.
+    - maskgit: the paper's official code. Tokens are drawn, the most confident kept, with less and less noise.
+    - lab-perturbed: the same noise, on the probability of every code, both draws the token and ranks it.
+    - lab-sampled: tokens are drawn, and ranked by the probability instead of its logarithm.
+    - lab-greedy: the likeliest token everywhere; noise, growing with the steps, only in which are kept.
+    - valeo: the PyTorch reproduction. As maskgit by the arccos schedule; with a class, guidance that grows.
+    - halton: tokens are drawn, and kept in a fixed order that spreads over the picture."""
+    steps: int | None = None
+    """Decoding steps. Default: the decoder's (maskgit and valeo 8, halton 32, the labs 20, 7 and 5)."""
+    schedule: str | None = None
+    """How many tokens stay masked after each step: cosine, linear, square, cubic, exponential, sqrt, logarithmic or
+    arccos. Default: the decoder's (valeo and halton arccos, the others cosine)."""
+    temperature: float | None = None
+    """Choice temperature: how much chance there is in which tokens are kept; more gives more varied pictures. Default:
+    the decoder's (halton has none, the others 4.5)."""
+    softmax_temperature: float | None = None
+    """Divides the logits: below 1 the likely tokens become likelier. Default: the decoder's (always 1)."""
+    guidance: float | None = None
+    """With a class: how much it counts, 0 or more (classifier-free guidance). Default: the decoder's (valeo 3, growing
+    with the steps; the others 0)."""
+    remask: float | None = None
+    """0 to 1: mask decided tokens again, so that they can be revised (ReMDM); 1 is as many as the schedule allows.
+    Meant for many steps. Default: the decoder's (always 0)."""
+    reuse: int | None = None
+    """After each full pass through the transformer, this many steps compute the masked tokens only and reuse what was
+    computed of the others (ReCAP): faster, above all for small holes; the pictures change a little. Default: the
+    decoder's (always 0)."""
+    seed: int = 0
+    """Another seed gives other pictures. Each file has its own from this one and its name, so a picture doesn't
+    depend on the other files nor on the batch size."""
+    batch_size: int = 16
+    """Images that are worked on together."""
+    device: str | None = None
+    """Such as cpu or cuda:0. Default: a GPU if there is one."""
+    kernels: str | None = None
+    """auto, triton or torch. Default: what MASKGIT_KERNELS says, or auto."""
+    precision: Precision = "auto"
+    """Of the transformer; auto is bf16 where the hardware computes in it."""
+    paste: bool = True
+    """Put known pixels back into the result; --no-paste for the bare decoding."""
+    save_steps: bool = True
+    """Show each decoding step in the strips; --no-save-steps takes a third less time."""
+    maps: bool = False
+    """Write NAME.maps.png too: for each decoding step, how sure the model was of the tokens that it decided, and where
+    it looked for one of them, in each layer."""
+    map_at: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="X Y")] = None
+    """With --maps: the point, X and Y in pixels or percent of the picture, whose token's attention is shown. Default:
+    the middle of the hole."""
+
+
+class UsageError(ValueError):
+    """Options that can't be carried out."""
+
+
+def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
+    """The decoder, or else the model's default, with what the options change.
+
+    Raises:
+        UsageError: an unknown decoder, or values that make no sense.
+    """
+    changes: dict[str, Any] = {
+        "steps": options.steps,
+        "schedule": options.schedule,
+        "choice_temperature": options.temperature,
+        "softmax_temperature": options.softmax_temperature,
+        "guidance_scale": options.guidance,
+        "remask": options.remask,
+        "reuse": options.reuse,
+    }
+    chosen = {name: value for name, value in changes.items() if value is not None}
+    try:
+        return dataclasses.replace(default if options.decoder is None else decoder(options.decoder), **chosen)
+    except ValueError as error:  # it begins with the field's name
+        field, _, reason = str(error).partition(" ")
+        option = {"choice_temperature": "temperature", "guidance_scale": "guidance"}.get(field, field).replace("_", "-")
+        raise UsageError(f"--{option} {reason}") from error
+
+
+def check_task(options: Options) -> None:
+    """Raise UsageError for options that exclude each other, or make no sense."""
+    given: tuple[str, ...]
+    if options.generate is not None:
+        if options.generate < 1:
+            raise UsageError(f"--generate {options.generate}: must be at least 1")
+        given = ("images", "mask", "box", "outpaint")
+    elif options.outpaint is not None:
+        given = ("mask", "box")
+    else:
+        given = ("mask",) if options.box is not None else ()
+    task = "--generate" if options.generate is not None else "--outpaint" if options.outpaint else "--box"
+    for name in given:
+        if getattr(options, name) is not None:
+            raise UsageError(f"{task} and --{name} exclude each other")
+    for name in ("box", "outpaint", "map_at"):
+        for text in getattr(options, name) or ():
+            if not re.fullmatch(r"\d+|\d+(\.\d+)?%", text):
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} {text}: neither pixels, such as 12, nor percent, such as 25%")
+    if options.maps:
+        if task != "--box":
+            raise UsageError(f"{task} and --maps exclude each other")
+        if not options.save_steps:
+            raise UsageError("--maps shows the steps: leave out --no-save-steps")
+    elif options.map_at is not None:
+        raise UsageError("--map-at needs --maps")
+    for name, unusual in (("--invert-mask", options.invert_mask), ("--no-paste", not options.paste)):
+        if unusual and task != "--box":
+            raise UsageError(f"{task} and {name} exclude each other")
+    if options.guidance is not None and options.class_ is None:
+        raise UsageError("--guidance needs a --class to guide to")
+    if options.guidance is not None and options.guidance < 0:
+        raise UsageError(f"--guidance must be at least 0, got {options.guidance:g}")

@@ -1,0 +1,309 @@
+"""What makes a training step the same on one CPU and on many GPUs: processes, precision, parts of a batch, updates.
+
+Accelerate joins the processes that torchrun started and wraps networks for them. The batch of a step is given; its
+images are shared equally between the processes, and each process works on its share in equal parts. All that is added
+up over the parts and the processes, so that neither number matters but for rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from maskgit.pipeline import resolve_device
+from maskgit.training.settings import LoopConfig, TrainingError
+
+PATIENCE = timedelta(hours=2)  # that processes wait for one that validates or tokenizes
+Tensors = tuple[Tensor, ...] | list[Tensor]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; auto is a GPU if there is one. Raises TrainingError if it isn't available."""
+    try:
+        return resolve_device(None if name == "auto" else name)
+    except ValueError as error:
+        raise TrainingError(f"--device {name}: {error}") from error
+
+
+class Engine:
+    """Devices, processes and precision of a run.
+
+    Args:
+        config: device, precision, batch_size, accumulate, clip and seed are used.
+        shard: divide the weights among the processes (FSDP2) instead of copying them to each (DDP).
+
+    Raises:
+        TrainingError: a device that isn't there, a precision it doesn't have, a batch that can't be divided.
+        ImportError: Accelerate is missing.
+    """
+
+    def __init__(self, config: LoopConfig, *, shard: bool = False) -> None:
+        self.config = config
+        self.device = pick_device(config.device)
+        self.processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun says
+        self._check(shard)
+        try:
+            from accelerate import Accelerator
+            from accelerate.state import AcceleratorState
+            from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+        except ImportError as error:
+            raise ImportError("training needs Accelerate: pip install 'maskgit-inpaint[train]'") from error
+        # Accelerate keeps its state for the whole process; the runs of a process may differ in their devices.
+        AcceleratorState._reset_state(reset_partial_state=self.processes == 1)
+        self.accelerator = Accelerator(
+            cpu=self.device.type == "cpu",
+            mixed_precision="no",  # autocast is around the forward passes below: networks stay as they are
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
+        )
+        self.process = self.accelerator.process_index
+        self.is_main = self.process == 0
+        self.sharded = shard
+        if self.processes > 1:
+            self.device = self.accelerator.device
+            # Signals are agreed on by the hosts, so that no device has to be waited for.
+            self.hosts: Any = dist.new_group(backend="gloo") if self.device.type != "cpu" else None
+        self.scaler = torch.amp.GradScaler(self.device.type) if config.precision == "fp16" else None
+        self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
+        """bool []: whether this step has met a loss or gradient that isn't finite. It changes nothing from there on."""
+
+    def _check(self, shard: bool) -> None:
+        config, parts = self.config, self.processes * self.config.accumulate
+        if config.batch_size % parts:
+            raise TrainingError(
+                f"--batch-size {config.batch_size}: must be a multiple of {parts}, for {self.processes} processes "
+                f"with {config.accumulate} parts each (--accumulate)"
+            )
+        if config.precision == "fp16" and self.device.type != "cuda":
+            raise TrainingError(f"--precision fp16: needs a GPU, and this is {self.device.type}; use bf16")
+        if shard and self.processes == 1:
+            raise TrainingError(
+                "--fsdp: there is one process, which leaves nothing to divide; start several with "
+                "torchrun --nproc-per-node GPUS train.py ..."
+            )
+        if self.processes > 1 and self.device.type == "cuda":
+            here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", self.processes)), torch.cuda.device_count()
+            if config.device not in ("auto", "cuda"):
+                raise TrainingError(f"--device {config.device}: torchrun's processes take a GPU each; say cuda")
+            if here > gpus:
+                raise TrainingError(f"torchrun started {here} processes for {gpus} GPUs (or say --device cpu)")
+
+    # --- processes ----------------------------------------------------------------------------------------------------
+
+    def main_first(self) -> contextlib.AbstractContextManager[None]:
+        """The main process goes through the block first, the others when it is through."""
+        return self.accelerator.main_process_first()
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        self.accelerator.wait_for_everyone()
+
+    def total(self, value: Tensor) -> Tensor:
+        """Sum of a float tensor over the processes, the same in all of them."""
+        return value if self.processes == 1 else self.accelerator.reduce(value, "sum")
+
+    def totals(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sums of figures, float [] each, over the processes."""
+        if self.processes == 1:
+            return values
+        return dict(zip(values, self.total(torch.stack(list(values.values()))).unbind(), strict=True))
+
+    def whole(self, share: Tensor) -> Tensor:
+        """[b, ...] of each process -> [processes * b, ...] in all of them, in the order of the batch."""
+        return share if self.processes == 1 else self.accelerator.gather(share)
+
+    def share(self, whole: Tensor) -> Tensor:
+        """This process's rows of what was made for the batch of all processes: [processes * b, ...] -> [b, ...]."""
+        return whole.tensor_split(self.processes)[self.process]
+
+    def highest(self, number: int) -> int:
+        """The largest of the processes' numbers, without waiting for the device."""
+        if self.processes == 1:
+            return number
+        value = torch.tensor(number)
+        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.hosts)
+        return int(value)
+
+    def from_main(self, number: float) -> float:
+        """The main process's number, in all of them."""
+        if self.processes == 1:
+            return number
+        value = torch.tensor(number, dtype=torch.float64)
+        dist.broadcast(value, 0, group=self.hosts)
+        return float(value)
+
+    def close(self) -> None:
+        """End the process group: processes that just exit can abort each other."""
+        self.wait()
+        self.accelerator.end_training()
+
+    # --- networks -----------------------------------------------------------------------------------------------------
+
+    def divide(self, network: nn.Module) -> None:
+        """Divide a network's weights among the processes, in place, if the run is to: FSDP2, a unit for each block.
+
+        Before optimizers are made, as the parameters are replaced. PyTorch's own call, because Accelerate ignores its
+        FSDP plugin on a CPU and trains copies there.
+        """
+        if not self.sharded:
+            return
+        dtype = AUTOCAST.get(self.config.precision)
+        options: dict[str, Any] = {
+            "mesh": init_device_mesh(self.device.type, (self.processes,)),
+            "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
+        }
+        for child in network.children():
+            if isinstance(child, nn.ModuleList):
+                for block in child:
+                    fully_shard(block, **options)
+        fully_shard(network, **options)
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """What to call instead of `network` in a training step, so that gradients are averaged over the processes."""
+        if self.processes == 1 or self.sharded:
+            return network
+        return self.accelerator.prepare_model(network)
+
+    def autocast(self) -> torch.autocast:
+        """Around every forward pass."""
+        dtype = AUTOCAST.get(self.config.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    # --- a step -------------------------------------------------------------------------------------------------------
+
+    def begin(self, step: int) -> None:
+        """Start a step: its noise comes from (seed, step), and nothing is broken yet."""
+        torch.manual_seed(self.config.seed * 1_000_003 + step)
+        self.broken = torch.zeros_like(self.broken)
+
+    def parts(self, network: nn.Module, rows: int) -> Iterator[slice]:
+        """The parts of this process's `rows`, each to be taken forward and backward; the last averages the gradients.
+
+        Args:
+            network: what `wrap` returned.
+            rows: b, divisible by config.accumulate.
+        """
+        size = rows // self.config.accumulate
+        for part in range(self.config.accumulate):
+            with contextlib.nullcontext() if part == self.config.accumulate - 1 else self._no_averaging(network):
+                yield slice(part * size, (part + 1) * size)
+
+    def new_noise(self, step: int, rows: slice) -> None:
+        """Noise of its own for a part's dropout, from (seed, step, number of the part in the whole batch)."""
+        part = self.process * self.config.accumulate + rows.start // max(1, rows.stop - rows.start)
+        if part:  # the first goes on with the noise of the step, so that one process with one part is the plain case
+            torch.manual_seed(self.config.seed * 1_000_003 + step + part * 2**40)
+
+    @contextlib.contextmanager
+    def _no_averaging(self, network: nn.Module) -> Iterator[None]:
+        if isinstance(network, FSDPModule):
+            network.set_requires_gradient_sync(False)
+            yield
+            network.set_requires_gradient_sync(True)
+        else:
+            with self.accelerator.no_sync(network):
+                yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a part's share of the loss, float []; the shares of all parts add up to the loss."""
+        if self.processes > 1:
+            loss = loss * self.processes  # gradients are averaged over the processes, not added
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+        """Clip the gradients and step, unless loss or gradients aren't finite; returns the gradient norm, float [].
+
+        The device decides by itself, so the host needn't wait for it: a fused optimizer does nothing where `found_inf`
+        is 1, which is how PyTorch's gradient scaler skips a step.
+
+        Args:
+            optimizer: fused; of gradients left by `backward`.
+            loss: of the whole batch, the same in all processes.
+        """
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip or float("inf"))
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        self.broken = self.broken | ~(loss.isfinite() & norm.isfinite())
+        optimizer.found_inf = self.broken.float()  # type: ignore[attr-defined]
+        optimizer.step()
+        if self.scaler is not None:
+            self.scaler.update()
+        return norm
+
+    @contextlib.contextmanager
+    def unless_broken(self, *tensors: Tensor) -> Iterator[None]:
+        """Undo what the block does to `tensors` if the step is broken."""
+        before = [tensor.clone() for tensor in tensors]
+        yield
+        for tensor, old in zip(tensors, before, strict=True):
+            tensor.copy_(torch.where(self.broken, old, tensor))
+
+    def averaging(self, decay: float) -> Callable[[Tensors, Tensors, Any], None]:
+        """The update of an exponential moving average for AveragedModel; a broken step leaves the average alone."""
+
+        @torch.no_grad()
+        def update(averages: Tensors, weights: Tensors, _: Any) -> None:
+            amount = (1 - decay) * (~self.broken).float()
+            for average, weight in zip(averages, weights, strict=True):
+                average.lerp_(weight, amount)
+
+        return update
+
+
+class Sums:
+    """Figures added up over the parts of a batch."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, shares: dict[str, Tensor]) -> None:
+        """Add a part's shares, float [] each."""
+        for name, share in shares.items():
+            share = share.detach()
+            self.values[name] = self.values[name] + share if name in self.values else share
+
+
+class Guard:
+    """Counts skipped steps on the device, and ends a run that only skips.
+
+    Reading the counts waits for the device; where that costs something the loop does it only now and then, up to which
+    a run may skip more than LIMIT steps in a row. As they change nothing, that loses nothing.
+    """
+
+    LIMIT = 10
+
+    def __init__(self, device: torch.device, counts: list[int] | None = None) -> None:
+        self.counts = torch.tensor(counts or [0, 0, 0], device=device)
+        """int64 [3]: steps skipped in all, in a row now, and in a row at most."""
+
+    def note(self, broken: Tensor) -> None:
+        """Count a step; `broken` is bool []."""
+        total, row, longest = self.counts.unbind()
+        row = (row + 1) * broken
+        self.counts = torch.stack([total + broken, row, torch.maximum(longest, row)])
+
+    def check(self, step: int) -> int:
+        """The number of steps skipped so far. Raises TrainingError if too many were skipped in a row."""
+        total, _, longest = self.counts.tolist()
+        if longest >= self.LIMIT:
+            raise TrainingError(
+                f"step {step}: the loss or its gradient was not finite in {longest} steps in a row, {total} in all; "
+                "start again with a lower --lr or with --precision float32, and another --output"
+            )
+        return total

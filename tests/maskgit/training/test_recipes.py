@@ -1,0 +1,189 @@
+"""Recipes, run.json and --config: where the settings of a run come from, and that they come back as they were."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from maskgit.config import preset
+from maskgit.data import AugmentConfig
+from maskgit.decoding import DECODERS
+from maskgit.training import cli
+from maskgit.training.recipes import RECIPES
+from maskgit.training.run_file import describe_run, settings_from_json, settings_to_json
+from maskgit.training.settings import learning_rate
+from maskgit.training.tokenizer import TokenizerTraining
+from maskgit.training.transformer import TransformerTask, TransformerTraining
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The settings with which runs would have been started."""
+    started: list[Any] = []
+    for name in ("train_tokenizer", "train_transformer"):
+        monkeypatch.setattr(cli, name, lambda config: started.append(config) or {"loss": 1.0})
+    return started
+
+
+def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert cli.main(words) == 1
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.err.strip().splitlines()[-1]
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_goes_with_each_decoder_that_was_trained_for() -> None:
+    assert set(RECIPES) - {"valeo-512"} == set(DECODERS) - {"halton"}
+    for recipe in RECIPES.values():
+        preset(recipe.model)  # there is one
+
+
+def test_recipes_on_the_command_line(started: list[Any], tmp_path: Path) -> None:
+    for name, recipe in RECIPES.items():
+        assert cli.main(["transformer", "--recipe", name, "--steps", "77", "--output", str(tmp_path)]) == 0
+        assert started[-1] == dataclasses.replace(recipe, steps=77, output=tmp_path)
+    assert cli.main(["transformer", "--steps", "10"]) == 0
+    assert started[-1] == TransformerTraining(steps=10)
+
+
+def test_the_reproductions_settings(started: list[Any]) -> None:
+    """Seed 004, section 2, in its own numbers."""
+    assert cli.main(["transformer", "--recipe", "valeo"]) == 0
+    config = started[-1]
+    assert (config.lr, config.beta1, config.beta2, config.weight_decay) == (1e-4, 0.9, 0.96, 1e-5)
+    assert (config.schedule, config.mask_per, config.label_smoothing, config.class_dropout) == (
+        *("arccos", "image"),
+        *(0.1, 0.1),
+    )
+    assert config.steps * config.batch_size == 755_200 * 512
+    assert [learning_rate(config, step) for step in (100, 400_000, 755_199)] == [1e-4] * 3
+
+
+def test_recipes_that_can_not_be(capsys: Any, tmp_path: Path, started: list[Any]) -> None:
+    assert "--recipe huge: must be one of maskgit," in failure(capsys, "transformer", "--recipe", "huge")
+    assert "--recipe valeo: is for `train.py transformer`" in failure(capsys, "tokenizer", "--recipe", "valeo")
+    words = ("transformer", "--recipe", "valeo", "--config", str(tmp_path))
+    assert "not together with --config" in failure(capsys, *words)
+    assert "--mask-ratio 1.5: must be in (0, 1]" in failure(capsys, "transformer", "--mask-ratio", "1.5")
+    assert "--eval-every 3: must be a multiple of --validate-every 500" in failure(
+        capsys, "transformer", "--eval-every", "3"
+    )
+    assert not started
+
+
+@pytest.mark.parametrize("name", ["lab-perturbed", "lab-sampled", "lab-greedy", "valeo"])
+def test_a_step_of_each_recipe(name: str, run: Any, unbroken: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """The masks and the loss that the model meets are those of the recipe, written out here."""
+    seen: dict[str, Any] = {}
+    real = TransformerTask.training_step
+
+    def training_step(self: Any, batch: Any, step: int) -> dict[str, torch.Tensor]:
+        self.model.register_forward_hook(lambda _, inputs, output: seen.update(held=inputs[0], logits=output))
+        logged = real(self, batch, step)
+        seen.update(tokens=batch[0], loss=logged["loss"])
+        return logged
+
+    monkeypatch.setattr(TransformerTask, "training_step", training_step)
+    recipe = RECIPES[name]
+    changes = {field: getattr(recipe, field) for field in ("mask_ratio", "mask_per", "mask_count", "loss_on")}
+    changes |= {"schedule": recipe.schedule, "label_smoothing": recipe.label_smoothing, "dropout": 0.0}
+    run("transformer", tmp_path, steps=1, batch_size=64, precision="float32", **changes)
+    masked = seen["held"] == 16
+    counts = masked.sum(1)
+    different = len(counts.unique())
+    assert (different == 1) == (name in ("lab-perturbed", "lab-greedy"))  # one share for the batch, exact
+    if name == "lab-sampled":
+        assert abs(masked.double().mean() - 0.5) < 4.5 * 0.5 / (64 * 16) ** 0.5
+    scores = seen["logits"].detach().double().log_softmax(-1)
+    losses = -scores.gather(-1, seen["tokens"][..., None])[..., 0]
+    losses = (1 - recipe.label_smoothing) * losses - recipe.label_smoothing * scores.mean(-1)
+    expected = losses.mean() if name.startswith("lab") else losses[masked].mean()
+    assert float(seen["loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+# --- run.json and --config --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [TokenizerTraining, TransformerTraining])
+def test_settings_come_back(kind: Any) -> None:
+    config = kind(lr=1, augment=AugmentConfig(crop_scale=(0.2, 0.9)), kernels="torch", output=Path("some/where"))
+    if kind is TransformerTraining:
+        config = dataclasses.replace(config, init=Path("a"), dropout=0.25, mask_ratio=0.5)
+    values = json.loads(json.dumps(settings_to_json(config)))
+    assert settings_from_json(kind, values) == (config, [])
+    assert "resume" not in values
+    del values["warmup"]
+    again, missing = settings_from_json(kind, values)
+    assert missing == ["warmup"] and again == config
+
+
+def test_every_recipe_comes_back() -> None:
+    for recipe in RECIPES.values():
+        assert settings_from_json(TransformerTraining, settings_to_json(recipe)) == (recipe, [])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"steps": "many"}, 'steps is "many", which is not of type int'),
+        ({"steps": 1.5}, "steps is 1.5"),
+        ({"compile": 1}, "compile is 1"),
+        ({"steps": None}, "steps is null"),
+        ({"mask_per": "month"}, 'mask_per is "month"'),
+        ({"augment": {"crop_scale": [0.5]}}, "crop_scale is"),
+        ({"colour": "red"}, "there is no setting colour in this release"),
+        ({"lr": -1.0}, "--lr -1.0: must be at least 0"),
+        ({"augment": {"flip": 2.0}}, "flip=2.0"),
+    ],
+)
+def test_settings_that_can_not_be(change: dict, message: str, capsys: Any, tmp_path: Path) -> None:
+    content = describe_run(TransformerTraining())
+    content["settings"] |= change
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    line = failure(capsys, "transformer", "--config", str(tmp_path))
+    assert line.startswith(f"error: --config {tmp_path / 'run.json'}: ") and message in line
+
+
+def test_what_a_run_wrote_starts_another(
+    unbroken: dict[str, Path], capsys: Any, tmp_path: Path, started: list[Any], settings: Any
+) -> None:
+    for stage, folder in unbroken.items():
+        content = json.loads((folder / "run.json").read_text())
+        assert content["stage"] == stage and content["settings"]["seed"] == 0
+        assert content["versions"]["torch"] == torch.__version__ and "python" in content["versions"]
+        assert content["git"] is None or len(content["git"].removesuffix("-dirty")) == 40
+        # The stage needn't be said, and options override what is there.
+        assert cli.main(["--config", str(folder / "run.json"), "--output", str(tmp_path), "--seed", "5"]) == 0
+        kind = TokenizerTraining if stage == "tokenizer" else TransformerTraining
+        assert started[-1] == kind(**(settings[stage] | {"output": tmp_path, "seed": 5}))
+        assert cli.main([stage, "--lr", "1", "--config", str(folder)]) == 0
+        assert started[-1].lr == 1 and started[-1].output == folder and not started[-1].resume
+    line = failure(capsys, "tokenizer", "--config", str(unbroken["transformer"]))
+    assert "holds the settings of `transformer`, not of `tokenizer`" in line
+
+
+def test_a_config_of_an_older_release(capsys: Any, tmp_path: Path, started: list[Any]) -> None:
+    content = describe_run(TransformerTraining(lr=3e-4))
+    del content["settings"]["mask_count"], content["settings"]["eval_every"]
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    assert cli.main(["--config", str(tmp_path)]) == 0
+    assert started == [TransformerTraining(lr=3e-4)]
+    assert "doesn't say mask_count, eval_every: at the defaults" in capsys.readouterr().out
+
+
+def test_files_that_are_no_config(capsys: Any, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    assert f"--config {file}: no such file" in failure(capsys, "--config", str(tmp_path), "transformer")
+    for content, message in (("{", "can't be read"), ("[]", "not a run.json"), ('{"settings": {}}', "not a run.json")):
+        file.write_text(content)
+        assert message in failure(capsys, "transformer", "--config", str(file))
+    file.write_text('{"settings": {}, "stage": "third"}')
+    assert "stage 'third' is none of tokenizer, transformer" in failure(capsys, "--config", str(file))

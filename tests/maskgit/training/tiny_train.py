@@ -1,0 +1,149 @@
+"""train.py with tiny presets: `tiny`, and `tiny-plain` without dropout, for tests that start processes of their own.
+
+python tests/maskgit/training/tiny_train.py tokenizer --model tiny --data PICTURES --output OUT ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import runpy
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.update(globals().get("ENVIRONMENT", {}))  # what runpy was given by `start`
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+import maskgit.training.tokenizer  # noqa: E402
+from maskgit.config import PRESETS, ModelConfig, Stage, TokenizerConfig, TransformerConfig  # noqa: E402
+from maskgit.tokenizer.losses import PatchDiscriminator  # noqa: E402
+from maskgit.training.checkpoint import list_checkpoints, load_checkpoint  # noqa: E402
+from maskgit.training.cli import main  # noqa: E402
+
+TOKENIZER = TokenizerConfig(
+    image_size=16,
+    codebook_size=16,
+    codebook_dim=4,
+    latent_channels=8,
+    stem_channels=8,
+    encoder=(Stage(8, 0, resample=True), Stage(16, 1, resample=True), Stage(16, 1, attention=True)),
+    decoder=(Stage(16, 1, attention=True, resample=True), Stage(8, 1, resample=True), Stage(8, 0)),
+    groups=4,
+)
+TRANSFORMER = TransformerConfig(
+    codebook_size=16,
+    num_tokens=16,
+    dim=16,
+    depth=2,
+    heads=2,
+    mlp_dim=32,
+    dropout=0.1,
+    attention_dropout=0.1,
+    num_classes=1000,
+)
+
+
+def run(arguments: list[str]) -> int:
+    """`train.py` with these arguments; returns the exit status."""
+    torch.set_num_threads(1)
+    PRESETS["tiny"] = ModelConfig(TOKENIZER, TRANSFORMER)
+    PRESETS["tiny-plain"] = ModelConfig(TOKENIZER, dataclasses.replace(TRANSFORMER, dropout=0.0, attention_dropout=0.0))
+    maskgit.training.tokenizer.PatchDiscriminator = lambda: PatchDiscriminator(channels=8, layers=1)  # type: ignore
+    return main(arguments)
+
+
+def make_pictures(folder: Path) -> None:
+    """Two classes of 15 pictures: a bright square on a dark ground, in the first class above and red."""
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        pixels = np.full((20, 20, 3), 30, dtype=np.uint8)
+        top, left = (2, 11)[i % 2], rng.integers(12)
+        pixels[top : top + 7, left : left + 7, i % 2] = 200 + rng.integers(50)
+        path = folder / ("above", "below")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+def as_words(options: dict[str, Any]) -> list[str]:
+    """{"save_every": 5, "resume": True} -> ["--save-every", "5", "--resume"]."""
+    words = []
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
+    return words
+
+
+def start(arguments: list[str], count: int = 1, stderr: Path | None = None) -> list[Any]:
+    """`count` processes that train together, as torchrun would start them; what they complain of goes to a file.
+
+    They are forked from one that has imported PyTorch already, and that only the environment can tell where the
+    packages are (before Python 3.13): PYTHONPATH must say it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["maskgit.training.cli", "torch._dynamo", "torch.utils.tensorboard", "accelerate", "torch.utils.flop_counter"]
+    )
+    environment = {} if stderr is None else {"STDERR_FILE": str(stderr)}
+    if count > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    processes = []
+    for rank in range(count):
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)} if count > 1 else {}
+        values = {"ARGUMENTS": arguments, "ENVIRONMENT": environment | ranks}
+        processes.append(context.Process(target=runpy.run_path, args=(__file__, values, "__main__")))
+        processes[-1].start()
+    return processes
+
+
+def finish(processes: list[Any], timeout: float = 120) -> list[int]:
+    """The exit statuses, once all have ended; after `timeout` seconds they are killed."""
+    for process in processes:
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+    return [process.exitcode for process in processes]
+
+
+def curve(output: Path, name: str = "train/loss") -> list[tuple[int, float]]:
+    """(step, value) of every logged step, as TensorBoard shows them: in order, without what a resumed run replaced."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with tempfile.TemporaryDirectory() as folder:
+        # TensorBoard reads the files of a run in the order of their names, which hold the time in seconds only: two of
+        # them may have been started within the same one here.
+        for i, path in enumerate(sorted((output / "log").iterdir(), key=lambda path: path.stat().st_mtime_ns)):
+            shutil.copy(path, Path(folder, f"events.out.tfevents.{i:010d}"))
+        log = EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in log.Scalars(name)]
+
+
+def last_state(output: Path) -> tuple[dict[str, Tensor], list[Any]]:
+    """Weights and the optimizers' states of the last checkpoint."""
+    weights, state = load_checkpoint(list_checkpoints(output / "checkpoints")[-1][1])
+    return weights, [optimizer["state"] for optimizer in state["optimizers"]]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The logged losses and everything in the last checkpoint are equal, bit for bit."""
+    assert curve(a) == curve(b)
+    torch.testing.assert_close(last_state(a), last_state(b), rtol=0, atol=0)
+
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("fork", force=True)  # or data loading workers would import PyTorch anew here
+    if "STDERR_FILE" in os.environ:
+        os.dup2(os.open(os.environ["STDERR_FILE"], os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
+    sys.exit(run(globals().get("ARGUMENTS", sys.argv[1:])))
