@@ -183,11 +183,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        where = (
-            "no such file (not a model folder?)"
-            if path.parent.is_dir()
-            else f"there is no folder {path.parent}"
-        )
+        where = "no such file (not a model folder?)" if path.parent.is_dir() else f"there is no folder {path.parent}"
         raise ModelError(f"{path}: {where}") from None
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror}") from error
