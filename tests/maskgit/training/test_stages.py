@@ -130,6 +130,12 @@ def test_loss_is_over_masked_tokens_only(run: Any, unbroken: dict[str, Path], tm
     assert float(seen["loss"]) == pytest.approx(-float(picked[masked].mean()), rel=1e-5)
 
 
+def test_activation_checkpointing(run: Any, unbroken: dict[str, Path], tmp_path: Path) -> None:
+    """Blocks are computed anew with the same dropout."""
+    run("transformer", tmp_path, activation_checkpointing=True)
+    assert_same_run(tmp_path, unbroken["transformer"])
+
+
 # --- resuming ---------------------------------------------------------------------------------------------------------
 
 
