@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from benchmarks.checks import check_inpainting
-from benchmarks.harness import Case, Comparison, WrongResultError
+from benchmarks.harness import Case, Comparison, Target, Timing, WrongResultError, speedup
 from benchmarks.models import PRECISIONS, make_models, make_transformer, pictures_with_holes
 from benchmarks.naive_transformer import NaiveTransformer
 from benchmarks.setting import Setting
@@ -24,7 +24,9 @@ from maskgit.transformer import Transformer
 from maskgit_kernels import backend
 
 STEPS = 8
-LONG_ROUNDS = 2  # of training steps that take many seconds
+LONG_ROUNDS = 3  # of training steps that take many seconds
+# What is promised of the lab's training step: how many times as fast, which implementation, over which.
+LAB_TRAINING, LAB_PAIR = 4.0, ("bf16 (torch)", "naive, float32")
 # How far loss and gradient norm may be from those of the naive transformer in float32.
 SAME_FIGURES = {"float32": 1e-3, "bf16": 0.05}
 
@@ -131,6 +133,13 @@ def training_comparison(name: str, batch: int, setting: Setting) -> Comparison:
             run = functools.partial(_with_kernels, kernels, task.step)
             verify = functools.partial(_with_kernels, kernels, functools.partial(check_training, task, plain))
             cases.append(Case(f"{precision} ({kernels})", run, verify))
+    targets = []
+    if name == "lab" and setting.promised:
+        what = f"training, lab, batch {batch}: "
+        targets = [
+            Target(f"{what}times as fast as naive float32", LAB_TRAINING, lambda t: speedup(t, *LAB_PAIR)),
+            Target(f"{what}memory of naive float32 over ours", 1.0, lambda t: memory_ratio(t, *LAB_PAIR)),
+        ]
     return Comparison(
         "training",
         f"{name}, a step of {batch} images",
@@ -138,8 +147,17 @@ def training_comparison(name: str, batch: int, setting: Setting) -> Comparison:
         "naive, float32",
         item="step",
         rounds=None if setting.on_gpu or name == "embedded" else LONG_ROUNDS,
+        weighed=True,
+        targets=targets,
         left_out=setting.left_out(),
     )
+
+
+def memory_ratio(timings: Mapping[str, Timing], ours: str, over: str) -> float:
+    """How many times as much memory `over` takes at its peak."""
+    mine, theirs = timings[ours].peak_bytes, timings[over].peak_bytes
+    assert mine and theirs
+    return theirs / mine
 
 
 def check_training(task: Training, plain: Training) -> None:

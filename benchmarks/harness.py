@@ -7,6 +7,7 @@ a ratio is taken within each round before the median over the rounds. What fails
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -69,6 +70,8 @@ class Comparison:
     """In which the products are computed."""
     rounds: int | None = None
     """Fixed number of rounds of one call each, for long jobs; None: as many as fit in the time."""
+    weighed: bool = False
+    """Measure a call's memory on a CPU too, which takes one more call of each, and a slow one."""
     targets: list[Target] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     """Implementations that were not tried, and why."""
@@ -82,7 +85,7 @@ class Timing:
     calls: int
     """Calls in each round."""
     peak_bytes: int | None = None
-    """GPU memory that a call allocates on top of its inputs, at its peak."""
+    """Memory that a call allocates on top of its inputs, at its peak; on a CPU what PyTorch's allocator hands out."""
     flops: float = 0
 
     def percentile(self, percent: int) -> float:
@@ -128,7 +131,7 @@ def compare(comparison: Comparison, clock: Clock, peaks: Peaks, seconds: float, 
         calls = {name: clock.calls(each) for name, each in once.items()}
         round_seconds = sum(calls[name] * each for name, each in once.items())
         rounds = max(fewest, min(MOST_ROUNDS, round(seconds / max(round_seconds, 1e-9))))
-    memory = {case.implementation: _peak_bytes(case, clock.device) for case in good}
+    memory = {case.implementation: _peak_bytes(case, clock.device, comparison.weighed) for case in good}
     samples: dict[str, list[float]] = {case.implementation: [] for case in good}
     gc.collect()
     for _ in range(rounds):
@@ -159,12 +162,20 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _peak_bytes(case: Case, device: torch.device) -> int | None:
+def _peak_bytes(case: Case, device: torch.device, weighed: bool) -> int | None:
     if device.type != "cuda":
-        return None
+        return _peak_bytes_on_cpu(case) if weighed else None
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     case.run()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_bytes_on_cpu(case: Case) -> int:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        case.run()
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate((size for _, size in changes), initial=0))

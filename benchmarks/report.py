@@ -46,7 +46,7 @@ class Row:
     flops: float = 0.0
     """Floating-point operations of a call's matrix products; 0 where they were not counted."""
     peak_bytes: int | None = None
-    """GPU memory that a call allocates at its peak."""
+    """Memory that a call allocates at its peak; None where it was not measured."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -187,7 +187,7 @@ _COLUMNS = (
     "speed-up",
     "times the floor",
     "GFLOP/s",
-    "GPU memory",
+    "peak memory",
 )
 
 
@@ -204,7 +204,7 @@ def _cells(row: Row) -> dict[str, str]:
     if row.flops:
         cells["GFLOP/s"] = f"{row.flops / row.p50 / 1e9:.3g}"
     if row.peak_bytes is not None:
-        cells["GPU memory"] = f"{row.peak_bytes / 2**20:.1f} MiB"
+        cells["peak memory"] = f"{row.peak_bytes / 2**20:.1f} MiB"
     return cells
 
 

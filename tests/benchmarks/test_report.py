@@ -53,7 +53,7 @@ def test_a_row_says_everything(tmp_path: Path) -> None:
     for cell in ("250 ms", "220 ms to 400 ms", "16 images", "4.00", "2.50", "8"):
         assert f"| {cell} |" in line
     assert "not timed in 1 of the comparisons: other: not here" in markdown
-    assert "GPU memory" not in markdown  # a column without entries
+    assert "peak memory" not in markdown  # a column without entries
 
 
 def test_promises() -> None:

@@ -14,6 +14,7 @@ from maskgit_kernels.philox import (
     exponential,
     exponential_noise,
     gumbel,
+    halves_at_least,
     philox_4x32,
     random_halves,
     random_words,
@@ -86,6 +87,9 @@ def test_halves_are_those_of_the_words(count):
 
 def test_halves_are_uniform():
     halves = random_halves(torch.tensor(7), torch.arange(256), 3, STREAM_DROPOUT, 257)
+    for threshold in (0, 1, 6554, 2**16 - 1, 2**16):
+        kept = halves_at_least(threshold, torch.tensor(7), torch.arange(256), 3, STREAM_DROPOUT, 257)
+        assert torch.equal(kept, halves >= threshold)
     counts = torch.bincount(halves.flatten() >> 10, minlength=64)
     expected = halves.numel() / 64
     assert ((counts - expected) ** 2 / expected).sum() < 110  # 63 degrees of freedom: beyond it once in 4000

@@ -99,7 +99,8 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | 
         weights = torch.softmax((q_part * scale) @ k_part.transpose(-1, -2), dim=-1)  # [images, H, Nq, Nk]
         if dropout_p > 0:
             assert seed is not None
-            weights = weights * keep_mask(q_part, k_part, dropout_p, seed, first_image=start) / (1 - dropout_p)
+            weights = weights * keep_mask(q_part, k_part, dropout_p, seed, first_image=start)
+            v_part = v_part / (1 - dropout_p)  # smaller than the weights
         outputs.append(weights @ v_part)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

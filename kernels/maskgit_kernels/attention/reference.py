@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskgit_kernels.philox import STREAM_DROPOUT, random_halves
+from maskgit_kernels.philox import STREAM_DROPOUT, halves_at_least
 
 
 def attention_reference(
@@ -50,5 +50,6 @@ def keep_mask(q: Tensor, k: Tensor, dropout_p: float, seed: int | Tensor, first_
     seeds = torch.as_tensor(seed, dtype=torch.int64, device=q.device).view(1, 1)
     positions = torch.arange(queries, device=q.device)[None, :]
     pairs = torch.arange(first_image * heads, (first_image + batch) * heads, device=q.device)[:, None]
-    halves = random_halves(seeds, positions, pairs, STREAM_DROPOUT, k.shape[2])
-    return (halves >= round(dropout_p * 2**16)).view(batch, heads, queries, k.shape[2])
+    threshold = round(dropout_p * 2**16)
+    kept = halves_at_least(threshold, seeds, positions, pairs, STREAM_DROPOUT, k.shape[2])
+    return kept.view(batch, heads, queries, k.shape[2])
