@@ -27,6 +27,7 @@ import tyro
 
 from benchmarks import (
     attention,
+    autoregressive_baseline,
     decode_step,
     end_to_end,
     head_sample,
@@ -51,6 +52,7 @@ Suite = Literal[
     "ceiling",
     "lab",
     "tokens",
+    "autoregressive",
     "inpaint",
     "training",
     "static",
@@ -64,6 +66,7 @@ SUITES: dict[Suite, Callable[[Setting], Iterator[Comparison]]] = {
     "ceiling": transformer.ceiling_comparisons,
     "lab": lab_baseline.comparisons,
     "tokens": token_baseline.comparisons,
+    "autoregressive": autoregressive_baseline.comparisons,
     "inpaint": end_to_end.inpaint_comparisons,
     "training": end_to_end.training_comparisons,
 }
