@@ -116,22 +116,25 @@ def random_halves(seeds: Tensor, positions: Tensor, step: Tensor | int, stream: 
     Returns:
         int64 [..., count] in [0, 2**16).
     """
+    words = _words_of_halves(seeds, positions, step, stream, count)
+    halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
+    return torch.stack(torch.broadcast_tensors(*halves), dim=-1).flatten(-2)[..., :count]
+
+
+def _words_of_halves(
+    seeds: Tensor, positions: Tensor, step: Tensor | int, stream: int, count: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     octets = torch.arange((count + 7) // 8, device=seeds.device)
     if isinstance(step, Tensor):
         step = step[..., None]
-    words = philox_4x32(seeds[..., None], octets, positions[..., None], step, stream, DROPOUT_ROUNDS)
-    halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
-    return torch.stack(torch.broadcast_tensors(*halves), dim=-1).flatten(-2)[..., :count]
+    return philox_4x32(seeds[..., None], octets, positions[..., None], step, stream, DROPOUT_ROUNDS)
 
 
 def halves_at_least(
     threshold: int, seeds: Tensor, positions: Tensor, step: Tensor | int, stream: int, count: int
 ) -> Tensor:
-    """`random_halves(...) >= threshold`, bool [..., count], without the halves in memory: on a CPU 3 times as fast."""
-    octets = torch.arange((count + 7) // 8, device=seeds.device)
-    if isinstance(step, Tensor):
-        step = step[..., None]
-    words = philox_4x32(seeds[..., None], octets, positions[..., None], step, stream, DROPOUT_ROUNDS)
+    """`random_halves(...) >= threshold`, bool [..., count], without the halves, 8 bytes each, in memory."""
+    words = _words_of_halves(seeds, positions, step, stream, count)
     result = torch.empty(*torch.broadcast_shapes(*(w.shape for w in words)), 8, dtype=torch.bool, device=seeds.device)
     for index, word in enumerate(words):
         result[..., 2 * index] = (word & 0xFFFF) >= threshold
