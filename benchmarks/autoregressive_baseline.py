@@ -48,7 +48,7 @@ def comparisons(setting: Setting) -> Iterator[Comparison]:
 @torch.inference_mode()
 def raster(model: MaskGIT, batch: int, last: int | None = None) -> Tensor:
     """Tokens int64 [B, N] made one by one: all of them, or the last few after tokens that are all 0."""
-    network = model._network()
+    network = model._fastest(model.transformer)
     assert isinstance(network, Transformer)
     tokens = torch.zeros(batch, network.config.num_tokens, dtype=torch.int64, device=model.device)
     masked = torch.ones_like(tokens, dtype=torch.bool)

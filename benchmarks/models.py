@@ -102,7 +102,7 @@ def decode_tokens(model: MaskGIT, config: DecodeConfig, batch: int, labels: Tens
 
 def predictor(model: MaskGIT) -> Callable[[Tensor], Tensor]:
     """Tokens [B, N] -> logits [B, N, V] at the model's precision, as its decoding loop computes them."""
-    network = model._network()
+    network = model._fastest(model.transformer)
 
     @torch.inference_mode()
     def predict(tokens: Tensor) -> Tensor:

@@ -13,8 +13,11 @@ import tyro
 from PIL import Image
 
 from maskgit.data.images import to_rgb
+from maskgit.decoding import ORDERS
 from maskgit.pipeline import MaskGIT
 from maskgit.schedules import SCHEDULES
+
+NO_CLASS = -1
 
 
 @dataclass(frozen=True)
@@ -56,19 +59,33 @@ def build(model: MaskGIT) -> Any:
     """The page, a gradio.Blocks. Raises ImportError where gradio is missing."""
     import gradio as gr
 
+    decoding, classes = model.decoding, model.class_names or range(model.transformer.config.num_classes)
+
     def fill(
-        editor: dict[str, Any] | None, steps: float, schedule: str, temperature: float, seed: float
+        editor: dict[str, Any] | None,
+        label: int,
+        guidance: float,
+        steps: float,
+        schedule: str,
+        order: str,
+        softmax_temperature: float,
+        choice_temperature: float,
+        seed: float,
     ) -> tuple[Image.Image, list[Image.Image]]:
         try:
             image, mask = painted(editor)
             (result,) = model.inpaint(
                 [image],
                 [mask],
+                labels=[None if label == NO_CLASS else label] if classes else None,
                 seed=int(seed or 0),
                 save_steps=True,
+                guidance_scale=guidance,
                 steps=int(steps),
                 schedule=schedule,
-                choice_temperature=temperature,
+                order=order,
+                softmax_temperature=softmax_temperature,
+                choice_temperature=choice_temperature,
             )
         except ValueError as error:
             raise gr.Error(str(error)) from error
@@ -81,15 +98,33 @@ def build(model: MaskGIT) -> Any:
         with gr.Row():
             editor = gr.ImageMask(type="pil", label="Picture and hole")
             output = gr.Image(label="Filled", format="png")
+        with gr.Row(visible=bool(classes)):
+            label = gr.Dropdown(
+                [("any", NO_CLASS), *((str(name), number) for number, name in enumerate(classes))],
+                value=NO_CLASS,
+                label="Class",
+            )
+            guidance = gr.Slider(0, 10, value=decoding.guidance_scale, label="Guidance by the class")
         with gr.Row():
-            steps = gr.Slider(1, 32, value=8, step=1, label="Steps")
-            schedule = gr.Dropdown(sorted(SCHEDULES), value="cosine", label="Schedule")
-            temperature = gr.Slider(0, 10, value=4.5, label="Choice temperature")
+            steps = gr.Slider(1, max(32, decoding.steps), value=decoding.steps, step=1, label="Steps")
+            schedule = gr.Dropdown(sorted(SCHEDULES), value=decoding.schedule, label="Schedule")
+            order = gr.Dropdown(ORDERS, value=decoding.order, label="Order")
+            softmax_temperature = gr.Slider(
+                0.1, 2, value=decoding.softmax_temperature, label="Softmax temperature", info="lower: likelier tokens"
+            )
+            choice_temperature = gr.Slider(
+                0,
+                10,
+                value=decoding.choice_temperature,
+                label="Choice temperature",
+                info="noise on the confidence; the Halton order has none",
+            )
             seed = gr.Number(value=0, precision=0, label="Seed")
         button = gr.Button("Fill", variant="primary")
         gallery = gr.Gallery(label="Step by step", columns=8, format="png")
         gr.Examples(examples, inputs=[editor])
-        button.click(fill, [editor, steps, schedule, temperature, seed], [output, gallery], api_name="fill")
+        how = [label, guidance, steps, schedule, order, softmax_temperature, choice_temperature, seed]
+        button.click(fill, [editor, *how], [output, gallery], api_name="fill")
     return page
 
 

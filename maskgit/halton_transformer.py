@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgit.config import HaltonConfig
+from maskgit.dropout import Dropout
 from maskgit_kernels import attention
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class SwiGLU(nn.Module):
         self.gate = nn.Linear(config.dim, config.mlp_dim, bias=False)
         self.value = nn.Linear(config.dim, config.mlp_dim, bias=False)
         self.out = nn.Linear(config.mlp_dim, config.dim, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, dim] -> [B, N, dim]."""
@@ -88,7 +89,7 @@ class Block(nn.Module):
         self.modulation = Modulation(config.dim, 6)
         self.norm1 = nn.RMSNorm(config.dim, NORM_EPS)
         self.attention = Attention(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.norm2 = nn.RMSNorm(config.dim, NORM_EPS)
         self.mlp = SwiGLU(config)
 

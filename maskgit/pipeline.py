@@ -15,12 +15,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskgit.config import ConfigError, check_fit
 from maskgit.data.images import to_rgb
@@ -38,7 +38,7 @@ from maskgit.model_folder import (
     save_model,
 )
 from maskgit.outpainting import Canvas, Margins
-from maskgit.packed import can_pack, pack
+from maskgit.packed import Network, can_pack, pack
 from maskgit.reuse import Context, ReusingNetwork, changed_counts
 from maskgit.tokenizer import VQGAN
 from maskgit.transformer import Transformer
@@ -143,7 +143,7 @@ class MaskGIT:
         self.metadata = dict(metadata or {})
         self.decoding = decoding or DecodeConfig()
         self.graphs = GraphCache() if self.device.type == "cuda" else None
-        self._packed: tuple[object, Transformer | HaltonTransformer] | None = None
+        self._packed: dict[type[nn.Module], tuple[object, nn.Module]] = {}
 
     @classmethod
     def from_pretrained(
@@ -451,7 +451,7 @@ class MaskGIT:
         plan = decode_plan(config, num_tokens, self.device)
         most_masked = num_tokens if most_masked is None else most_masked
         changed = changed_counts(config, num_tokens, most_masked) if config.reuse else []
-        network = self._network()
+        network = self._fastest(self.transformer)
         # Triton's kernels draw tokens from what the head multiplies. PyTorch would gain nothing, and on a CPU the
         # rounding of its products depends on how many rows there are.
         fused = backend.resolve(None, self.device) == "triton"
@@ -497,26 +497,29 @@ class MaskGIT:
     def _precision(self, cache_enabled: bool = True) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=cache_enabled)
 
-    def _network(self) -> Transformer | HaltonTransformer:
-        """The transformer that decodes: on a CPU a packed copy, made anew when weights have changed."""
+    def _fastest(self, network: Network) -> Network:
+        """Tokenizer or transformer as it runs: on a CPU a packed copy, made anew when weights have changed."""
         if self.device.type != "cpu" or not can_pack():
-            return self.transformer
-        parameters = list(self.transformer.parameters())
-        state = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in parameters], self.autocast
-        if self._packed is None or self._packed[0] != state:
-            self._packed = state, pack(self.transformer, torch.bfloat16 if self.autocast else torch.float32)
-        return self._packed[1]
+            return network
+        state = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in network.parameters()], self.autocast
+        before, packed = self._packed.get(type(network), (None, network))
+        if before != state:
+            packed = pack(network, torch.bfloat16 if self.autocast else torch.float32)
+            self._packed[type(network)] = state, packed
+        return cast(Network, packed)
 
     @torch.inference_mode()
     def _encode(self, images: Tensor) -> Tensor:
+        encode = self._fastest(self.tokenizer).encode
         with self._precision():
-            return torch.cat([self.tokenizer.encode(part) for part in self._parts(images)])
+            return torch.cat([encode(part) for part in self._parts(images)])
 
     @torch.inference_mode()
     def _to_pictures(self, tokens: Tensor) -> list[Image.Image]:
         """Decode tokens [B, N] to RGB images of the model's size."""
+        decode = self._fastest(self.tokenizer).decode
         with self._precision():
-            images = torch.cat([self.tokenizer.decode(part) for part in self._parts(tokens)])
+            images = torch.cat([decode(part) for part in self._parts(tokens)])
         return [_to_picture(image) for image in images.float().cpu()]
 
     def _parts(self, batch: Tensor) -> Sequence[Tensor]:

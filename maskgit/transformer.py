@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maskgit.config import TransformerConfig
+from maskgit.dropout import Dropout
 from maskgit_kernels import attention
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """[B, N, dim] -> [B, N, dim]; with a context, of the positions that it evaluates, which see all positions."""
         batch, length, _ = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, N, D]
+        packed = self.qkv(x).view(batch, length, 3, self.heads, -1)
+        q, k, v = (part.transpose(1, 2) for part in packed.unbind(2))  # [B, H, N, D]
         if context is not None:
             k, v = context.recall(self, k, v)
         if self.training and self.dropout:
@@ -62,7 +64,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(config.dim, config.mlp_dim), _gelu(config), nn.Linear(config.mlp_dim, config.dim)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """[B, N, dim] -> [B, N, dim]."""
@@ -91,14 +93,14 @@ class Transformer(nn.Module):
         self.token_embedding = nn.Embedding(config.codebook_size + 1 + labels, config.dim)
         self.position_embedding = nn.Parameter(torch.empty(length, config.dim))
         self.embedding_norm = nn.LayerNorm(config.dim, EDGE_NORM_EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.input_mlp: nn.Module = nn.Identity()
         if config.input_mlp:
             self.input_mlp = nn.Sequential(
                 nn.Linear(config.dim, config.dim),
                 _gelu(config),
                 nn.LayerNorm(config.dim, EDGE_NORM_EPS),
-                nn.Dropout(config.dropout),
+                Dropout(config.dropout),
                 nn.Linear(config.dim, config.dim),
             )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))

@@ -57,28 +57,25 @@ def philox_4x32(
         rounds: of the generator.
 
     Returns:
-        Four int64 tensors of the broadcast shape (or one that broadcasts to it) with values in [0, 2**32).
+        Four int64 tensors of the broadcast shape with values in [0, 2**32).
     """
     key0, key1 = seeds & _MASK, (seeds >> 32) & _MASK
-    w0, w1, w2, w3 = (_counter_word(c, seeds.device) for c in (c0, c1, c2, c3))
-    shape = torch.broadcast_shapes(*(x.shape for x in (seeds, w0, w1, w2, w3)))
-    spare: tuple[Tensor, Tensor] | None = None
+    counter = [_counter_word(c, seeds.device) for c in (c0, c1, c2, c3)]
+    shape = torch.broadcast_shapes(seeds.shape, *(c.shape for c in counter))
+    # On a CPU, fresh memory for every result and operands that broadcast both take longer than the arithmetic.
+    w0, w1, w2, w3, product_a, product_b = (
+        torch.empty(shape, dtype=torch.int64, device=seeds.device) for _ in range(6)
+    )
+    for word, start in zip((w0, w1, w2, w3), counter, strict=True):
+        word.copy_(start)
     for _ in range(rounds):
         # int64 products wrap modulo 2**64, so one product holds both halves. The low halves w1 and w3 keep their
         # upper bits as rubbish, which the mask after the next round's xor removes.
-        if all(w.shape == shape for w in (w0, w1, w2, w3)):
-            # Fresh memory for every result would take longer than the arithmetic: each round works in the last one's.
-            product_a, product_b = spare or (torch.empty_like(w0), torch.empty_like(w0))
-            torch.mul(w0, _MULTIPLIER_A, out=product_a)
-            torch.mul(w2, _MULTIPLIER_B, out=product_b)
-            torch.bitwise_right_shift(product_b, 32, out=w0).bitwise_xor_(w1).bitwise_xor_(key0).bitwise_and_(_MASK)
-            torch.bitwise_right_shift(product_a, 32, out=w2).bitwise_xor_(w3).bitwise_xor_(key1).bitwise_and_(_MASK)
-            spare = w1, w3
-        else:  # the first rounds, whose operands are small and broadcast
-            product_a, product_b = w0 * _MULTIPLIER_A, w2 * _MULTIPLIER_B
-            w0 = ((product_b >> 32) ^ (w1 ^ key0)).bitwise_and_(_MASK)
-            w2 = ((product_a >> 32) ^ (w3 ^ key1)).bitwise_and_(_MASK)
-        w1, w3 = product_b, product_a
+        torch.mul(w0, _MULTIPLIER_A, out=product_a)
+        torch.mul(w2, _MULTIPLIER_B, out=product_b)
+        torch.bitwise_right_shift(product_b, 32, out=w0).bitwise_xor_(w1).bitwise_xor_(key0).bitwise_and_(_MASK)
+        torch.bitwise_right_shift(product_a, 32, out=w2).bitwise_xor_(w3).bitwise_xor_(key1).bitwise_and_(_MASK)
+        w1, w3, product_a, product_b = product_b, product_a, w1, w3
         key0, key1 = (key0 + _WEYL_0) & _MASK, (key1 + _WEYL_1) & _MASK
     return w0, w1.bitwise_and_(_MASK), w2, w3.bitwise_and_(_MASK)
 
@@ -116,30 +113,46 @@ def random_halves(seeds: Tensor, positions: Tensor, step: Tensor | int, stream: 
     Returns:
         int64 [..., count] in [0, 2**16).
     """
-    words = _words_of_halves(seeds, positions, step, stream, count)
-    halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
-    return torch.stack(torch.broadcast_tensors(*halves), dim=-1).flatten(-2)[..., :count]
+    return _packed_halves(seeds, positions, step, stream, count).to(torch.int64) & 0xFFFF
 
 
-def _words_of_halves(
-    seeds: Tensor, positions: Tensor, step: Tensor | int, stream: int, count: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _packed_halves(seeds: Tensor, positions: Tensor, step: Tensor | int, stream: int, count: int) -> Tensor:
+    """`random_halves` as the int16 of the same bits."""
     octets = torch.arange((count + 7) // 8, device=seeds.device)
     if isinstance(step, Tensor):
         step = step[..., None]
-    return philox_4x32(seeds[..., None], octets, positions[..., None], step, stream, DROPOUT_ROUNDS)
+    words = philox_4x32(seeds[..., None], octets, positions[..., None], step, stream, DROPOUT_ROUNDS)
+    packed = torch.empty(*words[0].shape, 4, dtype=torch.int32, device=seeds.device)
+    for index, word in enumerate(words):
+        packed[..., index] = word
+    return packed.view(torch.int16).flatten(-2)[..., :count]  # little-endian: the low half of a word comes first
 
 
 def halves_at_least(
-    threshold: int, seeds: Tensor, positions: Tensor, step: Tensor | int, stream: int, count: int
+    threshold: int,
+    seeds: Tensor,
+    positions: Tensor,
+    step: Tensor | int,
+    stream: int,
+    count: int,
+    dtype: torch.dtype = torch.bool,
 ) -> Tensor:
-    """`random_halves(...) >= threshold`, bool [..., count], without the halves, 8 bytes each, in memory."""
-    words = _words_of_halves(seeds, positions, step, stream, count)
-    result = torch.empty(*torch.broadcast_shapes(*(w.shape for w in words)), 8, dtype=torch.bool, device=seeds.device)
-    for index, word in enumerate(words):
-        result[..., 2 * index] = (word & 0xFFFF) >= threshold
-        result[..., 2 * index + 1] = word >= threshold << 16
-    return result.flatten(-2)[..., :count]
+    """`random_halves(...) >= threshold` as 0 and 1 of `dtype`, [..., count]; the other arguments as there.
+
+    Args:
+        threshold: in [0, 2**16].
+        dtype: any. Those of 16 bits are made without a conversion, which for a bool would take a CPU longer than all
+            the rest.
+    """
+    halves = _packed_halves(seeds, positions, step, stream, count)
+    if threshold == 2**16:
+        return torch.zeros_like(halves, dtype=dtype)
+    halves.bitwise_xor_(-(2**15))  # the order of unsigned numbers, in signed ones
+    threshold -= 2**15
+    if dtype.itemsize != halves.itemsize:
+        return (halves >= threshold).to(dtype)
+    one = torch.ones((), dtype=dtype).view(torch.int16)
+    return halves.ge_(threshold).mul_(one).view(dtype)
 
 
 def uniform(words: Tensor) -> Tensor:

@@ -201,10 +201,13 @@ class TransformerTask(StageTask):
             with engine.autocast():
                 logits = self.wrapped(held[part], None if labels is None else labels[part]).float()
             # The tokens that count aren't gathered, as their number differs from step to step.
-            losses = F.cross_entropy(
-                logits.transpose(1, 2), tokens[part], reduction="none", label_smoothing=self.config.label_smoothing
+            losses = F.cross_entropy(  # of a matrix: over the middle dimension it is slow on a CPU
+                logits.flatten(0, 1),
+                tokens[part].flatten(),
+                reduction="none",
+                label_smoothing=self.config.label_smoothing,
             )
-            loss = (losses * counted[part]).sum() / counts["loss"]
+            loss = (losses * counted[part].flatten()).sum() / counts["loss"]
             engine.backward(loss)
             hits = ((logits.argmax(-1) == tokens[part]) & masked[part]).sum()
             sums.add({"loss": loss, "accuracy": hits / counts["accuracy"]})

@@ -88,7 +88,10 @@ def test_halves_are_those_of_the_words(count):
 def test_halves_are_uniform():
     halves = random_halves(torch.tensor(7), torch.arange(256), 3, STREAM_DROPOUT, 257)
     for threshold in (0, 1, 6554, 2**16 - 1, 2**16):
-        kept = halves_at_least(threshold, torch.tensor(7), torch.arange(256), 3, STREAM_DROPOUT, 257)
+        arguments = threshold, torch.tensor(7), torch.arange(256), 3, STREAM_DROPOUT, 257
+        kept = halves_at_least(*arguments)
+        for dtype in (torch.bfloat16, torch.float16, torch.int16, torch.float32, torch.float64, torch.uint8):
+            assert torch.equal(halves_at_least(*arguments, dtype), kept.to(dtype))
         assert torch.equal(kept, halves >= threshold)
     counts = torch.bincount(halves.flatten() >> 10, minlength=64)
     expected = halves.numel() / 64

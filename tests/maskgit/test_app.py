@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskgit.app import build, painted
+from maskgit.app import NO_CLASS, build, painted
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
 from maskgit.pipeline import MaskGIT
 from maskgit.tokenizer import VQGAN
@@ -37,7 +37,8 @@ def test_nothing_painted_is_an_error() -> None:
         painted({**editor(), "layers": []})
 
 
-def test_the_page_fills_the_hole() -> None:
+@pytest.mark.parametrize("classes", [(), ("cat", "dog")], ids=["without classes", "with classes"])
+def test_the_page_fills_the_hole(classes: tuple[str, ...]) -> None:
     pytest.importorskip("gradio", reason="needs the extra [app]")
     torch.manual_seed(0)
     tokenizer = TokenizerConfig(
@@ -50,8 +51,11 @@ def test_the_page_fills_the_hole() -> None:
         decoder=(Stage(8, 1, resample=True), Stage(8, 1)),
         groups=4,
     )
-    transformer = TransformerConfig(codebook_size=16, num_tokens=64, dim=32, depth=1, heads=2, mlp_dim=32)
-    page = build(MaskGIT(VQGAN(tokenizer), Transformer(transformer), device="cpu"))
+    transformer = TransformerConfig(
+        codebook_size=16, num_tokens=64, dim=32, depth=1, heads=2, mlp_dim=32, num_classes=len(classes)
+    )
+    page = build(MaskGIT(VQGAN(tokenizer), Transformer(transformer), classes, device="cpu"))
     (fill,) = [function.fn for function in page.fns.values() if function.api_name == "fill"]
-    image, steps = fill(editor(), 3, "cosine", 4.5, 0)
-    assert image.size == (20, 12) and len(steps) == 3
+    for label in range(NO_CLASS, len(classes)):
+        image, steps = fill(editor(), label, 2.0, 3, "cosine", "confidence", 1.0, 4.5, 0)
+        assert image.size == (20, 12) and len(steps) == 3

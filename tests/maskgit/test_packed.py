@@ -1,4 +1,4 @@
-"""The packed copy computes what the transformer computes."""
+"""The packed copies compute what transformer and tokenizer compute."""
 
 import copy
 import dataclasses
@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from maskgit.config import HaltonConfig, TransformerConfig
+from maskgit.config import HaltonConfig, Stage, TokenizerConfig, TransformerConfig
 from maskgit.halton_transformer import HaltonTransformer
-from maskgit.packed import PackedLinear, can_pack, pack
+from maskgit.packed import PackedConv2d, PackedLinear, can_pack, pack
+from maskgit.tokenizer import VQGAN
 from maskgit.transformer import Transformer
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="PyTorch was built without oneDNN")
@@ -88,6 +89,60 @@ def test_the_original_stays_as_it_is_and_is_shared():
     assert packed.token_embedding.weight is model.token_embedding.weight
     assert isinstance(model.blocks[0].attention.qkv, nn.Linear)
     assert isinstance(packed.blocks[0].attention.qkv, PackedLinear)
+
+
+TOKENIZER = TokenizerConfig(
+    image_size=16,
+    codebook_size=24,
+    codebook_dim=8,
+    latent_channels=32,
+    stem_channels=32,
+    encoder=(Stage(32, 1, resample=True, attention=True), Stage(64, 1)),
+    decoder=(Stage(64, 1, resample=True), Stage(32, 1)),
+)
+
+
+def make_tokenizer() -> VQGAN:
+    tokenizer = VQGAN(TOKENIZER).eval()
+    for parameter in tokenizer.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return tokenizer.to(memory_format=torch.channels_last)
+
+
+def test_tokenizer_in_float32():
+    tokenizer = make_tokenizer()
+    packed, exact = pack(tokenizer, torch.float32), copy.deepcopy(tokenizer).double()
+    assert not any(isinstance(module, nn.Conv2d) for module in packed.modules())
+    with torch.inference_mode():
+        for size in (16, 32, 16):  # weights are laid out anew for every size
+            images = torch.rand(2, 3, size, size) * 2 - 1
+            latents = exact.latents(images.double())
+            ours, theirs = ((network.latents(images) - latents).abs().max() for network in (packed, tokenizer))
+            assert ours <= 2 * theirs + 1e-6 * latents.abs().max()
+            tokens = tokenizer.encode(images)
+            pixels = exact.decode(tokens)
+            ours, theirs = ((network.decode(tokens) - pixels).abs().max() for network in (packed, tokenizer))
+            assert ours <= 2 * theirs + 1e-6 * pixels.abs().max()
+
+
+def test_tokenizer_in_bfloat16_is_as_good_as_autocast():
+    tokenizer = make_tokenizer()
+    packed = pack(tokenizer, torch.bfloat16)
+    tokens = torch.randint(24, (4, 64))
+    with torch.inference_mode():
+        exact = tokenizer.decode(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, theirs = (network.decode(tokens).float() for network in (packed, tokenizer))
+    assert (ours - exact).square().mean() <= 1.5 * (theirs - exact).square().mean()
+
+
+def test_the_tokenizer_stays_as_it_is():
+    tokenizer = make_tokenizer()
+    before = {name: tensor.clone() for name, tensor in tokenizer.named_parameters()}
+    packed = pack(tokenizer, torch.bfloat16)
+    assert isinstance(packed.quant_conv, PackedConv2d) and isinstance(tokenizer.quant_conv, nn.Conv2d)
+    assert packed.codebook.weight is tokenizer.codebook.weight
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tokenizer.named_parameters())
 
 
 def test_without_onednn(monkeypatch):

@@ -87,9 +87,9 @@ def test_hidden_pixels_have_no_influence(model: MaskGIT, size: tuple[int, int], 
 
 def test_encodes_once_and_decodes_once(model: MaskGIT, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded, decoded = [], []
-    encode, decode = model.tokenizer.encode, model.tokenizer.decode
-    monkeypatch.setattr(model.tokenizer, "encode", lambda images: encoded.append(len(images)) or encode(images))
-    monkeypatch.setattr(model.tokenizer, "decode", lambda tokens: decoded.append(len(tokens)) or decode(tokens))
+    encode, decode = VQGAN.encode, VQGAN.decode
+    monkeypatch.setattr(VQGAN, "encode", lambda self, images: encoded.append(len(images)) or encode(self, images))
+    monkeypatch.setattr(VQGAN, "decode", lambda self, tokens: decoded.append(len(tokens)) or decode(self, tokens))
     images = [picture(seed=i) for i in range(5)]
     masks = [box(16, 16, 4, 4, 9, 9)] * 4 + [np.zeros((16, 16), dtype=bool)]
     model.inpaint(images, masks, batch_size=3, steps=4)

@@ -36,20 +36,28 @@ def attention_reference(
     return (weights @ v.to(dtype)).to(q.dtype)
 
 
-def keep_mask(q: Tensor, k: Tensor, dropout_p: float, seed: int | Tensor, first_image: int = 0) -> Tensor:
+def keep_mask(
+    q: Tensor,
+    k: Tensor,
+    dropout_p: float,
+    seed: int | Tensor,
+    first_image: int = 0,
+    dtype: torch.dtype = torch.bool,
+) -> Tensor:
     """Which attention weights dropout keeps: those whose 16 random bits are at least dropout_p * 2**16.
 
     Args:
         q: [B, H, Nq, D], k: [B, H, Nk, D]; only their shapes and device are used.
         first_image: index in the whole batch of q's first image, for callers that work on a part of it.
+        dtype: of the result.
 
     Returns:
-        bool [B, H, Nq, Nk].
+        [B, H, Nq, Nk], 1 where a weight is kept and 0 where it is dropped.
     """
     batch, heads, queries, _ = q.shape
     seeds = torch.as_tensor(seed, dtype=torch.int64, device=q.device).view(1, 1)
     positions = torch.arange(queries, device=q.device)[None, :]
     pairs = torch.arange(first_image * heads, (first_image + batch) * heads, device=q.device)[:, None]
     threshold = round(dropout_p * 2**16)
-    kept = halves_at_least(threshold, seeds, positions, pairs, STREAM_DROPOUT, k.shape[2])
+    kept = halves_at_least(threshold, seeds, positions, pairs, STREAM_DROPOUT, k.shape[2], dtype)
     return kept.view(batch, heads, queries, k.shape[2])
