@@ -141,18 +141,28 @@ def halves_at_least(
 
     Args:
         threshold: in [0, 2**16].
-        dtype: any. Those of 16 bits are made without a conversion, which for a bool would take a CPU longer than all
-            the rest.
+        dtype: any; see `at_least`.
     """
     halves = _packed_halves(seeds, positions, step, stream, count)
-    if threshold == 2**16:
-        return torch.zeros_like(halves, dtype=dtype)
-    halves.bitwise_xor_(-(2**15))  # the order of unsigned numbers, in signed ones
-    threshold -= 2**15
-    if dtype.itemsize != halves.itemsize:
-        return (halves >= threshold).to(dtype)
+    # Flipping the first bit turns the order of unsigned numbers into that of signed ones.
+    return at_least(threshold - 2**15, halves.bitwise_xor_(-(2**15)), dtype)
+
+
+def at_least(threshold: int, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """`numbers >= threshold` as 0 and 1 of `dtype`; the numbers' memory is used for it.
+
+    Args:
+        threshold: in [-(2**15), 2**15].
+        numbers: int16, any shape.
+        dtype: any. Those of 16 bits are made without a conversion, which from a bool would take a CPU longer than all
+            the rest.
+    """
+    if threshold == 2**15:  # no int16
+        return torch.zeros_like(numbers, dtype=dtype)
+    if dtype.itemsize != numbers.itemsize:
+        return (numbers >= threshold).to(dtype)
     one = torch.ones((), dtype=dtype).view(torch.int16)
-    return halves.ge_(threshold).mul_(one).view(dtype)
+    return numbers.ge_(threshold).mul_(one).view(dtype)
 
 
 def uniform(words: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dropout with noise from Philox: the same distribution and the same interface as PyTorch's."""
+"""Dropout: the distribution and the interface of PyTorch's."""
 
 import pytest
 import torch
