@@ -51,6 +51,14 @@ def _name(step: int) -> str:
     return f"step-{step:09d}"
 
 
+def _discard(checkpoint: Path) -> None:
+    """Remove a checkpoint; what a killed process leaves of it doesn't pass for one."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.discarded")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
+
+
 def save_checkpoint(
     folder: Path, step: int, weights: dict[str, Tensor], state: dict[str, Any], keep: int, best: int | None = None
 ) -> Path:
@@ -59,19 +67,21 @@ def save_checkpoint(
     The newest `keep` are kept, and the one of step `best`, if it is there, which gets the link `best`.
 
     A process killed at any moment leaves either the whole checkpoint or none: everything is written and flushed to a
-    temporary folder, which is then renamed. Raises CheckpointError when the disk refuses; older ones stay untouched.
+    temporary folder, which is then renamed, as is one that is to go. Raises CheckpointError when the disk refuses;
+    older ones stay untouched.
     """
     target = folder / _name(step)
     temporary = folder / f".{target.name}.partial"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left_behind in folder.glob(".step-*"):  # by a process that was killed
+            shutil.rmtree(left_behind, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / "weights.safetensors")
         torch.save(state, temporary / "state.pt")
         for path in (temporary / "weights.safetensors", temporary / "state.pt", temporary):
             _flush(path)
         if target.exists():  # a resumed run reaches the same step again
-            shutil.rmtree(target)
+            _discard(target)
         temporary.rename(target)
         if best is not None and (folder / _name(best)).exists():
             mark_best(folder, best)
@@ -81,7 +91,7 @@ def save_checkpoint(
         raise CheckpointError(f"{target}: the checkpoint can't be written: {error}") from error
     for old_step, old in list_checkpoints(folder)[:-keep]:
         if old_step != best:
-            shutil.rmtree(old)
+            _discard(old)
     return target
 
 

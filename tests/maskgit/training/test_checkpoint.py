@@ -64,6 +64,27 @@ def test_leftovers_are_no_checkpoints(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "missing") == []
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["an old one goes", "the same step again"])
+def test_killed_while_one_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool) -> None:
+    class Killed(BaseException):
+        pass
+
+    def removes_one_file(folder: Path, ignore_errors: bool = False) -> None:
+        if ignore_errors:  # of a folder that isn't there
+            return
+        (folder / "weights.safetensors").unlink()
+        raise Killed
+
+    save_checkpoint(tmp_path, 7, WEIGHTS, STATE, keep=1)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(shutil, "rmtree", removes_one_file)
+        save_checkpoint(tmp_path, 7 if again else 14, WEIGHTS, STATE, keep=1)
+    for _, path in list_checkpoints(tmp_path):
+        load_checkpoint(path)
+    save_checkpoint(tmp_path, 21, WEIGHTS, STATE, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000021"]
+
+
 def test_everything_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     fsync = os.fsync
