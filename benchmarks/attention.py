@@ -186,12 +186,14 @@ def _why_not_flex(job: Job, setting: Setting) -> str | None:
 
 @functools.cache
 def _flex() -> Attend:
+    from torch._dynamo import config as dynamo
+    from torch._functorch import config as functorch
     from torch.nn.attention.flex_attention import flex_attention
 
     # Only its backward pass is timed, again and again on one graph, so its buffers must survive.
-    torch._functorch.config.donated_buffer = False
+    functorch.donated_buffer = False
     # With fullgraph a shape beyond the limit is an error; without, it would silently run uncompiled.
-    torch._dynamo.config.recompile_limit = 64
+    dynamo.recompile_limit = 64
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
