@@ -52,7 +52,7 @@ class NaiveBlock(nn.Module):
         self.pre_norm = block.pre_norm
         self.attention = NaiveAttention(block)
         self.norm1, self.norm2 = copy.deepcopy(block.norm1), copy.deepcopy(block.norm2)
-        self.mlp, self.dropout = copy.deepcopy(block.mlp), copy.deepcopy(block.dropout)
+        self.mlp, self.dropout = copy.deepcopy(block.mlp), nn.Dropout(block.dropout.p)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, dim] -> [B, L, dim]."""
@@ -73,7 +73,7 @@ class NaiveTransformer(nn.Module):
             raise ValueError("the naive transformer has a tied head, and this one is not tied")
         self.token_embedding = copy.deepcopy(ours.token_embedding)
         self.position_embedding = nn.Parameter(ours.position_embedding.detach().clone())
-        self.embedding_norm, self.dropout = copy.deepcopy(ours.embedding_norm), copy.deepcopy(ours.dropout)
+        self.embedding_norm, self.dropout = copy.deepcopy(ours.embedding_norm), nn.Dropout(ours.dropout.p)
         self.input_mlp = copy.deepcopy(ours.input_mlp)
         self.blocks = nn.ModuleList(NaiveBlock(block) for block in ours.blocks if isinstance(block, Block))
         self.final_norm, self.head = copy.deepcopy(ours.final_norm), copy.deepcopy(ours.head)

@@ -95,13 +95,15 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | 
     """Matrix product, softmax, matrix product, a few images at a time."""
     bytes_per_image = q.shape[1] * q.shape[2] * k.shape[2] * q.element_size()
     images = max(1, _SCORE_BYTES // max(1, bytes_per_image))
+    q = q * scale
+    if dropout_p > 0:
+        v = v / (1 - dropout_p)  # smaller than the weights
     outputs: list[Tensor] = []
     for part, (q_part, k_part, v_part) in enumerate(zip(*(x.split(images) for x in (q, k, v)), strict=True)):
-        weights = torch.softmax((q_part * scale) @ k_part.transpose(-1, -2), dim=-1)  # [images, H, Nq, Nk]
+        weights = torch.softmax(q_part @ k_part.transpose(-1, -2), dim=-1)  # [images, H, Nq, Nk]
         if dropout_p > 0:
             assert seed is not None
             weights = weights * keep_mask(q_part, k_part, dropout_p, seed, part * images, weights.dtype)
-            v_part = v_part / (1 - dropout_p)  # smaller than the weights
         outputs.append(weights @ v_part)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
