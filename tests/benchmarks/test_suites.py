@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from benchmarks import attention, decode_step, head_sample
-from benchmarks.__main__ import SUITES, main
+from benchmarks.__main__ import main
 from benchmarks.attention import Job
 from benchmarks.clock import Clock
 from benchmarks.hardware import Peaks
 from benchmarks.harness import compare
 from benchmarks.setting import Setting
+from benchmarks.suites import SUITES
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Setting(torch.device("cpu"), quick=True)
@@ -37,6 +38,18 @@ def test_a_quick_run_times_every_implementation(suite: str, tmp_path: Path, caps
         by_comparison[row["comparison"]] = by_comparison.get(row["comparison"], 0) + 1
     assert min(by_comparison.values()) >= 2
     assert "means nothing" in (folder / "results.md").read_text().replace("mean nothing", "means nothing")
+
+
+def test_several_suites_make_one_report(tmp_path: Path) -> None:
+    """As a user starts it: each suite runs in a process of its own."""
+    suites = ["decode-step", "head-sample"]
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--device", "cpu", "--output", str(tmp_path)]
+    done = subprocess.run([*command, "--only", *suites], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.iterdir()
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    assert list(dict.fromkeys(row["suite"] for row in rows)) == suites
+    assert all(f"\n{suite}\n" in done.stdout for suite in suites)
 
 
 def test_an_older_run_can_be_compared_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
