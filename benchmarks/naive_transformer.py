@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import WrongResultError
 from maskgit.config import TransformerConfig
+from maskgit.dropout import Dropout
 from maskgit.transformer import Block, Transformer
 
 # The logit of ids that are not codes. A trained model has learned never to predict them; random weights draw the mask
@@ -52,7 +53,7 @@ class NaiveBlock(nn.Module):
         self.pre_norm = block.pre_norm
         self.attention = NaiveAttention(block)
         self.norm1, self.norm2 = copy.deepcopy(block.norm1), copy.deepcopy(block.norm2)
-        self.mlp, self.dropout = copy.deepcopy(block.mlp), nn.Dropout(block.dropout.p)
+        self.mlp, self.dropout = copy.deepcopy(block.mlp), copy.deepcopy(block.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, dim] -> [B, L, dim]."""
@@ -73,7 +74,7 @@ class NaiveTransformer(nn.Module):
             raise ValueError("the naive transformer has a tied head, and this one is not tied")
         self.token_embedding = copy.deepcopy(ours.token_embedding)
         self.position_embedding = nn.Parameter(ours.position_embedding.detach().clone())
-        self.embedding_norm, self.dropout = copy.deepcopy(ours.embedding_norm), nn.Dropout(ours.dropout.p)
+        self.embedding_norm, self.dropout = copy.deepcopy(ours.embedding_norm), copy.deepcopy(ours.dropout)
         self.input_mlp = copy.deepcopy(ours.input_mlp)
         self.blocks = nn.ModuleList(NaiveBlock(block) for block in ours.blocks if isinstance(block, Block))
         self.final_norm, self.head = copy.deepcopy(ours.final_norm), copy.deepcopy(ours.head)
@@ -82,6 +83,10 @@ class NaiveTransformer(nn.Module):
         bias[:, : config.codebook_size] = 0
         bias[: config.num_tokens, : config.codebook_size] = ours.bias.detach()
         self.bias = nn.Parameter(bias)
+        for parent in list(self.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, Dropout):  # ours, which is faster than PyTorch's on a CPU
+                    setattr(parent, name, nn.Dropout(child.p))
 
     def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits [B, N, V + 1], that of the mask token last.

@@ -61,17 +61,17 @@ QUICK_SECONDS, QUICK_ROUNDS = 0.0, 2
 
 
 def measure_apart(suite: Suite, setting: Setting, report: Report) -> Report:
-    """In a process of its own, so that a suite's times don't depend on those before it.
+    """Run a suite; returns the report with its results.
 
-    What they leave in the memory allocator decides how often a program has to ask the system for memory, which is a
-    fifth of the time of some baselines.
+    In a process of its own, so that a suite's times don't depend on those before it.
+
+    What they leave in the memory allocator decides how often a program has to ask the system for memory.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, suite, setting, report).result()
+        return pool.submit(_measure, suite, setting, report).result()
 
 
-def measure(suite: Suite, setting: Setting, report: Report) -> Report:
-    """Run a suite; returns the report with its results."""
+def _measure(suite: Suite, setting: Setting, report: Report) -> Report:
     backend.use("auto")  # whatever MASKGIT_KERNELS says: the suites choose
     if suite == STATIC:
         report.static = static_report.measure(setting)

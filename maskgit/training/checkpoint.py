@@ -53,9 +53,7 @@ def _name(step: int) -> str:
 
 def _discard(checkpoint: Path) -> None:
     """Remove a checkpoint; what a killed process leaves of it doesn't pass for one."""
-    hidden = checkpoint.with_name(f".{checkpoint.name}.discarded")
-    shutil.rmtree(hidden, ignore_errors=True)
-    checkpoint.rename(hidden)
+    hidden = checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.discarded"))
     shutil.rmtree(hidden)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.decode_step import CHAINS, Job, check_chain, check_ours, make_inputs, run_step
@@ -28,6 +29,12 @@ def randomize(transformer: Transformer) -> Transformer:
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return transformer
+
+
+def test_naive_transformer_has_pytorchs_own_dropout() -> None:
+    config = TransformerConfig(codebook_size=8, num_tokens=4, dim=16, depth=2, heads=1, mlp_dim=16, input_mlp=True)
+    dropouts = [module for module in NaiveTransformer(Transformer(config)).modules() if isinstance(module, nn.Dropout)]
+    assert len(dropouts) == 6 and all(type(module) is nn.Dropout for module in dropouts)
 
 
 @pytest.mark.parametrize("name", PRESETS)

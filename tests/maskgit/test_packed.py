@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -32,6 +33,24 @@ def make(**changes) -> Transformer:
     return model
 
 
+def assert_as_exact(packed: nn.Module, original: nn.Module, call: Callable[[nn.Module], torch.Tensor]) -> None:
+    """In float32, with the error of the original."""
+    with torch.inference_mode():
+        exact = call(copy.deepcopy(original).double())
+        ours, theirs = ((call(network) - exact).abs().max() for network in (packed, original))
+    assert ours <= 2 * theirs + 1e-6 * exact.abs().max()
+
+
+def assert_as_good_as_autocast(
+    packed: nn.Module, original: nn.Module, call: Callable[[nn.Module], torch.Tensor]
+) -> None:
+    with torch.inference_mode():
+        exact = call(original)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, theirs = (call(network).float() for network in (packed, original))
+    assert (ours - exact).square().mean() <= 1.5 * (theirs - exact).square().mean()
+
+
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
 def test_same_logits_in_float32(changes):
     model = make(**changes)
@@ -39,10 +58,7 @@ def test_same_logits_in_float32(changes):
     assert not any(isinstance(module, nn.Linear | nn.GELU) for module in packed.modules())
     tokens = torch.randint(41, (3, 16))
     labels = torch.tensor([0, 2, 3]) if changes.get("num_classes") else None
-    with torch.inference_mode():
-        exact = copy.deepcopy(model).double()(tokens, labels)
-        ours, theirs = ((network(tokens, labels) - exact).abs().max() for network in (packed, model))
-    assert ours <= 2 * theirs + 1e-6 * exact.abs().max()
+    assert_as_exact(packed, model, lambda network: network(tokens, labels))
 
 
 def test_halton_transformer():
@@ -53,21 +69,13 @@ def test_halton_transformer():
     packed = pack(model, torch.float32)
     assert not any(isinstance(module, nn.Linear) for module in packed.modules())
     tokens, labels = torch.randint(41, (3, 16)), torch.tensor([0, 2, 3])
-    with torch.inference_mode():
-        exact = copy.deepcopy(model).double()(tokens, labels)
-        ours, theirs = ((network(tokens, labels) - exact).abs().max() for network in (packed, model))
-    assert ours <= 2 * theirs + 1e-6 * exact.abs().max()
+    assert_as_exact(packed, model, lambda network: network(tokens, labels))
 
 
 def test_bfloat16_is_as_good_as_autocast():
     model = make()
-    packed = pack(model, torch.bfloat16)
     tokens = torch.randint(41, (8, 16))
-    with torch.inference_mode():
-        exact = model(tokens)
-        with torch.autocast("cpu", torch.bfloat16):
-            ours, theirs = (network(tokens).float() for network in (packed, model))
-    assert (ours - exact).square().mean() <= 1.5 * (theirs - exact).square().mean()
+    assert_as_good_as_autocast(pack(model, torch.bfloat16), model, lambda network: network(tokens))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -111,29 +119,22 @@ def make_tokenizer() -> VQGAN:
 
 def test_tokenizer_in_float32():
     tokenizer = make_tokenizer()
-    packed, exact = pack(tokenizer, torch.float32), copy.deepcopy(tokenizer).double()
+    packed = pack(tokenizer, torch.float32)
     assert not any(isinstance(module, nn.Conv2d) for module in packed.modules())
-    with torch.inference_mode():
-        for size in (16, 32, 16):  # weights are laid out anew for every size
-            images = torch.rand(2, 3, size, size) * 2 - 1
-            latents = exact.latents(images.double())
-            ours, theirs = ((network.latents(images) - latents).abs().max() for network in (packed, tokenizer))
-            assert ours <= 2 * theirs + 1e-6 * latents.abs().max()
-            tokens = tokenizer.encode(images)
-            pixels = exact.decode(tokens)
-            ours, theirs = ((network.decode(tokens) - pixels).abs().max() for network in (packed, tokenizer))
-            assert ours <= 2 * theirs + 1e-6 * pixels.abs().max()
+
+    def check(size: int) -> None:
+        images, tokens = torch.rand(2, 3, size, size) * 2 - 1, torch.randint(24, (2, (size // 2) ** 2))
+        assert_as_exact(packed, tokenizer, lambda network: network.latents(images.to(network.codebook.weight.dtype)))
+        assert_as_exact(packed, tokenizer, lambda network: network.decode(tokens))
+
+    for size in (16, 32, 16):  # weights are laid out anew for every size
+        check(size)
 
 
 def test_tokenizer_in_bfloat16_is_as_good_as_autocast():
     tokenizer = make_tokenizer()
-    packed = pack(tokenizer, torch.bfloat16)
     tokens = torch.randint(24, (4, 64))
-    with torch.inference_mode():
-        exact = tokenizer.decode(tokens)
-        with torch.autocast("cpu", torch.bfloat16):
-            ours, theirs = (network.decode(tokens).float() for network in (packed, tokenizer))
-    assert (ours - exact).square().mean() <= 1.5 * (theirs - exact).square().mean()
+    assert_as_good_as_autocast(pack(tokenizer, torch.bfloat16), tokenizer, lambda network: network.decode(tokens))
 
 
 def test_the_tokenizer_stays_as_it_is():
