@@ -21,5 +21,4 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         numbers = bits.view(torch.int16)[: x.numel()].view(x.shape)
-        kept = at_least(round(self.p * 2**16) - 2**15, numbers, x.dtype)
-        return x * kept.div_(1 - self.p)
+        return x * at_least(round(self.p * 2**16) - 2**15, numbers, x.dtype, 1 / (1 - self.p))

@@ -60,14 +60,25 @@ def philox_4x32(
         Four int64 tensors of the broadcast shape with values in [0, 2**32).
     """
     key0, key1 = seeds & _MASK, (seeds >> 32) & _MASK
-    counter = [_counter_word(c, seeds.device) for c in (c0, c1, c2, c3)]
-    shape = torch.broadcast_shapes(seeds.shape, *(c.shape for c in counter))
+    words = [_counter_word(c, seeds.device) for c in (c0, c1, c2, c3)]
+    shape = torch.broadcast_shapes(seeds.shape, *(word.shape for word in words))
+    # Words of a counter that vary along some dimensions only are soon mixed: a round or two are on smaller tensors.
+    while rounds and all(word.shape != shape for word in words):
+        product_a, product_b = words[0] * _MULTIPLIER_A, words[2] * _MULTIPLIER_B
+        words = [
+            (((product_b >> 32) ^ key0) & _MASK) ^ words[1],
+            product_b & _MASK,
+            (((product_a >> 32) ^ key1) & _MASK) ^ words[3],
+            product_a & _MASK,
+        ]
+        key0, key1 = _next_keys(key0, key1)
+        rounds -= 1
     # On a CPU, fresh memory for every result and operands that broadcast both take longer than the arithmetic.
     w0, w1, w2, w3, product_a, product_b = (
         torch.empty(shape, dtype=torch.int64, device=seeds.device) for _ in range(6)
     )
-    for word, start in zip((w0, w1, w2, w3), counter, strict=True):
-        word.copy_(start)
+    for full, word in zip((w0, w1, w2, w3), words, strict=True):
+        full.copy_(word)
     for _ in range(rounds):
         # int64 products wrap modulo 2**64, so one product holds both halves. The low halves w1 and w3 keep their
         # upper bits as rubbish, which the mask after the next round's xor removes.
@@ -76,8 +87,12 @@ def philox_4x32(
         torch.bitwise_right_shift(product_b, 32, out=w0).bitwise_xor_(w1).bitwise_xor_(key0).bitwise_and_(_MASK)
         torch.bitwise_right_shift(product_a, 32, out=w2).bitwise_xor_(w3).bitwise_xor_(key1).bitwise_and_(_MASK)
         w1, w3, product_a, product_b = product_b, product_a, w1, w3
-        key0, key1 = (key0 + _WEYL_0) & _MASK, (key1 + _WEYL_1) & _MASK
+        key0, key1 = _next_keys(key0, key1)
     return w0, w1.bitwise_and_(_MASK), w2, w3.bitwise_and_(_MASK)
+
+
+def _next_keys(key0: Tensor, key1: Tensor) -> tuple[Tensor, Tensor]:
+    return (key0 + _WEYL_0) & _MASK, (key1 + _WEYL_1) & _MASK
 
 
 def _counter_word(value: Tensor | int, device: torch.device) -> Tensor:
@@ -148,21 +163,23 @@ def halves_at_least(
     return at_least(threshold - 2**15, halves.bitwise_xor_(-(2**15)), dtype)
 
 
-def at_least(threshold: int, numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """`numbers >= threshold` as 0 and 1 of `dtype`; the numbers' memory is used for it.
+def at_least(threshold: int, numbers: Tensor, dtype: torch.dtype, value: float = 1.0) -> Tensor:
+    """`numbers >= threshold` as 0 and `value` of `dtype`; the numbers' memory is used for it.
 
     Args:
         threshold: in [-(2**15), 2**15].
         numbers: int16, any shape.
         dtype: any. Those of 16 bits are made without a conversion, which from a bool would take a CPU longer than all
             the rest.
+        value: rounded to `dtype`.
     """
     if threshold == 2**15:  # no int16
         return torch.zeros_like(numbers, dtype=dtype)
     if dtype.itemsize != numbers.itemsize:
-        return (numbers >= threshold).to(dtype)
-    one = torch.ones((), dtype=dtype).view(torch.int16)
-    return numbers.ge_(threshold).mul_(one).view(dtype)
+        kept = (numbers >= threshold).to(dtype)
+        return kept if value == 1 else kept.mul_(value)
+    bits = torch.full((), value, dtype=dtype).view(torch.int16)
+    return numbers.ge_(threshold).mul_(bits).view(dtype)
 
 
 def uniform(words: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from maskgit_kernels.backend import resolve
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 # Score matrix worked on at a time where attention is written out. Beyond some 16 MiB the speed falls to a half,
-# because every allocation is fresh memory from the system.
-_SCORE_BYTES = 4 * 2**20
+# because every allocation is fresh memory from the system; less is more calls.
+_SCORE_BYTES = 8 * 2**20
 
 
 def attention(
@@ -95,16 +95,20 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | 
     """Matrix product, softmax, matrix product, a few images at a time."""
     bytes_per_image = q.shape[1] * q.shape[2] * k.shape[2] * q.element_size()
     images = max(1, _SCORE_BYTES // max(1, bytes_per_image))
-    q = q * scale
+    nothing = q.new_empty(())
     if dropout_p > 0:
         v = v / (1 - dropout_p)  # smaller than the weights
     outputs: list[Tensor] = []
     for part, (q_part, k_part, v_part) in enumerate(zip(*(x.split(images) for x in (q, k, v)), strict=True)):
-        weights = torch.softmax(q_part @ k_part.transpose(-1, -2), dim=-1)  # [images, H, Nq, Nk]
+        # Flattened first, so that k is copied as it is and not transposed, which is slow.
+        keys = k_part.flatten(0, 1).transpose(1, 2)  # [images * H, D, Nk]
+        scores = torch.baddbmm(nothing, q_part.flatten(0, 1), keys, beta=0, alpha=scale)
+        weights = torch.softmax(scores, dim=-1)  # [images * H, Nq, Nk]
         if dropout_p > 0:
             assert seed is not None
-            weights = weights * keep_mask(q_part, k_part, dropout_p, seed, part * images, weights.dtype)
-        outputs.append(weights @ v_part)
+            kept = keep_mask(q_part, k_part, dropout_p, seed, part * images, weights.dtype)
+            weights = weights * kept.flatten(0, 1)
+        outputs.append(torch.bmm(weights, v_part.flatten(0, 1)).view(q_part.shape))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
