@@ -28,6 +28,7 @@ from maskgit.decoding import DecodeConfig, decode_plan, decode_steps
 from maskgit.graphs import Batch, GraphCache, Loop
 from maskgit.halton_transformer import HaltonTransformer
 from maskgit.holes import cells_with_holes, paste_known, smooth_fill
+from maskgit.last_block import MaskedRowsNetwork, masked_counts
 from maskgit.model_folder import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -435,12 +436,12 @@ class MaskGIT:
         if labels is None:
             config = dataclasses.replace(config, guidance_scale=0.0)  # guided by no class, the logits stay the same
         batch = Batch(tokens, masked, torch.tensor(seeds, dtype=torch.int64, device=self.device), labels)
-        most_masked = int(masked.sum(1).max()) if config.reuse else None
         if self.graphs is None:
-            yield from self._loop(config, most_masked)(batch)
+            yield from self._loop(config, int(masked.sum(1).max()))(batch)
         else:
-            if most_masked is not None:  # rounded up, so that few graphs do for all masks
-                most_masked = min(masked.shape[1], -(-most_masked // _MASKED_STRIDE) * _MASKED_STRIDE)
+            most_masked = None
+            if config.reuse:  # rounded up, so that few graphs do for all masks
+                most_masked = min(masked.shape[1], -(-int(masked.sum(1).max()) // _MASKED_STRIDE) * _MASKED_STRIDE)
             key = (config, labels is None, backend.resolve(None, self.device), most_masked)
             states = self.graphs.run(lambda: self._loop(config, most_masked), key, batch, batch_size)
             yield from zip(*states, strict=True)
@@ -450,19 +451,21 @@ class MaskGIT:
         num_tokens, mask_token_id = self.tokenizer.config.num_tokens, self.transformer.config.mask_token_id
         plan = decode_plan(config, num_tokens, self.device)
         most_masked = num_tokens if most_masked is None else most_masked
-        changed = changed_counts(config, num_tokens, most_masked) if config.reuse else []
+        counts = (changed_counts if config.reuse else masked_counts)(config, num_tokens, most_masked)
         network = self._fastest(self.transformer)
+        # Where it is packed, the rounding of its products doesn't depend on the number of rows.
+        some_rows = network is not self.transformer and isinstance(network, Transformer)
         # Triton's kernels draw tokens from what the head multiplies. PyTorch would gain nothing, and on a CPU the
         # rounding of its products depends on how many rows there are.
         fused = backend.resolve(None, self.device) == "triton"
         product_dtype = torch.bfloat16 if self.autocast else torch.float32
 
-        def evaluate(tokens: Tensor, labels: Tensor | None, context: Context | None = None) -> Tensor:
+        def evaluate(tokens: Tensor, labels: Tensor | None, context: Context | None = None, **rows: Tensor) -> Tensor:
             # No cache: a graph must not leave behind weights that it has cast in its own memory.
             with self._precision(cache_enabled=False):
                 if fused:
-                    return network.hidden(tokens, labels, context).to(product_dtype)
-                return network(tokens, labels, context)
+                    return network.hidden(tokens, labels, context, **rows).to(product_dtype)
+                return network(tokens, labels, context, **rows)
 
         def loop(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
             head = None
@@ -471,7 +474,9 @@ class MaskGIT:
                 head = weight.to(product_dtype), bias
             predict: Callable[[Tensor, Tensor | None], Tensor] = evaluate
             if config.reuse:
-                predict = ReusingNetwork(evaluate, config.reuse, changed, mask_token_id)
+                predict = ReusingNetwork(evaluate, config.reuse, counts, mask_token_id)
+            elif some_rows:
+                predict = MaskedRowsNetwork(evaluate, counts, mask_token_id)
 
             def guided(tokens: Tensor) -> tuple[Tensor, Tensor]:
                 assert batch.labels is not None

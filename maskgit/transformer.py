@@ -28,6 +28,11 @@ def _gelu(config: TransformerConfig) -> nn.GELU:
     return nn.GELU("tanh" if config.gelu == "tanh" else "none")
 
 
+def pick(x: Tensor, rows: Tensor | None) -> Tensor:
+    """[B, N, dim] -> [R, dim], the rows of these int64 numbers [R] in all the B * N; None: all, as they are."""
+    return x if rows is None else x.flatten(0, 1).index_select(0, rows)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; the packed projection is read in place."""
 
@@ -37,8 +42,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.proj = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
-        """[B, N, dim] -> [B, N, dim]; with a context, of the positions that it evaluates, which see all positions."""
+    def forward(self, x: Tensor, context: Context | None = None, rows: Tensor | None = None) -> Tensor:
+        """[B, N, dim] -> [B, N, dim], or [R, dim] of some rows (see `pick`).
+
+        With a context, of the positions that it evaluates, which see all positions.
+        """
         batch, length, _ = x.shape
         packed = self.qkv(x).view(batch, length, 3, self.heads, -1)
         q, k, v = (part.transpose(1, 2) for part in packed.unbind(2))  # [B, H, N, D]
@@ -49,7 +57,7 @@ class Attention(nn.Module):
             out = attention(q, k, v, dropout_p=self.dropout, seed=int(seed))
         else:
             out = attention(q, k, v)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.proj(pick(out.transpose(1, 2).flatten(2), rows))
 
 
 class Block(nn.Module):
@@ -66,12 +74,12 @@ class Block(nn.Module):
         )
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
-        """[B, N, dim] -> [B, N, dim]."""
+    def forward(self, x: Tensor, context: Context | None = None, rows: Tensor | None = None) -> Tensor:
+        """[B, N, dim] -> [B, N, dim], or [R, dim] of some rows (see `pick`)."""
         if self.pre_norm:
-            x = x + self.dropout(self.attention(self.norm1(x), context))
+            x = pick(x, rows) + self.dropout(self.attention(self.norm1(x), context, rows))
             return x + self.dropout(self.mlp(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self.attention(x, context)))
+        x = self.norm1(pick(x, rows) + self.dropout(self.attention(x, context, rows)))
         return self.norm2(x + self.dropout(self.mlp(x)))
 
 
@@ -122,13 +130,21 @@ class Transformer(nn.Module):
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None, context: Context | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        labels: Tensor | None = None,
+        context: Context | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """Logits over the codes at every position.
 
         Args:
             tokens: int64 [B, N]; positions to predict hold the mask token V.
             labels: int64 [B] in [0, C]; C (or None) means no class. Only for models with classes.
             context: keeps keys and values, and says which positions to evaluate (see `maskgit.reuse`).
+            rows: int64 [R], each number in [0, B * N) at most once: the positions b * N + n whose logits are wanted,
+                which saves the others the last block and the head. Not together with a context.
 
         Returns:
             Logits [B, N, V]: the mask token has no column, so it can't be predicted. Where
@@ -137,7 +153,7 @@ class Transformer(nn.Module):
         Raises:
             ValueError: N isn't the model's, or labels are given to a model without classes.
         """
-        x = self.hidden(tokens, labels, context)
+        x = self.hidden(tokens, labels, context, rows)
         if not self.config.tied:
             return self.unembedding(x)
         weight, bias = self.output_weights()
@@ -149,7 +165,13 @@ class Transformer(nn.Module):
             return self.token_embedding.weight[: self.config.codebook_size], self.bias
         return self.unembedding.weight, self.unembedding.bias
 
-    def hidden(self, tokens: Tensor, labels: Tensor | None = None, context: Context | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens: Tensor,
+        labels: Tensor | None = None,
+        context: Context | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """What the last product turns into logits: [B, N, dim], 0 where nothing is evaluated. As for `forward`."""
         config = self.config
         if tokens.shape[1] != config.num_tokens:
@@ -165,10 +187,16 @@ class Transformer(nn.Module):
         if context is not None:
             x, count = context.select(x, count)  # from here on N is the number of positions that are evaluated
         x = self.input_mlp(self.dropout(self.embedding_norm(x)))  # [B, N (+ 1), dim]
-        for block in self.blocks:
+        batch, length, dim = x.shape
+        for number, block in enumerate(self.blocks, 1):
+            # The class token has no logits.
+            last = None if rows is None or number < len(self.blocks) else rows + rows // count * (length - count)
             if self.checkpoint_blocks and self.training:
-                x = checkpoint(block, x, context, use_reentrant=False)
+                x = checkpoint(block, x, context, last, use_reentrant=False)
             else:
-                x = block(x, context)
+                x = block(x, context, last)
+        if rows is not None:
+            x = self.head(self.final_norm(x))  # [R, dim]
+            return x.new_zeros(batch * count, dim).index_copy(0, rows, x).view(batch, count, dim)
         x = self.head(self.final_norm(x[:, :count]))  # [B, N, dim]
         return x if context is None else context.spread(x)

@@ -18,6 +18,7 @@ from maskgit.data import load_dataset
 from maskgit.data.images import AugmentConfig
 from maskgit.data.tokens import PLAIN_VIEWS, TokenSample, class_names, fingerprint, tokenize
 from maskgit.decoding import DecodeConfig, decode
+from maskgit.last_block import masked_rows
 from maskgit.masking import Count, Per, mvtm_masks
 from maskgit.model_folder import Model, load_model, save_model
 from maskgit.schedules import check_schedule
@@ -33,6 +34,7 @@ from maskgit.training.tokens import TRAIN, VAL, TrainingTokens, open_tokens, tok
 from maskgit.training.tracking import Tracker
 from maskgit.transformer import Transformer
 
+_ROWS_STRIDE = 256  # the numbers of tokens that go through the last block are multiples of it
 BUCKETS = 4  # of the mask ratio, in the validation figures
 LossOn = Literal["masked", "all"]
 
@@ -199,8 +201,7 @@ class TransformerTask(StageTask):
         for part in engine.parts(self.wrapped, len(tokens)):
             engine.new_noise(step, part)
             with engine.autocast():
-                logits = self.wrapped(held[part], None if labels is None else labels[part]).float()
-            # The tokens that count aren't gathered, as their number differs from step to step.
+                logits = self._logits(held[part], None if labels is None else labels[part], counted[part]).float()
             losses = F.cross_entropy(  # of a matrix: over the middle dimension it is slow on a CPU
                 logits.flatten(0, 1),
                 tokens[part].flatten(),
@@ -213,6 +214,15 @@ class TransformerTask(StageTask):
             sums.add({"loss": loss, "accuracy": hits / counts["accuracy"]})
         logged = engine.totals(sums.values)
         return logged | {"gradient_norm": engine.update(self.optimizers[0], logged["loss"])}
+
+    def _logits(self, tokens: Tensor, labels: Tensor | None, counted: Tensor) -> Tensor:
+        """[b, N, V], right where `counted`, bool [b, N], is True."""
+        # How many these are differs from step to step, for which a GPU would have to be waited for.
+        if self.device.type != "cpu" or self.config.loss_on == "all" or self.config.compile:
+            return self.wrapped(tokens, labels)
+        # A few more, so that the sizes of tensors, and with them the places in memory, are of a few kinds.
+        rows = min(counted.numel(), -(-int(counted.sum()) // _ROWS_STRIDE) * _ROWS_STRIDE)
+        return self.wrapped(tokens, labels, rows=masked_rows(counted.flatten()[None], rows))
 
     def _draw(self, candidates: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What is masked, bool [b, N], and the labels, some of them hidden; drawn for the images of all processes.

@@ -209,6 +209,22 @@ def test_an_update_that_is_not_finite_changes_nothing(loss: float, gradient: flo
     assert {float(state["step"]) for state in optimizer.state.values()} == {1.0}
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.5, 100.0])
+def test_the_optimizer_sees_clipped_gradients(clip: float) -> None:
+    engine, model = Engine(config(device="cpu", clip=clip)), nn.Linear(3, 2)
+    optimizer = make_optimizer(model, config())
+    gradients = [torch.randn_like(p) for p in model.parameters()]
+    for p, gradient in zip(model.parameters(), gradients, strict=True):
+        p.grad = gradient.clone()
+    norm = engine.update(optimizer, torch.tensor(1.0))
+    expected = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+    assert float(norm) == pytest.approx(expected)
+    factor = min(1.0, clip / expected) if clip else 1.0
+    (beta1, _) = optimizer.param_groups[0]["betas"]
+    for p, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(optimizer.state[p]["exp_avg"], (1 - beta1) * factor * gradient, rtol=1e-5, atol=0)
+
+
 def test_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(TrainingError, match="--kernels cuda: must be one of auto, triton, torch"):

@@ -353,11 +353,11 @@ def test_class_dropout(run: Any, unbroken: Any, tmp_path: Path, monkeypatch: pyt
     seen: list[Tensor] = []
     forward = Transformer.forward
 
-    def spy(self: Transformer, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+    def spy(self: Transformer, tokens: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:
         assert labels is not None
         if self.training:
             seen.append(labels)
-        return forward(self, tokens, labels)
+        return forward(self, tokens, labels, **options)
 
     monkeypatch.setattr(Transformer, "forward", spy)
     run("transformer", tmp_path / "half", class_dropout=0.5, steps=4, batch_size=64)

@@ -1,0 +1,89 @@
+"""The last block and the head where tokens are masked only: elsewhere nobody reads the logits.
+
+A token that is known is there to be attended to. Once the last block has its keys and values, nothing looks at it
+again. This changes no logits, but what is left undone is a part of each pass that grows as the model gets smaller: the
+share of masked tokens is less than a tenth on average where an eighth of a picture is filled in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from maskgit.decoding import DecodeConfig, decode_plan
+
+# Rows of an image that go through the last block at least. Products of a few rows are worked out in other ways, by
+# which their results could come to depend on the number of images.
+FEWEST_ROWS = 32
+
+
+class Network(Protocol):
+    """A transformer."""
+
+    def __call__(self, tokens: Tensor, labels: Tensor | None, *, rows: Tensor) -> Tensor:
+        """Tokens int64 [B, N], labels int64 [B] or None, and the rows int64 [R] -> logits [B, N, at least V]."""
+
+
+def masked_rows(masked: Tensor, count: int) -> Tensor:
+    """The numbers of the masked positions among all B * N, for the transformer's `rows`.
+
+    Args:
+        masked: bool [B, N].
+        count: M in [1, N], at least the number of masked positions of any image. Images that have fewer are filled up
+            with other positions.
+
+    Returns:
+        int64 [B * M].
+    """
+    order = (~masked).to(torch.uint8).sort(dim=1, stable=True).indices[:, :count]  # [B, M], the masked ones first
+    first = torch.arange(len(masked), device=masked.device)[:, None] * masked.shape[1]
+    return (first + order).flatten()
+
+
+class MaskedRowsNetwork:
+    """A transformer for one run of `maskgit.decoding.decode_steps`, its last block evaluated at masked tokens only.
+
+    Neither reads from the device nor copies to it.
+
+    Args:
+        network: the transformer.
+        counts: the run's `masked_counts`.
+        mask_token_id: V.
+    """
+
+    def __init__(self, network: Network, counts: Sequence[int], mask_token_id: int) -> None:
+        self._network, self._counts, self._mask_token_id = network, iter(counts), mask_token_id
+
+    def __call__(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits [B, N, V] at the masked positions, for the next step; those elsewhere mean nothing.
+
+        Args:
+            tokens: int64 [B, N], the mask token where masked.
+            labels: int64 [B] or None, as for the transformer.
+        """
+        count = min(tokens.shape[1], max(FEWEST_ROWS, next(self._counts)))
+        return self._network(tokens, labels, rows=masked_rows(tokens == self._mask_token_id, count))
+
+
+def masked_counts(config: DecodeConfig, num_tokens: int, most_masked: int) -> list[int]:
+    """How many tokens at most are masked in an image before each step.
+
+    Args:
+        config: of the run.
+        num_tokens: N.
+        most_masked: at least the number of tokens masked at first in any image. The less, the less work.
+
+    Returns:
+        A number in [0, N] for each of the config's steps.
+
+    Raises:
+        ValueError: `most_masked` isn't in [0, N].
+    """
+    if not 0 <= most_masked <= num_tokens:
+        raise ValueError(f"most_masked must be in [0, {num_tokens}], got {most_masked}")
+    plan = decode_plan(dataclasses.replace(config, order="confidence"), num_tokens)  # the order has no say in numbers
+    return [most_masked, *plan.counts[:-1, : most_masked + 1].amax(1).tolist()]
