@@ -12,6 +12,8 @@ Results go to outputs/inpaint (--output): for each image NAME.png and NAME.strip
 import sys
 
 from maskgit.inpaint_cli import main
+from maskgit.memory import keep_freed_memory
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

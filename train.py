@@ -9,7 +9,9 @@ on the embedded emoji, or on any folder of images with `--data FOLDER`. Add `--r
 
 import sys
 
+from maskgit.memory import keep_freed_memory
 from maskgit.training.cli import main
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())
