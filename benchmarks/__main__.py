@@ -26,7 +26,7 @@ from benchmarks.clock import Clock
 from benchmarks.hardware import describe, measure_peaks
 from benchmarks.report import Report, load_rows, regressions, slug
 from benchmarks.setting import Setting
-from benchmarks.suites import STATIC, SUITES, Suite, measure_apart
+from benchmarks.suites import STATIC, SUITES, Suite, measure
 from maskgit.pipeline import resolve_device
 
 
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for suite in options.only or (*SUITES, STATIC):
         started = time.monotonic()
         print(f"\n{suite}", flush=True)
-        report = measure_apart(suite, setting, report)
+        measure(suite, setting, report)
         report.save(folder)  # after each suite, so that a run that is broken off leaves something
         print(f"({time.monotonic() - started:.0f} s)")
     return _conclude(report, folder, regressions(old, report.rows))

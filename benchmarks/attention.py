@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.hardware import short
-from benchmarks.harness import Case, Comparison, WrongResultError
+from benchmarks.harness import Case, Comparison, Maker, WrongResultError
 from benchmarks.setting import Setting
 from maskgit.config import preset
 from maskgit_kernels import attention
@@ -86,10 +86,10 @@ def _batches(setting: Setting) -> dict[str, tuple[int, ...]]:
     return {"embedded": (8,), "lab": (8,), "maskgit-512": (2,)}
 
 
-def comparisons(setting: Setting) -> Iterator[Comparison]:
+def comparisons(setting: Setting) -> Iterator[Maker]:
     """One for each job."""
     for job in jobs(setting):
-        yield comparison(job, setting)
+        yield functools.partial(comparison, job, setting)
 
 
 def comparison(job: Job, setting: Setting) -> Comparison:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Case, Comparison, WrongResultError
+from benchmarks.harness import Case, Comparison, Maker, WrongResultError
 from benchmarks.models import decode_tokens, make_models
 from benchmarks.setting import Setting
 from maskgit import MaskGIT
@@ -26,23 +26,28 @@ ROUNDS = 5
 BASELINE = "autoregressive"
 
 
-def comparisons(setting: Setting) -> Iterator[Comparison]:
-    """Both at the precision that a user gets on hardware with bf16."""
+def comparisons(setting: Setting) -> Iterator[Maker]:
+    """A small model and a large one."""
     for name, batch in BATCHES.items():
-        model = make_models(name, setting.device, setting.quick)["bf16"]
-        cases = [Case(BASELINE, functools.partial(raster, model, batch), functools.partial(check_raster, model))]
-        for steps in STEPS:
-            run = functools.partial(decode_tokens, model, DecodeConfig(steps=steps), batch, None)
-            cases.append(Case(f"{steps} steps in parallel", run, functools.partial(check_parallel, model)))
-        yield Comparison(
-            "autoregressive",
-            f"{name}, {model.transformer.config.num_tokens} tokens, batch {batch}",
-            cases,
-            BASELINE,
-            item="image",
-            items=batch,
-            rounds=None if setting.on_gpu else ROUNDS,
-        )
+        yield functools.partial(comparison, name, batch, setting)
+
+
+def comparison(name: str, batch: int, setting: Setting) -> Comparison:
+    """Both at the precision that a user gets on hardware with bf16."""
+    model = make_models(name, setting.device, setting.quick)["bf16"]
+    cases = [Case(BASELINE, functools.partial(raster, model, batch), functools.partial(check_raster, model))]
+    for steps in STEPS:
+        run = functools.partial(decode_tokens, model, DecodeConfig(steps=steps), batch, None)
+        cases.append(Case(f"{steps} steps in parallel", run, functools.partial(check_parallel, model)))
+    return Comparison(
+        "autoregressive",
+        f"{name}, {model.transformer.config.num_tokens} tokens, batch {batch}",
+        cases,
+        BASELINE,
+        item="image",
+        items=batch,
+        rounds=None if setting.on_gpu else ROUNDS,
+    )
 
 
 @torch.inference_mode()

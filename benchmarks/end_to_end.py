@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.checks import check_inpainting
-from benchmarks.harness import Case, Comparison, Target, Timing, WrongResultError, speedup
+from benchmarks.harness import Case, Comparison, Maker, Target, Timing, WrongResultError, speedup
 from benchmarks.models import PRECISIONS, make_models, make_transformer, pictures_with_holes
 from benchmarks.naive_transformer import NaiveTransformer
 from benchmarks.setting import Setting
-from maskgit import MaskGIT
 from maskgit.data.tokens import TokenSample
+from maskgit.memory import keep_freed_memory
 from maskgit.pipeline import Precision
 from maskgit.training.engine import Engine
 from maskgit.training.loop import make_optimizer
@@ -24,26 +24,27 @@ from maskgit.transformer import Transformer
 from maskgit_kernels import backend
 
 STEPS = 8
-LONG_ROUNDS = 3  # of training steps that take many seconds
+LONG_ROUNDS = 5  # of training steps that take many seconds
+WARM_UP = 3  # training steps, in which a program gets hold of its memory
 # What is promised of the lab's training step: how many times as fast, which implementation, over which.
-LAB_TRAINING, LAB_PAIR = 4.0, ("bf16 (torch)", "naive, float32")
+LAB_TRAINING, OURS, BASELINE = 4.0, "bf16 (torch)", "naive, float32"
 # How far loss and gradient norm may be from those of the naive transformer in float32.
 SAME_FIGURES = {"float32": 1e-3, "bf16": 0.05}
 
 
-def inpaint_comparisons(setting: Setting) -> Iterator[Comparison]:
+def inpaint_comparisons(setting: Setting) -> Iterator[Maker]:
     """Each model at several batch sizes; `lab_baseline` has the lab's eight images, on a CPU a minute's work."""
     batches = {"embedded": (1, 8), "lab": (1,), "maskgit-256": (1,)}
     if setting.on_gpu:
         batches = dict.fromkeys(batches, (1, 8, 64))
     for name in batches:
-        models = make_models(name, setting.device, setting.quick)
         for batch in batches[name]:
-            yield inpaint_comparison(name, models, batch, setting)
+            yield functools.partial(inpaint_comparison, name, batch, setting)
 
 
-def inpaint_comparison(name: str, models: dict[Precision, MaskGIT], batch: int, setting: Setting) -> Comparison:
+def inpaint_comparison(name: str, batch: int, setting: Setting) -> Comparison:
     """`MaskGIT.inpaint` from pictures to pictures, at both precisions, with each implementation that runs here."""
+    models = make_models(name, setting.device, setting.quick)
     images, holes = pictures_with_holes(batch, models["float32"].tokenizer.config.image_size)
     cases = []
     for precision, model in models.items():
@@ -91,17 +92,18 @@ class Training(TransformerTask):
     The learning rate is what `make_optimizer` starts with, 0, so the weights stay as they are however often it runs.
     """
 
+    ENGINE = Engine
+
     def __init__(
         self,
         model: Transformer | NaiveTransformer,
         optimizer: torch.optim.Optimizer,
         precision: Precision,
         batch: int,
-        engine: type[Engine] = Engine,
     ) -> None:
         self.config = TransformerTraining(precision=precision)
         self.device = model.position_embedding.device
-        self.engine = engine(dataclasses.replace(self.config, device=str(self.device)))
+        self.engine = self.ENGINE(dataclasses.replace(self.config, device=str(self.device)))
         self.model = self.wrapped = model  # type: ignore[assignment]
         self.optimizers = [optimizer]
         config = model.config
@@ -123,10 +125,19 @@ class Training(TransformerTask):
         return {name: float(value) for name, value in logged.items()}
 
 
-def training_comparisons(setting: Setting) -> Iterator[Comparison]:
+class PlainTraining(Training):
+    """The step as it is usually written: logits at every position, gradients clipped before the optimizer."""
+
+    ENGINE = PlainEngine
+
+    def _logits(self, tokens: Tensor, labels: Tensor | None, _: Tensor) -> Tensor:
+        return self.wrapped(tokens, labels)
+
+
+def training_comparisons(setting: Setting) -> Iterator[Maker]:
     """Each model at a batch that a workstation holds."""
     for name, batch in {"embedded": 32, "lab": 8, "maskgit-256": 4}.items():
-        yield training_comparison(name, 2 if setting.quick else batch, setting)
+        yield functools.partial(training_comparison, name, 2 if setting.quick else batch, setting)
 
 
 def training_comparison(name: str, batch: int, setting: Setting) -> Comparison:
@@ -134,31 +145,41 @@ def training_comparison(name: str, batch: int, setting: Setting) -> Comparison:
     torch.manual_seed(0)  # of the tokens, the masks and the dropout
     model = make_transformer(name, setting.device, setting.quick)
     naive = NaiveTransformer(model)
-    plain = Training(naive, torch.optim.AdamW(naive.parameters(), lr=0.0), "float32", batch, PlainEngine)
+    plain = PlainTraining(naive, torch.optim.AdamW(naive.parameters(), lr=0.0), "float32", batch)
     # One model and one optimizer for both precisions: two would not fit into a small machine's memory.
     optimizer = make_optimizer(model, TransformerTraining())
-    cases = [Case("naive, float32", plain.step, lambda: None)]
+    cases = [Case(BASELINE, plain.step, lambda: None)]
     for precision in PRECISIONS:
         task = Training(model, optimizer, precision, batch)
         task.batch = plain.batch
         for kernels in setting.backends():
             run = functools.partial(_with_kernels, kernels, task.step)
             verify = functools.partial(_with_kernels, kernels, functools.partial(check_training, task, plain))
-            cases.append(Case(f"{precision} ({kernels})", run, verify))
+            cases.append(Case(f"{precision} ({kernels})", run, verify, start=keep_freed_memory))
     targets = []
     if name == "lab" and setting.promised:
         what = f"training, lab, batch {batch}: "
         targets = [
-            Target(f"{what}times as fast as naive float32", LAB_TRAINING, lambda t: speedup(t, *LAB_PAIR)),
-            Target(f"{what}memory of naive float32 over ours", 1.0, lambda t: memory_ratio(t, *LAB_PAIR)),
+            Target(
+                f"{what}times as fast as naive float32",
+                LAB_TRAINING,
+                functools.partial(speedup, ours=OURS, over=BASELINE),
+            ),
+            Target(
+                f"{what}memory of naive float32 over ours",
+                1.0,
+                functools.partial(memory_ratio, ours=OURS, over=BASELINE),
+            ),
         ]
     return Comparison(
         "training",
         f"{name}, a step of {batch} images",
         cases,
-        "naive, float32",
+        BASELINE,
         item="step",
         rounds=None if setting.on_gpu or name == "embedded" else LONG_ROUNDS,
+        apart=True,
+        warm_up=0 if setting.quick else WARM_UP,
         weighed=True,
         targets=targets,
         left_out=setting.left_out(),

@@ -26,7 +26,7 @@ from benchmarks.decode_state import (
 from benchmarks.decode_step import Inputs as StepInputs
 from benchmarks.decode_step import StepFunction, run_step
 from benchmarks.hardware import short
-from benchmarks.harness import Case, Comparison
+from benchmarks.harness import Case, Comparison, Maker
 from benchmarks.naive_decode import eager_decode_step
 from benchmarks.setting import Setting
 from maskgit.config import preset
@@ -103,10 +103,10 @@ def jobs(setting: Setting) -> Iterator[Job]:
             yield Job(8, lab.num_tokens, 16384, lab.dim, dtype, 1.0)
 
 
-def comparisons(setting: Setting) -> Iterator[Comparison]:
+def comparisons(setting: Setting) -> Iterator[Maker]:
     """One for each job."""
     for job in jobs(setting):
-        yield comparison(job, setting)
+        yield functools.partial(comparison, job, setting)
 
 
 def comparison(job: Job, setting: Setting) -> Comparison:

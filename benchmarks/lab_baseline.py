@@ -17,12 +17,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.checks import check_inpainting, check_logits
-from benchmarks.harness import Case, Comparison, Target, WrongResultError, speedup
+from benchmarks.harness import Case, Comparison, Maker, Target, WrongResultError, speedup
 from benchmarks.models import make_models, pictures_with_holes, transformer_of
 from benchmarks.naive_transformer import NaiveTransformer, check_same_logits
 from benchmarks.setting import Setting
 from maskgit import MaskGIT
 from maskgit.holes import cells_with_holes
+from maskgit.memory import keep_freed_memory
 from maskgit.pipeline import Precision
 from maskgit.tokenizer import VQGAN
 from maskgit.tokenizer.layers import AttentionBlock
@@ -124,15 +125,15 @@ class LabProgram:
         return [Image.fromarray(picture) for picture in bytes_]
 
 
-def comparisons(setting: Setting) -> Iterator[Comparison]:
+def comparisons(setting: Setting) -> Iterator[Maker]:
     """One picture, and eight."""
-    models = make_models("lab", setting.device, setting.quick)
     for batch in (1, 8):
-        yield comparison(models, batch, setting)
+        yield functools.partial(comparison, batch, setting)
 
 
-def comparison(models: dict[Precision, MaskGIT], batch: int, setting: Setting) -> Comparison:
+def comparison(batch: int, setting: Setting) -> Comparison:
     """The programs and ours on `batch` pictures of the model's size."""
+    models = make_models("lab", setting.device, setting.quick)
     plain = models["float32"]
     program = LabProgram(plain.tokenizer, transformer_of(plain))
     images, holes = pictures_with_holes(batch, plain.tokenizer.config.image_size)
@@ -142,7 +143,8 @@ def comparison(models: dict[Precision, MaskGIT], batch: int, setting: Setting) -
     targets = []
     for precision, model in models.items():
         run = functools.partial(model.inpaint, images, holes, steps=STEPS)
-        cases.append(Case(f"ours, {precision}", run, functools.partial(check_ours, model, program)))
+        verify = functools.partial(check_ours, model, program)
+        cases.append(Case(f"ours, {precision}", run, verify, start=keep_freed_memory))
         promise = PROMISES[batch, precision]
         measure = functools.partial(speedup, ours=f"ours, {precision}", over="lab program")
         if setting.promised:
@@ -156,6 +158,7 @@ def comparison(models: dict[Precision, MaskGIT], batch: int, setting: Setting) -
         item="image",
         items=batch,
         rounds=None if setting.on_gpu else ROUNDS[batch],
+        apart=True,
         targets=targets,
     )
 

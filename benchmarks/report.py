@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.hardware import Peaks
-from benchmarks.harness import Outcome, speedup
+from benchmarks.harness import speedup
 from benchmarks.static_report import Static
+from benchmarks.turns import Outcome
 
 # A row is slower if its median is by this much, and its faster rounds are slower than the older run's slower ones.
 SLOWER = 1.1

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from typing import Literal
-
-import torch
 
 from benchmarks import (
     attention,
@@ -21,11 +16,11 @@ from benchmarks import (
     token_baseline,
     transformer,
 )
-from benchmarks.clock import Clock
-from benchmarks.harness import Comparison, compare
+from benchmarks.bench import Apart, ProcessBench
+from benchmarks.harness import Maker
 from benchmarks.report import Report, Row, duration, skipped
 from benchmarks.setting import Setting
-from maskgit_kernels import backend
+from benchmarks.turns import compare
 
 Suite = Literal[
     "attention",
@@ -41,7 +36,7 @@ Suite = Literal[
     "static",
 ]
 
-SUITES: dict[Suite, Callable[[Setting], Iterator[Comparison]]] = {
+SUITES: dict[Suite, Callable[[Setting], Iterator[Maker]]] = {
     "attention": attention.comparisons,
     "decode-step": decode_step.comparisons,
     "head-sample": head_sample.comparisons,
@@ -60,39 +55,25 @@ SECONDS, ROUNDS = 1.0, 4
 QUICK_SECONDS, QUICK_ROUNDS = 0.0, 2
 
 
-def measure_apart(suite: Suite, setting: Setting, report: Report) -> Report:
-    """Run a suite; returns the report with its results.
+def measure(suite: Suite, setting: Setting, report: Report) -> None:
+    """Run a suite and add its results to the report.
 
-    In a process of its own, so that a suite's times don't depend on those before it.
-
-    What they leave in the memory allocator decides how often a program has to ask the system for memory.
+    Each comparison has a fresh process, so that its times don't depend on those before it: what they leave in the
+    memory allocator decides how often a program has to ask the system for memory.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_measure, suite, setting, report).result()
-
-
-def _measure(suite: Suite, setting: Setting, report: Report) -> Report:
-    backend.use("auto")  # whatever MASKGIT_KERNELS says: the suites choose
     if suite == STATIC:
-        report.static = static_report.measure(setting)
+        with Apart() as process:
+            report.static = process.run(static_report.measure, setting)
         print(report.static.to_markdown(), flush=True)
-    else:
-        torch.manual_seed(0)
-        _run(SUITES[suite](setting), report, Clock(setting.device))
-    return report
-
-
-def _run(comparisons: Iterator[Comparison], report: Report, clock: Clock) -> None:
+        return
     seconds, fewest = (QUICK_SECONDS, QUICK_ROUNDS) if report.quick else (SECONDS, ROUNDS)
     rows: list[Row] = []
-    for comparison in comparisons:
-        print(f"  {comparison.name}", flush=True)
-        fresh = report.add(compare(comparison, clock, report.peaks, seconds, fewest))
+    for make in SUITES[suite](setting):
+        fresh = report.add(compare(make, setting.device, report.peaks, seconds, fewest, bench=ProcessBench))
         for row in fresh:
             if row.status != "skipped":
                 print(f"    {row.implementation:<22} {_summary(row)}", flush=True)
         rows += fresh
-        gc.collect()  # the models of one comparison before those of the next
     print("".join(f"  {line}\n" for line in skipped(rows)), end="", flush=True)
 
 

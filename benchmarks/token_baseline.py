@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.checks import check_logits
-from benchmarks.harness import Case, Comparison, Target, WrongResultError, speedup
+from benchmarks.harness import Case, Comparison, Maker, Target, WrongResultError, speedup
 from benchmarks.models import decode_tokens, make_models, transformer_of
 from benchmarks.naive_decode import eager_decode_step
 from benchmarks.naive_transformer import NaiveTransformer, check_same_logits
@@ -54,15 +54,15 @@ def naive_decode(
     return tokens
 
 
-def comparisons(setting: Setting) -> Iterator[Comparison]:
+def comparisons(setting: Setting) -> Iterator[Maker]:
     """Without guidance, and with."""
-    model = make_models(MODEL, setting.device, setting.quick)["bf16"]
     for guidance_scale in (0.0, GUIDANCE_SCALE):
-        yield comparison(model, guidance_scale, setting)
+        yield functools.partial(comparison, guidance_scale, setting)
 
 
-def comparison(model: MaskGIT, guidance_scale: float, setting: Setting) -> Comparison:
+def comparison(guidance_scale: float, setting: Setting) -> Comparison:
     """The naive loop and ours, in bfloat16: what a user gets where the hardware has it."""
+    model = make_models(MODEL, setting.device, setting.quick)["bf16"]
     naive = NaiveTransformer(transformer_of(model)).eval()
     config = DecodeConfig(steps=STEPS, guidance_scale=guidance_scale)
     labels = torch.arange(BATCH, device=setting.device) % naive.config.num_classes
@@ -89,6 +89,7 @@ def comparison(model: MaskGIT, guidance_scale: float, setting: Setting) -> Compa
         item="image",
         items=BATCH,
         rounds=None if setting.on_gpu else ROUNDS[guidance_scale],
+        apart=True,
         targets=[Target(name, PROMISED, measure)] if setting.promised else [],
     )
 

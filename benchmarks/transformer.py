@@ -10,37 +10,35 @@ its matrix products alone counted, against those of the fastest product.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from benchmarks.checks import check_logits
 from benchmarks.hardware import product_shape, products, short
-from benchmarks.harness import Case, Comparison, Target, Timing, speedup
-from benchmarks.models import make_models, predictor, transformer_of
+from benchmarks.harness import Case, Comparison, Maker, Target, Timing, speedup
+from benchmarks.models import PRECISIONS, make_models, predictor, transformer_of
 from benchmarks.naive_decode import eager_decode_step
 from benchmarks.naive_transformer import NaiveTransformer, check_same_logits, forward_flops
 from benchmarks.setting import Setting
-from maskgit import MaskGIT
 from maskgit.config import PRESETS
 from maskgit.pipeline import Precision
 from maskgit_kernels import decode_step
 
+MODELS = tuple(PRESETS)
 NEVER_SLOWER = 0.97  # 1 but for what the clock can't tell apart
 PROMISED_SHARE = 0.6
 CEILING_BATCH = 8
 CHOICE_TEMPERATURE = 4.5
 
 
-def forward_comparisons(setting: Setting) -> Iterator[Comparison]:
+def forward_comparisons(setting: Setting) -> Iterator[Maker]:
     """Every preset and batch size, at both precisions."""
-    for name in PRESETS:
-        models = make_models(name, setting.device, setting.quick)
-        naive = NaiveTransformer(transformer_of(models["float32"])).eval()
-        for precision, model in models.items():
-            for batch in _batches(name, setting):
-                yield forward_comparison(name, model, naive, precision, batch, setting)
+    for name, precision in itertools.product(MODELS, PRECISIONS):
+        for batch in _batches(name, setting):
+            yield functools.partial(forward_comparison, name, precision, batch, setting)
 
 
 def _batches(name: str, setting: Setting) -> tuple[int, ...]:
@@ -51,11 +49,11 @@ def _batches(name: str, setting: Setting) -> tuple[int, ...]:
     return (1,) if name == "maskgit-512" else (1, 8)  # eight take 20 s a pass on two cores
 
 
-def forward_comparison(
-    name: str, model: MaskGIT, naive: NaiveTransformer, precision: Precision, batch: int, setting: Setting
-) -> Comparison:
+def forward_comparison(name: str, precision: Precision, batch: int, setting: Setting) -> Comparison:
     """One decoding step of `batch` images, all tokens masked."""
-    config = transformer_of(model).config
+    model = make_models(name, setting.device, setting.quick)[precision]
+    naive = NaiveTransformer(transformer_of(model)).eval()
+    config = naive.config
     masked = torch.ones(batch, config.num_tokens, dtype=torch.bool, device=setting.device)
     tokens = torch.full_like(masked, config.mask_token_id, dtype=torch.int64)
     keep = torch.full((batch,), config.num_tokens // 2, device=setting.device)
@@ -98,15 +96,15 @@ def forward_comparison(
     )
 
 
-def ceiling_comparisons(setting: Setting) -> Iterator[Comparison]:
+def ceiling_comparisons(setting: Setting) -> Iterator[Maker]:
     """The two large models, at both precisions."""
-    for name in ("lab", "maskgit-256"):
-        for precision, model in make_models(name, setting.device, setting.quick).items():
-            yield ceiling_comparison(name, model, precision, setting)
+    for name, precision in itertools.product(("lab", "maskgit-256"), PRECISIONS):
+        yield functools.partial(ceiling_comparison, name, precision, setting)
 
 
-def ceiling_comparison(name: str, model: MaskGIT, precision: Precision, setting: Setting) -> Comparison:
+def ceiling_comparison(name: str, precision: Precision, setting: Setting) -> Comparison:
     """Our forward pass and the bare products of its dtype."""
+    model = make_models(name, setting.device, setting.quick)[precision]
     naive = NaiveTransformer(transformer_of(model)).eval()
     config = naive.config
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -121,7 +119,7 @@ def ceiling_comparison(name: str, model: MaskGIT, precision: Precision, setting:
     targets = []
     if setting.promised:
         target = f"{name}, {short(dtype)}, batch {CEILING_BATCH}: share of the matrix products' speed"
-        targets.append(Target(target, PROMISED_SHARE, share_of(list(bare))))
+        targets.append(Target(target, PROMISED_SHARE, functools.partial(share, ways=list(bare))))
     return Comparison(
         "ceiling",
         f"{name}, {short(dtype)}, batch {CEILING_BATCH}, against {rows}x{inner} times {inner}x{columns}",
@@ -133,9 +131,9 @@ def ceiling_comparison(name: str, model: MaskGIT, precision: Precision, setting:
     )
 
 
-def share_of(ways: list[str]) -> Callable[[Mapping[str, Timing]], float]:
+def share(timings: Mapping[str, Timing], ways: list[str]) -> float:
     """Our FLOP per second against those of the fastest product."""
-    return lambda timings: min(speedup(timings, "our forward pass", way) for way in ways)
+    return min(speedup(timings, "our forward pass", way) for way in ways)
 
 
 def _nothing_to_verify() -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.bench import LocalBench, ProcessBench
 from benchmarks.clock import MOST_CALLS, SAMPLE_SECONDS, Clock
 from benchmarks.counting import count
 from benchmarks.hardware import Peaks, describe, products
-from benchmarks.harness import Case, Comparison, Timing, WrongResultError, compare, speedup
+from benchmarks.harness import Case, Comparison, Timing, WrongResultError, speedup
+from benchmarks.turns import compare
 
 CPU = torch.device("cpu")
 PEAKS = Peaks(copies={1000: 10.0, 4000: 5.0}, products={"float32 torch.mm": 100.0, "float32 oneDNN packed": 200.0})
+
+
+def local() -> AbstractContextManager[LocalBench]:
+    return nullcontext(LocalBench())
 
 
 def fine() -> None:
@@ -38,18 +48,48 @@ def test_only_what_is_right_is_timed() -> None:
         Case("b", lambda: calls.append("b"), fine),
     ]
     job = Comparison("suite", "job", cases, "a", rounds=3, left_out={"other": "not here"})
-    outcome = compare(job, Clock(CPU), PEAKS, seconds=0)
+    outcome = compare(lambda: job, CPU, PEAKS, seconds=0, bench=local)
     assert calls == ["a", "b"] * 3  # in turn
     assert outcome.refused == {"wrong": "off by 3", "crashes": "no"}
     assert outcome.skipped == {"other": "not here", "foreign": "no kernel here"}
     assert {name: len(timing.seconds) for name, timing in outcome.timings.items()} == {"a": 3, "b": 3}
 
 
+class Process:
+    """A case of the test below: notes the process that it runs in, and what was made there."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name, self.started = folder, name, False
+
+    def start(self) -> None:
+        self.started = True
+
+    def __call__(self) -> None:
+        assert self.started
+        (self.folder / f"{self.name} {os.getpid()} {time.perf_counter_ns()}").touch()
+
+
+def make_processes(folder: Path, apart: bool) -> Comparison:
+    cases = [Case(name, process := Process(folder, name), process, start=process.start) for name in ("a", "b")]
+    return Comparison("suite", "job", cases, "a", rounds=3, apart=apart, warm_up=1)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_comparison_has_fresh_processes(apart: bool, tmp_path: Path) -> None:
+    make = functools.partial(make_processes, tmp_path, apart)
+    outcome = compare(make, CPU, PEAKS, seconds=0, bench=ProcessBench)
+    assert set(outcome.timings) == {"a", "b"} and not outcome.refused
+    calls = sorted((path.name.split() for path in tmp_path.iterdir()), key=lambda call: int(call[2]))
+    assert [name for name, *_ in calls][-6:] == ["a", "b"] * 3 and len(calls) == 2 * 5  # in turn; checked, warmed up
+    processes = {process for _, process, _ in calls}
+    assert len(processes) == (2 if apart else 1) and str(os.getpid()) not in processes
+
+
 def test_short_calls_are_repeated_and_take_the_given_time() -> None:
     cases = [Case("sleep", lambda: time.sleep(0.002), fine), Case("nothing", lambda: None, fine)]
     job = Comparison("suite", "job", cases, "nothing")
     started = time.perf_counter()
-    outcome = compare(job, Clock(CPU), PEAKS, seconds=0.2, fewest=2)
+    outcome = compare(lambda: job, CPU, PEAKS, seconds=0.2, fewest=2, bench=local)
     assert time.perf_counter() - started >= 0.1
     sleep, nothing = outcome.timings["sleep"], outcome.timings["nothing"]
     assert len(sleep.seconds) == len(nothing.seconds) >= 2

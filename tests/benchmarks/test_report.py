@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from benchmarks.hardware import Peaks, describe
-from benchmarks.harness import Case, Comparison, Outcome, Target, Timing, speedup
+from benchmarks.harness import Case, Comparison, Target, Timing, speedup
 from benchmarks.report import Report, Row, duration, load_rows, regressions
 from benchmarks.static_report import Static
+from benchmarks.turns import Outcome
 
 KEY = describe(torch.device("cpu"))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,20 @@ import torch
 from benchmarks import attention, decode_step, head_sample
 from benchmarks.__main__ import main
 from benchmarks.attention import Job
-from benchmarks.clock import Clock
+from benchmarks.bench import LocalBench
 from benchmarks.hardware import Peaks
-from benchmarks.harness import compare
+from benchmarks.harness import Maker
 from benchmarks.setting import Setting
 from benchmarks.suites import SUITES
+from benchmarks.turns import compare
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Setting(torch.device("cpu"), quick=True)
 PEAKS = Peaks({1: 1.0}, {"float32 torch.mm": 1.0})
+
+
+def refusals(make: Maker) -> dict[str, str]:
+    return compare(make, QUICK.device, PEAKS, 0, 2, bench=lambda: nullcontext(LocalBench())).refused
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -80,7 +87,7 @@ def test_wrong_attention_is_refused(backward: bool, dropout: float, monkeypatch:
     job = Job("lab", 2, 2, 33, 16, torch.float32, dropout, backward)
 
     def refused() -> dict[str, str]:
-        return compare(attention.comparison(job, QUICK), Clock(QUICK.device), PEAKS, 0, 2).refused
+        return refusals(functools.partial(attention.comparison, job, QUICK))
 
     assert refused() == {}
     right, sdpa = attention.attention, attention._sdpa
@@ -101,9 +108,9 @@ def test_wrong_sampling_is_refused(guided: bool, monkeypatch: pytest.MonkeyPatch
     heads = head_sample.Job(2, 25, 40, 16, torch.float32, 0.6, guided)
 
     def refused() -> dict[str, str]:
-        jobs = decode_step.comparison(steps, QUICK), head_sample.comparison(heads, QUICK)
-        outcomes = [compare(job, Clock(QUICK.device), PEAKS, 0, 2) for job in jobs]
-        return outcomes[0].refused | outcomes[1].refused
+        return refusals(functools.partial(decode_step.comparison, steps, QUICK)) | refusals(
+            functools.partial(head_sample.comparison, heads, QUICK)
+        )
 
     assert refused() == {}
     for module, name, implementation in (
