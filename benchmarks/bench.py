@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -137,7 +138,10 @@ class ProcessBench(Apart):
         return self.run(_call, "make", make, device)
 
     def prepare(self, names: list[str]) -> dict[str, Verdict]:
-        return self.run(_call, "prepare", names)
+        try:
+            return self.run(_call, "prepare", names)
+        except BrokenProcessPool:
+            return dict.fromkeys(names, Verdict("refused", "its process died; was there too little memory?"))
 
     def time(self, name: str, calls: int) -> float:
         return self.run(_call, "time", name, calls)

@@ -126,7 +126,7 @@ class Training(TransformerTask):
 
 
 class PlainTraining(Training):
-    """The step as it is usually written: logits at every position, gradients clipped before the optimizer."""
+    """The step as it is usually written: logits at every position."""
 
     ENGINE = PlainEngine
 

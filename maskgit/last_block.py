@@ -1,8 +1,8 @@
 """The last block and the head where tokens are masked only: elsewhere nobody reads the logits.
 
 A token that is known is there to be attended to. Once the last block has its keys and values, nothing looks at it
-again. This changes no logits, but what is left undone is a part of each pass that grows as the model gets smaller: the
-share of masked tokens is less than a tenth on average where an eighth of a picture is filled in.
+again. This changes no logit that is read. Where a quarter of a picture is filled in by the cosine schedule in 8 steps,
+17 % of its tokens are masked on average.
 """
 
 from __future__ import annotations

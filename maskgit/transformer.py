@@ -151,7 +151,7 @@ class Transformer(nn.Module):
             nothing is evaluated, the bias.
 
         Raises:
-            ValueError: N isn't the model's, or labels are given to a model without classes.
+            ValueError: N isn't the model's, labels are given to a model without classes, or both context and rows.
         """
         x = self.hidden(tokens, labels, context, rows)
         if not self.config.tied:
@@ -176,6 +176,8 @@ class Transformer(nn.Module):
         config = self.config
         if tokens.shape[1] != config.num_tokens:
             raise ValueError(f"the model takes {config.num_tokens} tokens an image, got {tokens.shape[1]}")
+        if context is not None and rows is not None:
+            raise ValueError("a context says which positions to evaluate: it can't be given rows too")
         if config.num_classes:
             if labels is None:
                 labels = torch.full_like(tokens[:, 0], config.num_classes)

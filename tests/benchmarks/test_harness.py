@@ -85,6 +85,17 @@ def test_a_comparison_has_fresh_processes(apart: bool, tmp_path: Path) -> None:
     assert len(processes) == (2 if apart else 1) and str(os.getpid()) not in processes
 
 
+def make_one_that_dies() -> Comparison:
+    cases = [Case("a", fine, fine), Case("dies", fine, functools.partial(os._exit, 1)), Case("b", fine, fine)]
+    return Comparison("suite", "job", cases, "a", rounds=2, apart=True)
+
+
+def test_a_process_that_dies_costs_its_own_figure_only() -> None:
+    outcome = compare(make_one_that_dies, CPU, PEAKS, seconds=0, bench=ProcessBench)
+    assert set(outcome.timings) == {"a", "b"}
+    assert outcome.refused == {"dies": "its process died; was there too little memory?"}
+
+
 def test_short_calls_are_repeated_and_take_the_given_time() -> None:
     cases = [Case("sleep", lambda: time.sleep(0.002), fine), Case("nothing", lambda: None, fine)]
     job = Comparison("suite", "job", cases, "nothing")

@@ -48,7 +48,7 @@ def test_a_quick_run_times_every_implementation(suite: str, tmp_path: Path, caps
 
 
 def test_several_suites_make_one_report(tmp_path: Path) -> None:
-    """As a user starts it: each suite runs in a process of its own."""
+    """As a user starts it."""
     suites = ["decode-step", "head-sample"]
     command = [sys.executable, "-m", "benchmarks", "--quick", "--device", "cpu", "--output", str(tmp_path)]
     done = subprocess.run([*command, "--only", *suites], cwd=ROOT, capture_output=True, text=True)

@@ -13,6 +13,7 @@ from maskgit.decoding import DECODERS, DecodeConfig, decode_steps
 from maskgit.last_block import FEWEST_ROWS, MaskedRowsNetwork, masked_counts, masked_rows
 from maskgit.packed import PackedLinear, can_pack
 from maskgit.pipeline import MaskGIT
+from maskgit.reuse import Context
 from maskgit.schedules import mask_counts
 from maskgit.tokenizer import VQGAN
 from maskgit.transformer import Transformer
@@ -60,6 +61,11 @@ def test_the_last_block_sees_no_other_rows() -> None:
         block.mlp.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
     model(torch.zeros(2, N, dtype=torch.int64), rows=torch.tensor([1, N, 2 * N - 1]))
     assert seen == [(2, N + 1, 16), (3, 16)]
+
+
+def test_rows_and_a_context_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="it can't be given rows too"):
+        make()(torch.zeros(2, N, dtype=torch.int64), None, Context(), rows=torch.tensor([1]))
 
 
 def test_rows_are_the_masked_ones_and_some_more() -> None:
