@@ -8,6 +8,7 @@ system's.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -239,6 +240,27 @@ def decode_plan(
         raise ValueError(f"the grid must have {num_tokens} tokens for order='halton', got {rows} x {columns}")
     order = torch.tensor(halton_order(rows, columns))
     return DecodePlan(counts.to(device), order.to(device), order.argsort().to(device), remasked)
+
+
+def plan_up_to(config: DecodeConfig, num_tokens: int, most_masked: int) -> DecodePlan:
+    """The numbers of `decode_plan` for images of which at most so many tokens are masked at first, on the CPU.
+
+    Args:
+        config: see `DecodeConfig`.
+        num_tokens: N.
+        most_masked: M.
+
+    Returns:
+        A plan with tables [S, M + 1], without an order, which has no say in numbers.
+
+    Raises:
+        ValueError: `most_masked` isn't in [0, N].
+    """
+    if not 0 <= most_masked <= num_tokens:
+        raise ValueError(f"most_masked must be in [0, {num_tokens}], got {most_masked}")
+    plan = decode_plan(dataclasses.replace(config, order="confidence"), num_tokens)
+    remasked = None if plan.remasked is None else plan.remasked[:, : most_masked + 1]
+    return DecodePlan(plan.counts[:, : most_masked + 1], None, None, remasked)
 
 
 @torch.no_grad()

@@ -7,14 +7,13 @@ again. This changes no logit that is read. Where a quarter of a picture is fille
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from maskgit.decoding import DecodeConfig, decode_plan
+from maskgit.decoding import DecodeConfig, plan_up_to
 
 # Rows of an image that go through the last block at least. Products of a few rows are worked out in other ways, by
 # which their results could come to depend on the number of images.
@@ -83,7 +82,4 @@ def masked_counts(config: DecodeConfig, num_tokens: int, most_masked: int) -> li
     Raises:
         ValueError: `most_masked` isn't in [0, N].
     """
-    if not 0 <= most_masked <= num_tokens:
-        raise ValueError(f"most_masked must be in [0, {num_tokens}], got {most_masked}")
-    plan = decode_plan(dataclasses.replace(config, order="confidence"), num_tokens)  # the order has no say in numbers
-    return [most_masked, *plan.counts[:-1, : most_masked + 1].amax(1).tolist()]
+    return [most_masked, *plan_up_to(config, num_tokens, most_masked).counts[:-1].amax(1).tolist()]

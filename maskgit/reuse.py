@@ -13,14 +13,13 @@ decoder's.) How many these are follows from the schedule, so the host knows it b
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskgit.decoding import DecodeConfig, decode_plan
+from maskgit.decoding import DecodeConfig, plan_up_to
 
 
 class Context:
@@ -147,9 +146,7 @@ def changed_counts(config: DecodeConfig, num_tokens: int, most_masked: int) -> l
     Raises:
         ValueError: `most_masked` isn't in [0, N].
     """
-    if not 0 <= most_masked <= num_tokens:
-        raise ValueError(f"most_masked must be in [0, {num_tokens}], got {most_masked}")
-    plan = decode_plan(dataclasses.replace(config, order="confidence"), num_tokens)  # the order has no say in numbers
-    before = torch.cat([torch.arange(num_tokens + 1)[None], plan.counts[:-1]])  # [S, N + 1], masked before each step
+    plan = plan_up_to(config, num_tokens, most_masked)
+    before = torch.cat([torch.arange(most_masked + 1)[None], plan.counts[:-1]])  # masked before each of the S steps
     changed = before if plan.remasked is None else before + plan.remasked
-    return [num_tokens, *changed[:-1, : most_masked + 1].amax(1).clamp(min=1).tolist()]
+    return [num_tokens, *changed[:-1].amax(1).clamp(min=1).tolist()]
