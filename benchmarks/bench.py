@@ -60,6 +60,9 @@ class LocalBench:
     def prepare(self, names: list[str]) -> dict[str, Verdict]:
         chosen = [case for case in self._comparison.cases if case.implementation in names]
         self._comparison.cases.clear()
+        for case in chosen:
+            if case.start is not None:
+                case.start()
         verdicts = {case.implementation: self._verify(case) for case in chosen}
         self._runs = {case.implementation: case.run for case in chosen}  # without what the checks compared with
         del chosen
@@ -77,8 +80,6 @@ class LocalBench:
 
     @staticmethod
     def _verify(case: Case) -> Verdict:
-        if case.start is not None:
-            case.start()
         try:
             case.verify()
         except WrongResultError as error:
