@@ -171,7 +171,7 @@ class TransformerConfig(_OverGrid):
     dropout: float = 0.1
     """Dropout on the embeddings and on both residual branches."""
     attention_dropout: float = 0.0
-    """Dropout on the attention weights."""
+    """Dropout on the attention weights, to the nearest 1/256."""
     norm: Literal["pre", "post"] = "pre"
     """LayerNorm before each branch (GPT-2) or after each sum (BERT, the lab)."""
     norm_eps: float = 1e-5
@@ -216,7 +216,7 @@ class HaltonConfig(_OverGrid):
     dropout: float = 0.1
     """Dropout inside the SwiGLU and behind the attention."""
     attention_dropout: float = 0.1
-    """Dropout on the attention weights."""
+    """Dropout on the attention weights, to the nearest 1/256."""
     num_classes: int = 1000
     """Number of classes C. One more label, C, stands for a dropped class."""
     registers: int = 1

@@ -59,8 +59,8 @@ class Attention(nn.Module):
         if context is not None:
             k, v = context.recall(self, k, v)
         if self.training and self.dropout:
-            seed = torch.randint(2**62, (), device="cpu")
-            out = attention(q, k, v, dropout_p=self.dropout, seed=int(seed))
+            seed = torch.randint(2**62, (), device=x.device)
+            out = attention(q, k, v, dropout_p=self.dropout, seed=seed)
         else:
             out = attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2))

@@ -11,9 +11,9 @@ depend on the batch, the device or the number of threads. Everything that decide
 
     STREAM_TOKEN       the noise that draws a token, one word per code
     STREAM_CONFIDENCE  the noise on a position's confidence: the word of "code" 0
-    STREAM_DROPOUT     attention dropout, with 7 rounds: counter (key // 8, query, batch * H + head, stream); the
-                       decision on a key is made by half key % 8 of the four words' eight 16-bit halves (low half of
-                       word 0, high half of word 0, low half of word 1, ...)
+    STREAM_DROPOUT     attention dropout, with 7 rounds: counter (key // 16, query, batch * H + head, stream); the
+                       decision on a key is made by byte key % 16 of the four words' sixteen bytes (lowest of word 0
+                       first)
     STREAM_REMASK      the lot by which decided tokens are masked again: the word of "code" 0
 
 The words are those of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), and of Triton's
@@ -21,6 +21,8 @@ The words are those of Salmon et al., "Parallel random numbers: as easy as 1, 2,
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -59,40 +61,52 @@ def philox_4x32(
     Returns:
         Four int64 tensors of the broadcast shape with values in [0, 2**32).
     """
-    key0, key1 = seeds & _MASK, (seeds >> 32) & _MASK
-    words = [_counter_word(c, seeds.device) for c in (c0, c1, c2, c3)]
+    words = _rounds(seeds, [_counter_word(c, seeds.device) for c in (c0, c1, c2, c3)], rounds)
     shape = torch.broadcast_shapes(seeds.shape, *(word.shape for word in words))
-    # Words of a counter that vary along some dimensions only are soon mixed: a round or two are on smaller tensors.
-    while rounds and all(word.shape != shape for word in words):
-        product_a, product_b = words[0] * _MULTIPLIER_A, words[2] * _MULTIPLIER_B
-        words = [
-            (((product_b >> 32) ^ key0) & _MASK) ^ words[1],
-            product_b & _MASK,
-            (((product_a >> 32) ^ key1) & _MASK) ^ words[3],
-            product_a & _MASK,
-        ]
-        key0, key1 = _next_keys(key0, key1)
-        rounds -= 1
-    # On a CPU, fresh memory for every result and operands that broadcast both take longer than the arithmetic.
-    w0, w1, w2, w3, product_a, product_b = (
-        torch.empty(shape, dtype=torch.int64, device=seeds.device) for _ in range(6)
-    )
-    for full, word in zip((w0, w1, w2, w3), words, strict=True):
-        full.copy_(word)
+    w0, w1, w2, w3 = (word.expand(shape) for word in words)
+    return w0, w1 & _MASK, w2, w3 & _MASK
+
+
+def _rounds(seeds: Tensor, words: list[Tensor], rounds: int) -> list[Tensor]:
+    """The four words after some rounds, the second and the fourth with rubbish in their upper 32 bits.
+
+    int64 products wrap modulo 2**64, so one product holds both halves. The lower one is the next word 1 or 3, and the
+    upper stays there until it would get into another product.
+    """
+    w0, w1, w2, w3 = words
+    shape = torch.broadcast_shapes(seeds.shape, *(word.shape for word in words))
+    keys = _round_keys(seeds, rounds)
+    for key0, key1 in keys:  # on tensors of no more dimensions than a word depends on so far
+        product_a, product_b = w0 * _MULTIPLIER_A, w2 * _MULTIPLIER_B
+        w0, w1 = _mix(product_b >> 32, w1, key0), product_b
+        w2, w3 = _mix(product_a >> 32, w3, key1), product_a
+        if w0.shape == w2.shape == shape:
+            break
+    # From here on in place: on a CPU, fresh memory for every result takes longer than the arithmetic.
+    w1, w3 = (word if word.shape == shape else word.expand(shape).clone() for word in (w1, w3))
+    upper = torch.empty_like(w0)
+    for key0, key1 in keys:
+        w0.mul_(_MULTIPLIER_A)
+        w2.mul_(_MULTIPLIER_B)
+        w1 = _mix(w1, torch.bitwise_right_shift(w2, 32, out=upper), key0)
+        w3 = _mix(w3, torch.bitwise_right_shift(w0, 32, out=upper), key1)
+        w0, w1, w2, w3 = w1, w2, w3, w0
+    return [w0, w1, w2, w3]
+
+
+def _round_keys(seeds: Tensor, rounds: int) -> Iterator[tuple[Tensor, Tensor]]:
+    key0, key1 = seeds & _MASK, (seeds >> 32) & _MASK
     for _ in range(rounds):
-        # int64 products wrap modulo 2**64, so one product holds both halves. The low halves w1 and w3 keep their
-        # upper bits as rubbish, which the mask after the next round's xor removes.
-        torch.mul(w0, _MULTIPLIER_A, out=product_a)
-        torch.mul(w2, _MULTIPLIER_B, out=product_b)
-        torch.bitwise_right_shift(product_b, 32, out=w0).bitwise_xor_(w1).bitwise_xor_(key0).bitwise_and_(_MASK)
-        torch.bitwise_right_shift(product_a, 32, out=w2).bitwise_xor_(w3).bitwise_xor_(key1).bitwise_and_(_MASK)
-        w1, w3, product_a, product_b = product_b, product_a, w1, w3
-        key0, key1 = _next_keys(key0, key1)
-    return w0, w1.bitwise_and_(_MASK), w2, w3.bitwise_and_(_MASK)
+        yield key0, key1
+        key0, key1 = (key0 + _WEYL_0) & _MASK, (key1 + _WEYL_1) & _MASK
 
 
-def _next_keys(key0: Tensor, key1: Tensor) -> tuple[Tensor, Tensor]:
-    return (key0 + _WEYL_0) & _MASK, (key1 + _WEYL_1) & _MASK
+def _mix(word: Tensor, *others: Tensor) -> Tensor:
+    """Exclusive or of all, its lower 32 bits; in the memory of `word` if that is large enough."""
+    for other in others:
+        fits = torch.broadcast_shapes(word.shape, other.shape) == word.shape
+        word = word.bitwise_xor_(other) if fits else word ^ other
+    return word.bitwise_and_(_MASK)
 
 
 def _counter_word(value: Tensor | int, device: torch.device) -> Tensor:
@@ -122,64 +136,20 @@ def random_words(seeds: Tensor, positions: Tensor, step: Tensor | int, stream: i
     return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(-2)[..., :count]
 
 
-def random_halves(seeds: Tensor, positions: Tensor, step: Tensor | int, stream: int, count: int) -> Tensor:
-    """The 16-bit halves that decide attention dropout: see the module's docstring. Arguments as `random_words`.
+def random_bytes(seeds: Tensor, positions: Tensor, step: Tensor | int, stream: int, count: int) -> Tensor:
+    """The bytes that decide attention dropout: see the module's docstring. Arguments as `random_words`.
 
     Returns:
-        int64 [..., count] in [0, 2**16).
+        uint8 [..., count].
     """
-    return _packed_halves(seeds, positions, step, stream, count).to(torch.int64) & 0xFFFF
-
-
-def _packed_halves(seeds: Tensor, positions: Tensor, step: Tensor | int, stream: int, count: int) -> Tensor:
-    """`random_halves` as the int16 of the same bits."""
-    octets = torch.arange((count + 7) // 8, device=seeds.device)
+    counters = torch.arange((count + 15) // 16, device=seeds.device)
     if isinstance(step, Tensor):
         step = step[..., None]
-    words = philox_4x32(seeds[..., None], octets, positions[..., None], step, stream, DROPOUT_ROUNDS)
+    words = philox_4x32(seeds[..., None], counters, positions[..., None], step, stream, DROPOUT_ROUNDS)
     packed = torch.empty(*words[0].shape, 4, dtype=torch.int32, device=seeds.device)
     for index, word in enumerate(words):
         packed[..., index] = word
-    return packed.view(torch.int16).flatten(-2)[..., :count]  # little-endian: the low half of a word comes first
-
-
-def halves_at_least(
-    threshold: int,
-    seeds: Tensor,
-    positions: Tensor,
-    step: Tensor | int,
-    stream: int,
-    count: int,
-    dtype: torch.dtype = torch.bool,
-) -> Tensor:
-    """`random_halves(...) >= threshold` as 0 and 1 of `dtype`, [..., count]; the other arguments as there.
-
-    Args:
-        threshold: in [0, 2**16].
-        dtype: any; see `at_least`.
-    """
-    halves = _packed_halves(seeds, positions, step, stream, count)
-    # Flipping the first bit turns the order of unsigned numbers into that of signed ones.
-    return at_least(threshold - 2**15, halves.bitwise_xor_(-(2**15)), dtype)
-
-
-def at_least(threshold: int, numbers: Tensor, dtype: torch.dtype, value: float = 1.0) -> Tensor:
-    """`numbers >= threshold` as 0 and `value` of `dtype`; the numbers' memory is used for it.
-
-    Args:
-        threshold: in [-(2**15), 2**15].
-        numbers: int16, any shape.
-        dtype: any. Those of 16 bits are made without a conversion, which from a bool would take a CPU longer than all
-            the rest.
-        value: rounded to `dtype`.
-    """
-    if threshold == 2**15:  # no int16
-        return torch.zeros_like(numbers, dtype=dtype)
-    if dtype.itemsize != numbers.itemsize:
-        kept = (numbers >= threshold).to(dtype)
-        return kept if value == 1 else kept.mul_(value)
-    bits = torch.full((), value, dtype=dtype).view(torch.int16)
-    return numbers.ge_(threshold).mul_(bits).view(dtype)
+    return packed.view(torch.uint8).flatten(-2)[..., :count]  # little-endian: the lowest byte of a word comes first
 
 
 def uniform(words: Tensor) -> Tensor:

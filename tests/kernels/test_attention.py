@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from maskgit_kernels import attention
-from maskgit_kernels.attention.reference import attention_reference, keep_mask
+from maskgit_kernels.attention.reference import attention_reference, drops_in_256, keep_mask
 
 SHAPES = [(2, 4, 16, 16, 32), (1, 2, 17, 17, 48), (3, 1, 5, 63, 16), (2, 3, 257, 111, 96), (1, 1, 1, 1, 128)]
 
@@ -40,7 +40,7 @@ def test_as_exact_as_plain_pytorch(shape, dtype, dropout_p):
 
     def plain(q, k, v):
         p = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, -1)
-        return (p * keep_mask(q, k, dropout_p, 7) / (1 - dropout_p) if dropout_p else p) @ v
+        return (p * keep_mask(q, k, dropout_p, 7) / (1 - drops_in_256(dropout_p) / 256) if dropout_p else p) @ v
 
     exact = run(lambda q, k, v: attention_reference(q, k, v, dropout_p=dropout_p, seed=7), torch.float64)
     baseline = run(plain, dtype)
@@ -59,12 +59,24 @@ def test_reference_in_float32_matches_float64():
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-def test_batches_are_cut_into_pieces_without_a_trace(monkeypatch, dropout_p):
-    q, k, v = (x.requires_grad_() for x in inputs((5, 2, 8, 8, 16), torch.bfloat16))
-    whole = attention(q, k, v, dropout_p=dropout_p, seed=3)
-    op = importlib.import_module("maskgit_kernels.attention.op")
-    monkeypatch.setattr(op, "_SCORE_BYTES", 2 * 2 * 8 * 8 * 2)  # two images at a time
-    assert torch.equal(attention(q, k, v, dropout_p=dropout_p, seed=3), whole)
+@pytest.mark.parametrize("size", [1, 2 * 8 * 8 * 2, 3 * 2 * 8 * 8 * 2], ids=["heads", "images", "three images"])
+def test_batches_are_cut_into_pieces_without_a_trace(monkeypatch, dropout_p, size):
+    tensors = inputs((5, 2, 8, 8, 16), torch.bfloat16)
+
+    def run():
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        out = attention(*leaves, dropout_p=dropout_p, seed=3)
+        return [
+            out,
+            *torch.autograd.grad(out, leaves, torch.ones_like(out)),
+            attention(*tensors, dropout_p=dropout_p, seed=3),
+        ]
+
+    whole = run()
+    eager = importlib.import_module("maskgit_kernels.attention.eager")
+    monkeypatch.setattr(eager, "_PIECE_BYTES", size)
+    for part, expected in zip(run(), whole, strict=True):
+        assert torch.equal(part, expected)
 
 
 def test_packed_projection_is_read_in_place():

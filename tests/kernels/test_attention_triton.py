@@ -13,7 +13,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from maskgit_kernels import attention as any_attention
-from maskgit_kernels.attention.reference import attention_reference, keep_mask
+from maskgit_kernels.attention.reference import attention_reference, drops_in_256, keep_mask
 from maskgit_kernels.attention.tiling import HEAD_DIMS, KERNELS, MATH, candidates, fixed
 from maskgit_kernels.attention.triton_op import attention_backward, attention_forward
 
@@ -39,7 +39,7 @@ def plain(q, k, v, dropout_p=0.0, seed=None):
     """Matrix product, softmax, matrix product, in the inputs' precision."""
     weights = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, -1)
     if dropout_p:
-        weights = weights * keep_mask(q, k, dropout_p, seed) / (1 - dropout_p)
+        weights = weights * keep_mask(q, k, dropout_p, seed) / (1 - drops_in_256(dropout_p) / 256)
     return weights @ v
 
 
@@ -182,7 +182,7 @@ def test_every_kernel_drops_the_same_weights_as_the_reference(device, dropout_p,
     one_hot = torch.eye(128, dtype=dtype, device=device).expand(batch, heads, 128, 128)
     k = one_hot[:, :, :keys].clone().requires_grad_()
     kept = keep_mask(zero, k, dropout_p, seed)  # [B, H, Nq, Nk]
-    weight = 1 / keys / (1 - dropout_p)
+    weight = 1 / keys / (1 - drops_in_256(dropout_p) / 256)
     close = functools.partial(torch.testing.assert_close, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=0)
 
     v = one_hot[:, :, :keys].clone().requires_grad_()
@@ -199,10 +199,10 @@ def test_every_kernel_drops_the_same_weights_as_the_reference(device, dropout_p,
 
 def test_dropout_near_its_limits(device):
     q, k, v, _ = inputs((1, 1, 20, 20, 16), torch.float32, device)
-    assert not attention(q, k, v, dropout_p=1 - 1e-9, seed=1).any()
-    torch.testing.assert_close(attention(q, k, v, dropout_p=1e-6, seed=1), attention(q, k, v) / (1 - 1e-6))
-    kept = attention(torch.zeros_like(q), k, v, dropout_p=1.6 / 2**16, seed=1)  # only the 16-bit numbers 0 and 1 drop
-    torch.testing.assert_close(kept, attention_reference(torch.zeros_like(q), k, v, dropout_p=1.6 / 2**16, seed=1))
+    assert torch.equal(attention(q, k, v, dropout_p=1e-6, seed=1), attention(q, k, v))
+    for dropout_p in (1 - 1e-9, 1.6 / 256):  # only the byte 255 keeps, only 0 and 1 drop
+        given = dict(dropout_p=dropout_p, seed=1)
+        torch.testing.assert_close(attention(q, k, v, **given), attention_reference(q, k, v, **given))
 
 
 def test_seeds_from_the_host_or_the_device(device):

@@ -14,9 +14,8 @@ from maskgit_kernels.philox import (
     exponential,
     exponential_noise,
     gumbel,
-    halves_at_least,
     philox_4x32,
-    random_halves,
+    random_bytes,
     random_words,
     uniform,
 )
@@ -72,32 +71,37 @@ def test_rows_equal_words(count):
     assert torch.equal(exponential_noise(seeds, positions, 6, STREAM_TOKEN, count), exponential(words))
 
 
-@pytest.mark.parametrize("count", [1, 8, 13, 64])
-def test_halves_are_those_of_the_words(count):
+@pytest.mark.parametrize("count", [1, 16, 21, 64])
+def test_bytes_are_those_of_the_words(count):
     seeds, queries, pairs = torch.tensor([[-9]]), torch.arange(3)[None, :], torch.tensor([[5], [2**31]])
-    halves = random_halves(seeds, queries, pairs, STREAM_DROPOUT, count)  # [2, 3, count]
-    assert halves.shape == (2, 3, count) and 0 <= halves.min() and halves.max() < 2**16
+    found = random_bytes(seeds, queries, pairs, STREAM_DROPOUT, count)  # [2, 3, count]
+    assert found.shape == (2, 3, count) and found.dtype == torch.uint8
     for pair in range(2):
         for query in range(3):
             for key in range(count):
-                words = philox_4x32(seeds[0, 0], key // 8, query, pairs[pair, 0], STREAM_DROPOUT, DROPOUT_ROUNDS)
-                word = int(words[key % 8 // 2])
-                assert int(halves[pair, query, key]) == (word >> 16 if key % 2 else word & 0xFFFF)
+                words = philox_4x32(seeds[0, 0], key // 16, query, pairs[pair, 0], STREAM_DROPOUT, DROPOUT_ROUNDS)
+                word = int(words[key % 16 // 4])
+                assert int(found[pair, query, key]) == word >> 8 * (key % 4) & 0xFF
 
 
-def test_halves_are_uniform():
-    halves = random_halves(torch.tensor(7), torch.arange(256), 3, STREAM_DROPOUT, 257)
-    for threshold in (0, 1, 6554, 2**16 - 1, 2**16):
-        arguments = threshold, torch.tensor(7), torch.arange(256), 3, STREAM_DROPOUT, 257
-        kept = halves_at_least(*arguments)
-        for dtype in (torch.bfloat16, torch.float16, torch.int16, torch.float32, torch.float64, torch.uint8):
-            assert torch.equal(halves_at_least(*arguments, dtype), kept.to(dtype))
-        assert torch.equal(kept, halves >= threshold)
-    counts = torch.bincount(halves.flatten() >> 10, minlength=64)
-    expected = halves.numel() / 64
-    assert ((counts - expected) ** 2 / expected).sum() < 110  # 63 degrees of freedom: beyond it once in 4000
-    pairs = halves[:, :-1] - 2.0**15, halves[:, 1:] - 2.0**15  # neighbors, often two halves of one word
-    assert abs((pairs[0] * pairs[1]).mean()) < 5 * (2.0**32 / 12) / pairs[0].numel() ** 0.5
+def test_bytes_are_uniform():
+    found = random_bytes(torch.tensor(7), torch.arange(256), 3, STREAM_DROPOUT, 257)
+    counts = torch.bincount(found.flatten().long(), minlength=256)
+    expected = found.numel() / 256
+    assert ((counts - expected) ** 2 / expected).sum() < 340  # 255 degrees of freedom: beyond it once in 4000
+    pairs = found[:, :-1] - 127.5, found[:, 1:] - 127.5  # neighbors, mostly two bytes of one word
+    assert abs((pairs[0] * pairs[1]).mean()) < 5 * (2.0**16 / 12) / pairs[0].numel() ** 0.5
+
+
+@pytest.mark.parametrize("shapes", [((), (3,), (2, 1), ()), ((2, 1), (3,), (2, 1), (2, 1)), ((), (), (), ())], ids=str)
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4, 7])
+def test_words_that_depend_on_some_dimensions_only(shapes, rounds):
+    """Whatever the rounds in which they are mixed, the words are those of full tensors."""
+    seeds = torch.tensor([-5, 2**40 + 9])[:, None]
+    counter = [torch.randint(2**32, shape) for shape in shapes]
+    whole = torch.broadcast_shapes(seeds.shape, *shapes)
+    expected = philox_4x32(seeds.expand(whole).clone(), *(c.expand(whole).clone() for c in counter), rounds=rounds)
+    assert torch.equal(torch.stack(philox_4x32(seeds, *counter, rounds=rounds)), torch.stack(expected))
 
 
 def test_every_part_of_the_counter_matters():

@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from maskgit_kernels.aot import Build
+from maskgit_kernels.attention.reference import drops_in_256
 from maskgit_kernels.attention.tiling import Tiling, candidates, fixed
 from maskgit_kernels.backend import interpreting
 
@@ -28,10 +29,10 @@ def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale
     """
     batch, heads, num_queries, head_dim = q.shape
     num_keys = k.shape[2]
-    threshold = round(dropout_p * 2**16)  # as in `reference.keep_mask`: what is below is dropped
+    dropped = drops_in_256(dropout_p)
     math = math_for(q.dtype)
-    numbers = (heads, num_queries, num_keys, scale, 1 / (1 - dropout_p), max(0, threshold - 1))
-    constants = {"D": head_dim, "DROPOUT": threshold > 0, "PRECISION": _precision(math)}
+    numbers = (heads, num_queries, num_keys, scale, 1 / (1 - dropout_p), max(0, dropped - 1))
+    constants = {"D": head_dim, "DROPOUT": dropped > 0, "PRECISION": _precision(math)}
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
         length, block = (num_keys, meta["BLOCK_N"]) if name == "dk_dv" else (num_queries, meta["BLOCK_M"])
@@ -43,7 +44,7 @@ def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale
             tuner = _tuner(name, kernel, capability, head_dim, math, num_queries.bit_length(), num_keys.bit_length())
             tuner[grid](*arguments, *numbers, **constants)
         else:
-            tiling = fixed(name, capability, head_dim, math, threshold > 0)
+            tiling = fixed(name, capability, head_dim, math, dropped > 0)
             kernel[grid](*arguments, *numbers, **constants, **_blocks(tiling, head_dim), **_options(tiling))
 
 

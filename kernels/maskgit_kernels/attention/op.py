@@ -8,16 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskgit_kernels.attention.reference import keep_mask
+from maskgit_kernels.attention.eager import in_pieces, written_out
+from maskgit_kernels.attention.reference import drops_in_256
 from maskgit_kernels.attention.tiling import HEAD_DIMS
 from maskgit_kernels.attention.triton_op import attention_forward
 from maskgit_kernels.backend import resolve
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-# Score matrix worked on at a time where attention is written out. Beyond some 16 MiB the speed falls to a half,
-# because every allocation is fresh memory from the system; less is more calls.
-_SCORE_BYTES = 8 * 2**20
 
 
 def attention(
@@ -44,7 +41,8 @@ def attention(
     Args:
         q: [B, H, Nq, D], float32, float16, bfloat16 or float64.
         k, v: [B, H, Nk, D] of q's dtype and device; Nk may differ from Nq.
-        dropout_p: probability in [0, 1) with which each attention weight is dropped.
+        dropout_p: probability in [0, 1) with which each attention weight is dropped, taken as the nearest multiple of
+            1/256 below 1: a random byte decides. What is kept is scaled by exactly what that leaves.
         seed: int64 (an int, or a tensor of one element, best on q's device) that decides which weights are dropped,
             needed when dropout_p > 0. The same seed drops the same weights on every device and with every backend; give
             every layer and every training step its own. The PyTorch path spells the generator out, so dropout is slow
@@ -66,16 +64,15 @@ def attention(
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     _check(q, k, v, dropout_p, seed)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    dropout_p = drops_in_256(dropout_p) / 256
     if resolve(backend, q.device, _why_not_triton(q)) == "triton":
         return _triton(q, k, v, dropout_p, seed, scale)
     with torch.autocast(device_type, enabled=False) if autocast else contextlib.nullcontext():
         # On a CPU, SDPA in bfloat16 converts to float32 and misses the matrix instructions. Written out it takes 0.4
         # times as long forward and backward (batch 32, 8 heads of 48, 256 tokens); in float32 SDPA is the faster one.
-        written_out = device_type == "cpu" and q.dtype == torch.bfloat16
-        if written_out and not (dropout_p or torch.compiler.is_compiling() or any(x.requires_grad for x in (q, k, v))):
-            return _written_out_in_place(q, k, v, scale)
-        if written_out or dropout_p > 0:
-            return _written_out(q, k, v, dropout_p, seed, scale)
+        if dropout_p > 0 or (device_type == "cpu" and q.dtype == torch.bfloat16):
+            ours = in_pieces if device_type == "cpu" and not torch.compiler.is_compiling() else written_out
+            return ours(q, k, v, dropout_p, seed, scale)
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
@@ -88,43 +85,6 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Tenso
         # Filled, not copied from the host: a copy waits for the GPU, and a CUDA graph can't hold it.
         seeds = seed.to(q.device) if isinstance(seed, Tensor) else q.new_full((), seed, dtype=torch.int64)
     out, _ = attention_forward(q, k, v, seeds, dropout_p, scale)
-    return out
-
-
-def _written_out(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Tensor | None, scale: float) -> Tensor:
-    """Matrix product, softmax, matrix product, a few images at a time."""
-    bytes_per_image = q.shape[1] * q.shape[2] * k.shape[2] * q.element_size()
-    images = max(1, _SCORE_BYTES // max(1, bytes_per_image))
-    nothing = q.new_empty(())
-    if dropout_p > 0:
-        v = v / (1 - dropout_p)  # smaller than the weights
-    outputs: list[Tensor] = []
-    for part, (q_part, k_part, v_part) in enumerate(zip(*(x.split(images) for x in (q, k, v)), strict=True)):
-        # Flattened first, so that k is copied as it is and not transposed, which is slow.
-        keys = k_part.flatten(0, 1).transpose(1, 2)  # [images * H, D, Nk]
-        scores = torch.baddbmm(nothing, q_part.flatten(0, 1), keys, beta=0, alpha=scale)
-        weights = torch.softmax(scores, dim=-1)  # [images * H, Nq, Nk]
-        if dropout_p > 0:
-            assert seed is not None
-            kept = keep_mask(q_part, k_part, dropout_p, seed, part * images, weights.dtype)
-            weights = weights * kept.flatten(0, 1)
-        outputs.append(torch.bmm(weights, v_part.flatten(0, 1)).view(q_part.shape))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def _written_out_in_place(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """The same without gradients, dropout or a compiler, an image at a time, all in the same scores.
-
-    They stay in the caches, and no memory is fresh from the system: 0.45 to 0.7 times the time at 1025 tokens.
-    """
-    batch, heads, queries, head_dim = q.shape
-    scores = q.new_empty(heads, queries, k.shape[2])
-    weights = torch.empty_like(scores)
-    out = q.new_empty(batch, queries, heads, head_dim).transpose(1, 2)  # so that merging the heads copies nothing
-    for image, scaled in enumerate(q * scale):
-        torch.bmm(scaled, k[image].transpose(-1, -2), out=scores)
-        torch.softmax(scores, dim=-1, out=weights)
-        torch.bmm(weights, v[image], out=out[image])
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskgit_kernels.philox import STREAM_DROPOUT, halves_at_least
+from maskgit_kernels.philox import STREAM_DROPOUT, random_bytes
 
 
 def attention_reference(
@@ -27,6 +27,7 @@ def attention_reference(
         [B, H, Nq, D] in q's dtype.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    dropout_p = drops_in_256(dropout_p) / 256
     dtype = torch.promote_types(q.dtype, torch.float32)
     scores = q.to(dtype) @ k.to(dtype).transpose(-1, -2) * scale  # [B, H, Nq, Nk]
     weights = torch.softmax(scores, dim=-1)
@@ -36,28 +37,28 @@ def attention_reference(
     return (weights @ v.to(dtype)).to(q.dtype)
 
 
-def keep_mask(
-    q: Tensor,
-    k: Tensor,
-    dropout_p: float,
-    seed: int | Tensor,
-    first_image: int = 0,
-    dtype: torch.dtype = torch.bool,
-) -> Tensor:
-    """Which attention weights dropout keeps: those whose 16 random bits are at least dropout_p * 2**16.
+def drops_in_256(dropout_p: float) -> int:
+    """A byte decides on a weight: it is dropped if the byte is below this number, in [0, 255]."""
+    return min(255, round(dropout_p * 256))
+
+
+def keep_mask(q: Tensor, k: Tensor, dropout_p: float, seed: int | Tensor) -> Tensor:
+    """Which attention weights dropout keeps.
 
     Args:
         q: [B, H, Nq, D], k: [B, H, Nk, D]; only their shapes and device are used.
-        first_image: index in the whole batch of q's first image, for callers that work on a part of it.
-        dtype: of the result.
 
     Returns:
-        [B, H, Nq, Nk], 1 where a weight is kept and 0 where it is dropped.
+        bool [B, H, Nq, Nk].
     """
     batch, heads, queries, _ = q.shape
-    seeds = torch.as_tensor(seed, dtype=torch.int64, device=q.device).view(1, 1)
-    positions = torch.arange(queries, device=q.device)[None, :]
-    pairs = torch.arange(first_image * heads, (first_image + batch) * heads, device=q.device)[:, None]
-    threshold = round(dropout_p * 2**16)
-    kept = halves_at_least(threshold, seeds, positions, pairs, STREAM_DROPOUT, k.shape[2], dtype)
-    return kept.view(batch, heads, queries, k.shape[2])
+    noise = dropout_bytes(seed, range(batch * heads), queries, k.shape[2], q.device)
+    return (noise >= drops_in_256(dropout_p)).view(batch, heads, queries, k.shape[2])
+
+
+def dropout_bytes(seed: int | Tensor, pairs: range, queries: int, keys: int, device: torch.device) -> Tensor:
+    """The random bytes that decide on weights, uint8 [P, Nq, Nk], for some numbers of (image, head) pairs."""
+    seeds = torch.as_tensor(seed, dtype=torch.int64, device=device).view(1, 1)
+    positions = torch.arange(queries, device=device)[None, :]
+    numbers = torch.arange(pairs.start, pairs.stop, device=device)[:, None]
+    return random_bytes(seeds, positions, numbers, STREAM_DROPOUT, keys)

@@ -56,12 +56,13 @@ def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool 
         if kernel == "forward":
             return Tiling(block_n=64 if head_dim <= 64 else 32)
         if kernel == "dq":
-            return Tiling(block_n=32 if head_dim <= 64 else 16)
+            return Tiling(block_n=32 if head_dim <= 64 else 16, max_registers=255 if dropout else None)
         return Tiling(block_m=32 if head_dim <= 48 else 16)
 
     if 90 <= capability < 100:  # Hopper: tensor cores that read shared memory
         if kernel == "dk_dv":
-            return Tiling(block_m=64 if head_dim <= 64 else 32, padded=head_dim == 112, max_registers=255)
+            block_m = 64 if head_dim <= 64 else 16 if dropout and head_dim > 112 else 32
+            return Tiling(block_m=block_m, padded=head_dim == 112, max_registers=255)
         return Tiling(max_registers=128 if kernel == "forward" and head_dim <= 64 else None)
     if 100 <= capability < 120:  # datacenter Blackwell: tensor cores with a memory of their own, where parts cost more
         if kernel == "forward":
@@ -69,13 +70,14 @@ def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool 
         if kernel == "dq":
             return Tiling(block_n=64 if head_dim <= 96 else 32, padded=head_dim in (48, 112), max_registers=255)
         return Tiling(block_m=64 if head_dim <= 80 else 32, padded=head_dim in (48, 112), max_registers=255)
-    # Ampere, Ada and consumer Blackwell: tensor cores that read registers. What fits with dropout on 8.0 spills on 8.6.
-    tight = dropout and capability != 80
-    if kernel == "forward":
-        return Tiling(max_registers=128 if head_dim <= 48 and not tight else None)
+    # Ampere, Ada and consumer Blackwell: tensor cores that read registers.
+    if kernel == "forward":  # what fits with dropout on 8.0 spills on 8.6
+        return Tiling(max_registers=128 if head_dim <= 48 and not (dropout and capability != 80) else None)
+    largest = 80 if dropout else 96  # head_dim that leaves room for the larger tiles
     if kernel == "dq":
-        return Tiling(block_n=64 if head_dim <= 96 else 32)
-    return Tiling(block_m=64 if head_dim <= 48 else 32 if head_dim <= (80 if tight else 96) else 16)
+        return Tiling(block_n=64 if head_dim <= largest else 32)
+    block_m = 64 if head_dim <= 48 else 32 if head_dim <= largest else 16
+    return Tiling(block_m=block_m, max_registers=255 if dropout else None)
 
 
 def candidates(kernel: str, capability: int, head_dim: int, math: str) -> list[Tiling]:

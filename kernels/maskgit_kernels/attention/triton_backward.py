@@ -28,7 +28,6 @@ from maskgit_kernels.attention.triton_tiles import (
     keep_by_columns,
     keep_by_rows,
     keys_as_columns,
-    keys_as_rows,
     load_rows,
     noise_of,
     product,
@@ -271,7 +270,7 @@ def attention_dk_dv_kernel(
     pair = tl.program_id(0) // blocks
     image, head = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)
     first_key = tl.program_id(0) % blocks * BLOCK_N
-    keys = keys_as_rows(BLOCK_N)  # [BLOCK_N]
+    keys = tl.arange(0, BLOCK_N)  # [BLOCK_N]
     q_matrix = (q_ptr + image * q_image + head * q_head, q_row, q_column)
     k_matrix = (k_ptr + image * k_image + head * k_head, k_row, k_column)
     v_matrix = (v_ptr + image * v_image + head * v_head, v_row, v_column)

@@ -82,15 +82,15 @@ def add_products(sums, weights, blocks, PRECISION: tl.constexpr):
     return results
 
 
-# Dropout. One call of the generator decides on an octet of neighbouring keys, for one query. Attention does not care
-# for the order of the keys, so a tile's keys are put in such an order that decisions need not travel far: each thread
-# of a warp holds a fixed set of places of a block that comes from matrix instructions.
+# Dropout. One call of the generator has sixteen bytes, which decide on as many neighbouring keys, for one query.
+# Attention does not care for the order of the keys, so a tile's keys are put in such an order that decisions need not
+# travel far: each thread of a warp holds a fixed set of places of a block that comes from matrix instructions.
 
 
 @triton.jit
 def noise_of(seed_ptr, pair, last_dropped):
-    """What decides: the generator's key (two words), the index of the (image, head) pair, and the largest 16-bit number
-    that drops a weight."""
+    """What decides: the generator's key (two words), the index of the (image, head) pair, and the largest byte that
+    drops a weight."""
     key0, key1 = seed_halves(tl.load(seed_ptr))
     return key0, key1, pair, last_dropped
 
@@ -100,39 +100,26 @@ def keys_as_columns(BLOCK_N: tl.constexpr):
     """Offsets of the keys that the columns of a [queries, keys] block stand for.
 
     A thread holds columns 2c, 2c + 1, 2c + 8, 2c + 9, 2c + 16, ... of a row, c being its place among four. So of each
-    32 columns, those with index bits JJ CC E stand for keys CC JJ E: a thread then has whole octets.
+    32 columns, the eight of a thread stand for every other one of sixteen keys: the odd ones where c is even, or the
+    even ones. Of 16 columns, the first eight stand for the odd keys.
     """
     columns = tl.arange(0, BLOCK_N)  # [BLOCK_N]
     if BLOCK_N >= 32:
-        return columns // 32 * 32 + columns // 2 % 4 * 8 + columns // 8 % 4 * 2 + columns % 2
+        thread, place = columns // 2 % 4, columns // 8 % 4 * 2 + columns % 2
+        return columns // 32 * 32 + thread // 2 * 16 + place * 2 + 1 - thread % 2
     else:
-        return columns
+        return columns % 8 * 2 + 1 - columns // 8
 
 
 @triton.jit
-def keys_as_rows(BLOCK_N: tl.constexpr):
-    """Offsets of the keys that the rows of a [keys, queries] block stand for.
-
-    A thread holds rows r and r + 8 of each 16. With bits 3 and 2 swapped, both are in the same octet.
-    """
-    rows = tl.arange(0, BLOCK_N)  # [BLOCK_N]
-    return rows // 16 * 16 + rows // 4 % 2 * 8 + rows // 8 % 2 * 4 + rows % 4
-
-
-@triton.jit
-def _keep_octets(noise, octets, queries):
-    """Four pairs of bool blocks of the shape that octets and queries broadcast to: one for each half of a word."""
+def _noise(noise, sixteens, queries):
+    """The four words that decide on sixteen keys each, of the shape that both numbers broadcast to, and the limit that
+    the topmost byte of a word must make it exceed for the byte's key to be kept."""
     key0, key1, pair, last_dropped = noise
-    w0, w1, w2, w3 = philox_4x32(key0, key1, octets, queries, pair, _STREAM, _ROUNDS)
-    # A half is above `last_dropped` if the word that has it on top is above last_dropped followed by 16 ones: no half
+    words = philox_4x32(key0, key1, sixteens, queries, pair, _STREAM, _ROUNDS)
+    # A byte is above `last_dropped` if the word that has it on top is above last_dropped followed by 24 ones: no byte
     # needs to be cut out.
-    limit = (last_dropped.to(tl.uint32) << 16) | 0xFFFF
-    return (
-        ((w0 << 16) > limit, w0 > limit),
-        ((w1 << 16) > limit, w1 > limit),
-        ((w2 << 16) > limit, w2 > limit),
-        ((w3 << 16) > limit, w3 > limit),
-    )
+    return words, (last_dropped.to(tl.uint32) << 24) | 0xFFFFFF
 
 
 @triton.jit
@@ -141,14 +128,17 @@ def keep_by_columns(noise, queries, first_key, BLOCK_N: tl.constexpr):
 
     Args:
         queries: [BLOCK_M], their indices.
-        first_key: of the block, a multiple of 8.
+        first_key: of the block, a multiple of 16.
     """
     BLOCK_M: tl.constexpr = queries.shape[0]
-    octets = first_key // 8 + tl.arange(0, BLOCK_N // 8)  # [BLOCK_N / 8]
-    a, b, c, d = _keep_octets(noise, octets[None, :], queries[:, None])  # [BLOCK_M, BLOCK_N / 8] each
-    ac = tl.join(tl.join(a[0], a[1]), tl.join(c[0], c[1]))
-    bd = tl.join(tl.join(b[0], b[1]), tl.join(d[0], d[1]))
-    kept = tl.join(ac, bd)  # [BLOCK_M, BLOCK_N / 8, half, word // 2, word % 2]
+    octets = first_key // 8 + tl.arange(0, BLOCK_N // 8)  # [BLOCK_N / 8], of every other key
+    words, limit = _noise(noise, octets[None, :] // 2, queries[:, None])  # [BLOCK_M, BLOCK_N / 8] each
+    even_keys = (octets % 2 * 8).to(tl.uint32)[None, :]
+    w0, w1, w2, w3 = words
+    w0, w1, w2, w3 = w0 << even_keys, w1 << even_keys, w2 << even_keys, w3 << even_keys
+    w02 = tl.join(tl.join((w0 << 16) > limit, w0 > limit), tl.join((w2 << 16) > limit, w2 > limit))
+    w13 = tl.join(tl.join((w1 << 16) > limit, w1 > limit), tl.join((w3 << 16) > limit, w3 > limit))
+    kept = tl.join(w02, w13)  # [BLOCK_M, BLOCK_N / 8, half, word // 2, word % 2]
     if BLOCK_N >= 32:
         kept = kept.reshape(BLOCK_M, BLOCK_N // 32, 4, 2, 4)  # [BLOCK_M, group of 32, octet, half, word]
         return kept.permute(0, 1, 4, 2, 3).reshape(BLOCK_M, BLOCK_N)
@@ -158,18 +148,25 @@ def keep_by_columns(noise, queries, first_key, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def keep_by_rows(noise, queries, first_key, BLOCK_N: tl.constexpr):
-    """What dropout keeps of a block whose rows are `keys_as_rows`: bool [BLOCK_N, BLOCK_M].
+def _keep_bits(word, limit):
+    """A bit for each byte of a word, lowest first: 1 where its key is kept."""
+    low = tl.where((word << 24) > limit, 1, 0) | tl.where((word << 16) > limit, 2, 0)
+    return low | tl.where((word << 8) > limit, 4, 0) | tl.where(word > limit, 8, 0)
 
-    An octet is spread over four threads here. Its decisions travel as the bits of one number.
+
+@triton.jit
+def keep_by_rows(noise, queries, first_key, BLOCK_N: tl.constexpr):
+    """What dropout keeps of a block whose rows are keys in order: bool [BLOCK_N, BLOCK_M].
+
+    Sixteen keys are spread over eight threads here. Their decisions travel as the bits of one number.
     """
     BLOCK_M: tl.constexpr = queries.shape[0]
-    octets = first_key // 8 + tl.arange(0, BLOCK_N // 8)  # [BLOCK_N / 8]
-    a, b, c, d = _keep_octets(noise, octets[:, None], queries[None, :])  # [BLOCK_N / 8, BLOCK_M] each
-    low = tl.where(a[0], 1, 0) | tl.where(a[1], 2, 0) | tl.where(b[0], 4, 0) | tl.where(b[1], 8, 0)
-    high = tl.where(c[0], 16, 0) | tl.where(c[1], 32, 0) | tl.where(d[0], 64, 0) | tl.where(d[1], 128, 0)
-    # A sum along an axis, for the compiler would move anything simpler behind the broadcast, and do it eight times.
-    bits = tl.sum(tl.join(low, high), 2)  # [BLOCK_N / 8, BLOCK_M]
-    bits = bits.reshape(BLOCK_N // 16, 1, 2, 1, BLOCK_M).broadcast_to(BLOCK_N // 16, 2, 2, 4, BLOCK_M)
-    own_bit = 1 << (keys_as_rows(BLOCK_N) % 8)  # [BLOCK_N]
+    sixteens = first_key // 16 + tl.arange(0, BLOCK_N // 16)  # [BLOCK_N / 16]
+    words, limit = _noise(noise, sixteens[:, None], queries[None, :])  # [BLOCK_N / 16, BLOCK_M] each
+    low = _keep_bits(words[0], limit) | _keep_bits(words[1], limit) << 4
+    high = _keep_bits(words[2], limit) << 8 | _keep_bits(words[3], limit) << 12
+    # A sum along an axis, for the compiler would move anything simpler behind the broadcast, and do it sixteen times.
+    bits = tl.sum(tl.join(low, high), 2)  # [BLOCK_N / 16, BLOCK_M]
+    bits = bits.reshape(BLOCK_N // 16, 1, BLOCK_M).broadcast_to(BLOCK_N // 16, 16, BLOCK_M)
+    own_bit = 1 << (tl.arange(0, BLOCK_N) % 16)  # [BLOCK_N]
     return bits.reshape(BLOCK_N, BLOCK_M) & own_bit[:, None] != 0
