@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from maskgit_kernels import attention
+from maskgit_kernels.attention.eager import attention_in_pieces, attention_in_pieces_backward
 from maskgit_kernels.attention.reference import attention_reference, drops_in_256, keep_mask
 
 SHAPES = [(2, 4, 16, 16, 32), (1, 2, 17, 17, 48), (3, 1, 5, 63, 16), (2, 3, 257, 111, 96), (1, 1, 1, 1, 128)]
@@ -117,6 +118,18 @@ def test_compiles_as_one_graph(dtype):
     q, k, v = inputs((2, 2, 8, 8, 16), dtype)
     compiled = torch.compile(attention, fullgraph=True, backend="eager")
     assert torch.equal(compiled(q, k, v), attention(q, k, v))
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
+def test_operators_pass_opcheck(dropout_p):
+    seed = torch.tensor(3) if dropout_p else None
+    packed = torch.randn(2, 9, 3, 2, 16, requires_grad=True)  # operators see strides
+    q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    torch.library.opcheck(attention_in_pieces, (q, k, v, seed, dropout_p, 0.25, True))
+    with torch.no_grad():
+        out, marked = attention_in_pieces(q, k, v, seed, dropout_p, 0.25, True)
+        torch.library.opcheck(attention_in_pieces, (q, k, v, seed, dropout_p, 0.25, False))
+        torch.library.opcheck(attention_in_pieces_backward, (torch.randn_like(out), q, k, v, marked, dropout_p, 0.25))
 
 
 def test_empty_batch():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from maskgit.dropout import Dropout
+from maskgit.dropout import Dropout, dropout_mask
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -54,6 +54,11 @@ def test_nothing_happens_in_evaluation_or_without_dropout() -> None:
     assert torch.equal(Dropout(0.0)(x), x)
     assert torch.equal(Dropout(1.0)(x), torch.zeros(4, 8))
     assert Dropout(0.5)(torch.empty(0, 8)).shape == (0, 8)
+
+
+def test_the_operator_passes_opcheck() -> None:
+    for dtype in DTYPES:
+        torch.library.opcheck(dropout_mask, (torch.tensor(2**61 + 1), 0.3, (5, 3), dtype))
 
 
 def test_compiles_as_one_graph() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from maskgit_kernels.attention.reference import dropout_bytes, drops_in_256, keep_mask
 
@@ -32,64 +31,88 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | T
 
 def in_pieces(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Tensor | None, scale: float) -> Tensor:
     """For a CPU; the arguments are validated in `attention`. Merging the heads of the result copies nothing."""
-    return _InPieces.apply(q, k, v, dropout_p, seed, scale)
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    seeds = None if seed is None else torch.as_tensor(seed, dtype=torch.int64)
+    out, _ = attention_in_pieces(q, k, v, seeds, dropout_p, scale, differentiable)
+    return out
 
 
-class _InPieces(torch.autograd.Function):
-    """Piece by piece, forward and backward.
+@torch.library.custom_op("maskgit_kernels::attention_in_pieces", mutates_args=())
+def attention_in_pieces(
+    q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, dropout_p: float, scale: float, differentiable: bool
+) -> tuple[Tensor, Tensor]:
+    """Forward pass, piece by piece.
 
-    The backward pass is left the weights P, softmax(q k^T * scale), [B, H, Nq, Nk]. They are never negative, so those
-    that dropout drops are marked by the sign.
+    Returns:
+        The output, and what the backward pass needs: the weights P, softmax(q k^T * scale), [B, H, Nq, Nk]. They are
+        never negative, so those that dropout drops are marked by the sign. Empty if not `differentiable`.
     """
+    (batch, heads, queries, _), keys = q.shape, k.shape[2]
+    out, marked = _outputs(q, k, v, seed, dropout_p, scale, differentiable)
+    for piece in _pieces(batch, heads, queries * keys * q.element_size()):
+        q_part, k_part, v_part = (_matrices(x, piece) for x in (q, k, v))  # [P, N, D] each
+        scores = _product(q_part, k_part.transpose(1, 2), scale)  # [P, Nq, Nk]
+        weights = _matrices(marked, piece) if differentiable else torch.empty_like(scores)
+        torch.softmax(scores, dim=-1, out=weights)
+        if dropout_p > 0:
+            assert seed is not None
+            images, some_heads = piece
+            _mark_dropped(weights, dropout_p, seed, first_pair=images.start * heads + some_heads.start)
+            weights = torch.clamp_min(weights, 0, out=scores)
+        _put(_product(weights, v_part, 1 / (1 - dropout_p)), out, piece)
+    return out, marked
 
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Tensor | None, scale: float
-    ) -> Tensor:
-        (batch, heads, queries, _), keys = q.shape, k.shape[2]
-        out = _heads_merged(q)
-        marked = q.new_empty(batch, heads, queries, keys) if any(ctx.needs_input_grad) else None
-        for piece in _pieces(batch, heads, queries * keys * q.element_size()):
-            q_part, k_part, v_part = (_matrices(x, piece) for x in (q, k, v))  # [P, N, D] each
-            scores = _product(q_part, k_part.transpose(1, 2), scale)  # [P, Nq, Nk]
-            weights = torch.empty_like(scores) if marked is None else _matrices(marked, piece)
-            torch.softmax(scores, dim=-1, out=weights)
-            if dropout_p > 0:
-                assert seed is not None
-                images, some_heads = piece
-                _mark_dropped(weights, dropout_p, seed, first_pair=images.start * heads + some_heads.start)
-                weights = torch.clamp_min(weights, 0, out=scores)
-            _put(_product(weights, v_part, 1 / (1 - dropout_p)), out, piece)
-        if marked is not None:
-            ctx.save_for_backward(q, k, v, marked)
-            ctx.dropout_p, ctx.scale = dropout_p, scale
-        return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """With M what dropout keeps and c = 1 / (1 - dropout_p):
+@torch.library.custom_op("maskgit_kernels::attention_in_pieces_backward", mutates_args=())
+def attention_in_pieces_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, marked: Tensor, dropout_p: float, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward pass. With M what dropout keeps and c = 1 / (1 - dropout_p):
 
-        dV = c (P * M)^T dO,  dP = c (dO V^T) * M,  dS = P * (dP - rowsum(dP * P)),  dQ = scale dS K,
-        dK = scale dS^T Q.
-        """
-        q, k, v, marked = ctx.saved_tensors
-        keep_scale, scale = 1 / (1 - ctx.dropout_p), ctx.scale
-        dq, dk, dv = (_heads_merged(x) for x in (q, k, v))
-        for piece in _pieces(q.shape[0], q.shape[1], q.shape[2] * k.shape[2] * q.element_size()):
-            q_part, k_part, v_part, grad_part = (_matrices(x, piece) for x in (q, k, v, grad))
-            weights = signed = _matrices(marked, piece)  # [P, Nq, Nk]
-            if ctx.dropout_p > 0:
-                weights = signed.clamp_min(0)
-            _put(_product(weights.transpose(1, 2), grad_part, keep_scale), dv, piece)
-            d_weights = _product(grad_part, v_part.transpose(1, 2), keep_scale)  # [P, Nq, Nk]
-            if ctx.dropout_p > 0:
-                torch.ops.aten.threshold_backward(d_weights, signed, 0, grad_input=d_weights)
-                torch.abs(signed, out=weights)
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, q.dtype, grad_input=d_weights)
-            _put(_product(d_scores, k_part, scale), dq, piece)
-            _put(_product(d_scores.transpose(1, 2), q_part, scale), dk, piece)
-        return dq, dk, dv, None, None, None
+    dV = c (P * M)^T dO,  dP = c (dO V^T) * M,  dS = P * (dP - rowsum(dP * P)),  dQ = scale dS K,  dK = scale dS^T Q.
+    """
+    keep_scale = 1 / (1 - dropout_p)
+    dq, dk, dv = (_heads_merged(x) for x in (q, k, v))
+    for piece in _pieces(q.shape[0], q.shape[1], q.shape[2] * k.shape[2] * q.element_size()):
+        q_part, k_part, v_part, grad_part = (_matrices(x, piece) for x in (q, k, v, grad))
+        weights = signed = _matrices(marked, piece)  # [P, Nq, Nk]
+        if dropout_p > 0:
+            weights = signed.clamp_min(0)
+        _put(_product(weights.transpose(1, 2), grad_part, keep_scale), dv, piece)
+        d_weights = _product(grad_part, v_part.transpose(1, 2), keep_scale)  # [P, Nq, Nk]
+        if dropout_p > 0:
+            torch.ops.aten.threshold_backward(d_weights, signed, 0, grad_input=d_weights)
+            torch.abs(signed, out=weights)
+        d_scores = torch._softmax_backward_data(d_weights, weights, -1, q.dtype, grad_input=d_weights)
+        _put(_product(d_scores, k_part, scale), dq, piece)
+        _put(_product(d_scores.transpose(1, 2), q_part, scale), dk, piece)
+    return dq, dk, dv
+
+
+@attention_in_pieces.register_fake
+def _outputs(
+    q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, dropout_p: float, scale: float, differentiable: bool
+) -> tuple[Tensor, Tensor]:
+    return _heads_merged(q), q.new_empty((*q.shape[:3], k.shape[2]) if differentiable else 0)
+
+
+@attention_in_pieces_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _heads_merged(q), _heads_merged(k), _heads_merged(v)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, _, ctx.dropout_p, ctx.scale, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, output[1])
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    gradients = attention_in_pieces_backward(grad, *ctx.saved_tensors, ctx.dropout_p, ctx.scale)
+    return (*gradients, None, None, None, None)
+
+
+attention_in_pieces.register_autograd(_differentiate, setup_context=_save)
 
 
 def _pieces(batch: int, heads: int, head_bytes: int) -> Iterator[Piece]:

@@ -71,8 +71,7 @@ def attention(
         # On a CPU, SDPA in bfloat16 converts to float32 and misses the matrix instructions. Written out it takes 0.4
         # times as long forward and backward (batch 32, 8 heads of 48, 256 tokens); in float32 SDPA is the faster one.
         if dropout_p > 0 or (device_type == "cpu" and q.dtype == torch.bfloat16):
-            ours = in_pieces if device_type == "cpu" and not torch.compiler.is_compiling() else written_out
-            return ours(q, k, v, dropout_p, seed, scale)
+            return (in_pieces if device_type == "cpu" else written_out)(q, k, v, dropout_p, seed, scale)
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
