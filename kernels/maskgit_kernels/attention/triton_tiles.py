@@ -112,7 +112,7 @@ def keys_as_columns(BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def _noise(noise, sixteens, queries):
+def _words(noise, sixteens, queries):
     """The four words that decide on sixteen keys each, of the shape that both numbers broadcast to, and the limit that
     the topmost byte of a word must make it exceed for the byte's key to be kept."""
     key0, key1, pair, last_dropped = noise
@@ -132,7 +132,7 @@ def keep_by_columns(noise, queries, first_key, BLOCK_N: tl.constexpr):
     """
     BLOCK_M: tl.constexpr = queries.shape[0]
     octets = first_key // 8 + tl.arange(0, BLOCK_N // 8)  # [BLOCK_N / 8], of every other key
-    words, limit = _noise(noise, octets[None, :] // 2, queries[:, None])  # [BLOCK_M, BLOCK_N / 8] each
+    words, limit = _words(noise, octets[None, :] // 2, queries[:, None])  # [BLOCK_M, BLOCK_N / 8] each
     even_keys = (octets % 2 * 8).to(tl.uint32)[None, :]
     w0, w1, w2, w3 = words
     w0, w1, w2, w3 = w0 << even_keys, w1 << even_keys, w2 << even_keys, w3 << even_keys
@@ -162,7 +162,7 @@ def keep_by_rows(noise, queries, first_key, BLOCK_N: tl.constexpr):
     """
     BLOCK_M: tl.constexpr = queries.shape[0]
     sixteens = first_key // 16 + tl.arange(0, BLOCK_N // 16)  # [BLOCK_N / 16]
-    words, limit = _noise(noise, sixteens[:, None], queries[None, :])  # [BLOCK_N / 16, BLOCK_M] each
+    words, limit = _words(noise, sixteens[:, None], queries[None, :])  # [BLOCK_N / 16, BLOCK_M] each
     low = _keep_bits(words[0], limit) | _keep_bits(words[1], limit) << 4
     high = _keep_bits(words[2], limit) << 8 | _keep_bits(words[3], limit) << 12
     # A sum along an axis, for the compiler would move anything simpler behind the broadcast, and do it sixteen times.
