@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from maskgit_kernels.attention.reference import dropout_bytes, drops_in_256, keep_mask
 
@@ -114,18 +113,6 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | N
 
 
 attention_in_pieces.register_autograd(_differentiate, setup_context=_save)
-
-
-@register_flop_formula(torch.ops.maskgit_kernels.attention_in_pieces)
-def _flops(q: Sequence[int], k: Sequence[int], *_: Any, **__: Any) -> int:
-    """Of the two products, given shapes: for PyTorch's FLOP counter, which can't look into an operator."""
-    batch, heads, queries, head_dim = q
-    return 4 * batch * heads * queries * k[2] * head_dim
-
-
-@register_flop_formula(torch.ops.maskgit_kernels.attention_in_pieces_backward)
-def _backward_flops(_: Sequence[int], q: Sequence[int], k: Sequence[int], *__: Any, **___: Any) -> int:
-    return 2 * _flops(q, k)
 
 
 def _pieces(batch: int, heads: int, head_bytes: int) -> Iterator[Piece]:
