@@ -10,6 +10,7 @@ last bit. After every kill all checkpoints must be whole; SIGTERM must have left
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import signal
@@ -76,8 +77,8 @@ def break_runs(
     met: Counter[tuple[str, str]] = Counter()
     signals = [signal.SIGKILL, signal.SIGTERM] * kills
     rng.shuffle(signals)
-    while signals:
-        output = folder / f"{stage}-{len(signals)}"
+    for attempt in itertools.takewhile(lambda _: signals, itertools.count()):
+        output = folder / f"{stage}-{attempt}"  # a new run even if the last came to its end before its signal
         arguments = [stage, "--resume", *as_words(options | {"output": output})]
         where = ""
         while where != "end" and signals:
