@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from maskgit_kernels.attention.reference import dropout_bytes, drops_in_256, keep_mask
+from maskgit_kernels.attention.triton_op import heads_merged
 
 # Weights that a CPU works on at a time: few enough to stay in the caches, many enough that calls cost little.
 _PIECE_BYTES = 8 * 2**20
@@ -72,7 +73,7 @@ def attention_in_pieces_backward(
     dV = c (P * M)^T dO,  dP = c (dO V^T) * M,  dS = P * (dP - rowsum(dP * P)),  dQ = scale dS K,  dK = scale dS^T Q.
     """
     keep_scale = 1 / (1 - dropout_p)
-    dq, dk, dv = (_heads_merged(x) for x in (q, k, v))
+    dq, dk, dv = (heads_merged(x) for x in (q, k, v))
     for piece in _pieces(q.shape[0], q.shape[1], q.shape[2] * k.shape[2] * q.element_size()):
         q_part, k_part, v_part, grad_part = (_matrices(x, piece) for x in (q, k, v, grad))
         weights = signed = _matrices(marked, piece)  # [P, Nq, Nk]
@@ -93,12 +94,12 @@ def attention_in_pieces_backward(
 def _outputs(
     q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, dropout_p: float, scale: float, differentiable: bool
 ) -> tuple[Tensor, Tensor]:
-    return _heads_merged(q), q.new_empty((*q.shape[:3], k.shape[2]) if differentiable else 0)
+    return heads_merged(q), q.new_empty((*q.shape[:3], k.shape[2]) if differentiable else 0)
 
 
 @attention_in_pieces_backward.register_fake
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _heads_merged(q), _heads_merged(k), _heads_merged(v)
+    return heads_merged(q), heads_merged(k), heads_merged(v)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -125,12 +126,6 @@ def _pieces(batch: int, heads: int, head_bytes: int) -> Iterator[Piece]:
         yield from (
             (slice(i, i + 1), slice(h, min(h + some, heads))) for i in range(batch) for h in range(0, heads, some)
         )
-
-
-def _heads_merged(x: Tensor) -> Tensor:
-    """A new tensor of x's shape [B, H, N, D] that lies in memory as [B, N, H, D]."""
-    batch, heads, length, head_dim = x.shape
-    return x.new_empty(batch, length, heads, head_dim).transpose(1, 2)
 
 
 def _matrices(x: Tensor, piece: Piece) -> Tensor:

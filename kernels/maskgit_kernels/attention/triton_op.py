@@ -35,19 +35,19 @@ def attention_backward(
     """The gradients of q, k and v; see `triton_backward.backward`."""
     from maskgit_kernels.attention import triton_backward
 
-    dq, dk, dv = (_heads_merged(x) for x in (q, k, v))
+    dq, dk, dv = (heads_merged(x) for x in (q, k, v))
     triton_backward.backward(grad, q, k, v, out, lse, seed, dropout_p, scale, dq, dk, dv)
     return dq, dk, dv
 
 
-def _heads_merged(x: Tensor) -> Tensor:
+def heads_merged(x: Tensor) -> Tensor:
     """A new tensor of x's shape [B, H, N, D] that lies in memory as [B, N, H * D]: merging the heads is a view."""
     batch, heads, length, head_dim = x.shape
     return x.new_empty(batch, length, heads, head_dim).transpose(1, 2)
 
 
 def _forward_outputs(q: Tensor) -> tuple[Tensor, Tensor]:
-    return _heads_merged(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return heads_merged(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @attention_forward.register_fake
@@ -57,7 +57,7 @@ def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 @attention_backward.register_fake
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _heads_merged(q), _heads_merged(k), _heads_merged(v)
+    return heads_merged(q), heads_merged(k), heads_merged(v)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
