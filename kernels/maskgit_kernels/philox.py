@@ -61,20 +61,20 @@ def philox_4x32(
     Returns:
         Four int64 tensors of the broadcast shape with values in [0, 2**32).
     """
-    words = _rounds(seeds, [_counter_word(c, seeds.device) for c in (c0, c1, c2, c3)], rounds)
+    words = _rounds(seeds, (c0, c1, c2, c3), rounds)
     shape = torch.broadcast_shapes(seeds.shape, *(word.shape for word in words))
     w0, w1, w2, w3 = (word.expand(shape) for word in words)
     return w0, w1 & _MASK, w2, w3 & _MASK
 
 
-def _rounds(seeds: Tensor, words: list[Tensor], rounds: int) -> list[Tensor]:
+def _rounds(seeds: Tensor, counter: tuple[Tensor | int, ...], rounds: int) -> list[Tensor]:
     """The four words after some rounds, the second and the fourth with rubbish in their upper 32 bits.
 
     int64 products wrap modulo 2**64, so one product holds both halves. The lower one is the next word 1 or 3, and the
     upper stays there until it would get into another product.
     """
-    w0, w1, w2, w3 = words
-    shape = torch.broadcast_shapes(seeds.shape, *(word.shape for word in words))
+    w0, w1, w2, w3 = (_counter_word(word, seeds.device) for word in counter)
+    shape = torch.broadcast_shapes(seeds.shape, w0.shape, w1.shape, w2.shape, w3.shape)
     keys = _round_keys(seeds, rounds)
     for key0, key1 in keys:  # on tensors of no more dimensions than a word depends on so far
         product_a, product_b = w0 * _MULTIPLIER_A, w2 * _MULTIPLIER_B
@@ -95,10 +95,9 @@ def _rounds(seeds: Tensor, words: list[Tensor], rounds: int) -> list[Tensor]:
 
 
 def _round_keys(seeds: Tensor, rounds: int) -> Iterator[tuple[Tensor, Tensor]]:
-    key0, key1 = seeds & _MASK, (seeds >> 32) & _MASK
-    for _ in range(rounds):
-        yield key0, key1
-        key0, key1 = (key0 + _WEYL_0) & _MASK, (key1 + _WEYL_1) & _MASK
+    steps = torch.arange(rounds, device=seeds.device).view(-1, *[1] * seeds.dim())
+    lower, upper = seeds + steps * _WEYL_0, (seeds >> 32) + steps * _WEYL_1
+    return zip((lower & _MASK).unbind(), (upper & _MASK).unbind(), strict=True)
 
 
 def _mix(word: Tensor, *others: Tensor) -> Tensor:
@@ -145,10 +144,10 @@ def random_bytes(seeds: Tensor, positions: Tensor, step: Tensor | int, stream: i
     counters = torch.arange((count + 15) // 16, device=seeds.device)
     if isinstance(step, Tensor):
         step = step[..., None]
-    words = philox_4x32(seeds[..., None], counters, positions[..., None], step, stream, DROPOUT_ROUNDS)
-    packed = torch.empty(*words[0].shape, 4, dtype=torch.int32, device=seeds.device)
-    for index, word in enumerate(words):
-        packed[..., index] = word
+    w0, w1, w2, w3 = _rounds(seeds[..., None], (counters, positions[..., None], step, stream), DROPOUT_ROUNDS)
+    packed = torch.empty(*w0.shape, 2, dtype=torch.int64, device=seeds.device)
+    packed[..., 0] = w0.add_(w1, alpha=2**32)  # which leaves no room for the rubbish
+    packed[..., 1] = w2.add_(w3, alpha=2**32)
     return packed.view(torch.uint8).flatten(-2)[..., :count]  # little-endian: the lowest byte of a word comes first
 
 

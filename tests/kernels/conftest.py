@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.trace_rules import get_torch_obj_rule_map
 
-with torch.device("cpu"):  # PyTorch keeps a list of what such a context concerns: of the true torch.empty, not ours
+# PyTorch keeps lists of its functions: these are to hold the true torch.empty, not ours.
+get_torch_obj_rule_map()  # what a compiler knows
+with torch.device("cpu"):  # what such a context concerns
     torch.empty(0)
 
 

@@ -120,16 +120,16 @@ def test_compiles_as_one_graph(dtype):
     assert torch.equal(compiled(q, k, v), attention(q, k, v))
 
 
-@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
-def test_operators_pass_opcheck(dropout_p):
-    seed = torch.tensor(3) if dropout_p else None
+@pytest.mark.parametrize("dropout", [False, True])
+def test_operators_pass_opcheck(dropout):
+    keep = torch.randint(2, (2, 2, 9, 9), dtype=torch.uint8) if dropout else None
     packed = torch.randn(2, 9, 3, 2, 16, requires_grad=True)  # operators see strides
     q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
-    torch.library.opcheck(attention_in_pieces, (q, k, v, seed, dropout_p, 0.25, True))
+    torch.library.opcheck(attention_in_pieces, (q, k, v, keep, 1.25, 0.25, True))
     with torch.no_grad():
-        out, marked = attention_in_pieces(q, k, v, seed, dropout_p, 0.25, True)
-        torch.library.opcheck(attention_in_pieces, (q, k, v, seed, dropout_p, 0.25, False))
-        torch.library.opcheck(attention_in_pieces_backward, (torch.randn_like(out), q, k, v, marked, dropout_p, 0.25))
+        out, weights = attention_in_pieces(q, k, v, keep, 1.25, 0.25, True)
+        torch.library.opcheck(attention_in_pieces, (q, k, v, keep, 1.25, 0.25, False))
+        torch.library.opcheck(attention_in_pieces_backward, (torch.randn_like(out), q, k, v, weights, keep, 1.25, 0.25))
 
 
 def test_empty_batch():
