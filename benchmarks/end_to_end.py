@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -27,7 +29,7 @@ STEPS = 8
 LONG_ROUNDS = 5  # of training steps that take many seconds
 WARM_UP = 3  # training steps, in which a program gets hold of its memory
 # What is promised of the lab's training step: how many times as fast, which implementation, over which.
-LAB_TRAINING, OURS, BASELINE = 4.0, "bf16 (torch)", "naive, float32"
+LAB_TRAINING, OURS, BASELINE = 4.0, "bf16, compiled (torch)", "naive, float32"
 # How far loss and gradient norm may be from those of the naive transformer in float32.
 SAME_FIGURES = {"float32": 1e-3, "bf16": 0.05}
 
@@ -100,11 +102,15 @@ class Training(TransformerTask):
         optimizer: torch.optim.Optimizer,
         precision: Precision,
         batch: int,
+        *,
+        compiled: bool = False,
     ) -> None:
-        self.config = TransformerTraining(precision=precision)
+        self.config = TransformerTraining(precision=precision, compile=compiled)
         self.device = model.position_embedding.device
         self.engine = self.ENGINE(dataclasses.replace(self.config, device=str(self.device)))
-        self.model = self.wrapped = model  # type: ignore[assignment]
+        self.model = model  # type: ignore[assignment]
+        # The check's single image would make the batch size a variable, which it isn't in training.
+        self.wrapped = torch.compile(model, dynamic=False) if compiled else model
         self.optimizers = [optimizer]
         config = model.config
         tokens = torch.randint(config.codebook_size, (batch, config.num_tokens))
@@ -141,7 +147,9 @@ def training_comparisons(setting: Setting) -> Iterator[Maker]:
 
 
 def training_comparison(name: str, batch: int, setting: Setting) -> Comparison:
-    """Forward, backward, optimizer; the naive transformer in float32 with PyTorch's AdamW, ours at both precisions."""
+    """Forward, backward, optimizer; the naive transformer in float32 with PyTorch's AdamW, ours at both precisions,
+    and as `--compile` has it.
+    """
     torch.manual_seed(0)  # of the tokens, the masks and the dropout
     model = make_transformer(name, setting.device, setting.quick)
     naive = NaiveTransformer(model)
@@ -149,13 +157,19 @@ def training_comparison(name: str, batch: int, setting: Setting) -> Comparison:
     # One model and one optimizer for both precisions: two would not fit into a small machine's memory.
     optimizer = make_optimizer(model, TransformerTraining())
     cases = [Case(BASELINE, plain.step, lambda: None)]
-    for precision in PRECISIONS:
-        task = Training(model, optimizer, precision, batch)
+    options = [(precision, False, kernels) for precision in PRECISIONS for kernels in setting.backends()]
+    left_out, reason = setting.left_out(), _why_not_compiled(name, setting)
+    if reason is None:
+        options.append(("bf16", True, setting.backends()[-1]))
+    else:
+        left_out["bf16, compiled"] = reason
+    for precision, compiled, kernels in options:
+        task = Training(model, optimizer, precision, batch, compiled=compiled)
         task.batch = plain.batch
-        for kernels in setting.backends():
-            run = functools.partial(_with_kernels, kernels, task.step)
-            verify = functools.partial(_with_kernels, kernels, functools.partial(check_training, task, plain))
-            cases.append(Case(f"{precision} ({kernels})", run, verify, start=keep_freed_memory))
+        run = functools.partial(_with_kernels, kernels, task.step)
+        verify = functools.partial(_with_kernels, kernels, functools.partial(check_training, task, plain))
+        label = f"{precision}{', compiled' if compiled else ''} ({kernels})"
+        cases.append(Case(label, run, verify, start=keep_freed_memory))
     targets = []
     if name == "lab" and setting.promised:
         what = f"training, lab, batch {batch}: "
@@ -182,8 +196,17 @@ def training_comparison(name: str, batch: int, setting: Setting) -> Comparison:
         warm_up=0 if setting.quick else WARM_UP,
         weighed=True,
         targets=targets,
-        left_out=setting.left_out(),
+        left_out=left_out,
     )
+
+
+def _why_not_compiled(name: str, setting: Setting) -> str | None:
+    if setting.quick:
+        return "a quick run compiles nothing"
+    if not setting.on_gpu and name != "lab":
+        return "slow to compile: done for lab only"
+    compiler = os.environ.get("CXX", "g++")  # as TorchInductor chooses it
+    return None if shutil.which(compiler) else f"needs a C++ compiler, and there is no {compiler}"
 
 
 def memory_ratio(timings: Mapping[str, Timing], ours: str, over: str) -> float:
