@@ -22,7 +22,7 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         """Any shape and float dtype: an element becomes 0 with probability p, else is divided by 1 - p.
 
-        On a CPU p is rounded to a multiple of 1/256, unless that were 0 or 1.
+        On a CPU p is rounded to a multiple of 1/256 (255/256 at most), unless that were 0.
         """
         drops = drops_in_256(self.p)
         if not self.training or not drops or self.p == 1 or x.device.type != "cpu":
