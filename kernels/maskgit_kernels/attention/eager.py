@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskgit_kernels.attention.reference import dropout_bytes, drops_in_256, keep_mask
+from maskgit_kernels.attention.reference import keep_mask
 from maskgit_kernels.attention.triton_op import heads_merged
 
 # Weights that a CPU works on at a time: few enough to stay in the caches, many enough that calls cost little.
@@ -35,10 +35,7 @@ def in_pieces(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Ten
     keep = None
     if dropout_p > 0:
         assert seed is not None
-        pairs = range(q.shape[0] * q.shape[1])
-        # Here and not in the operator, because compilers can make one fast loop of it.
-        keep = dropout_bytes(seed, pairs, q.shape[2], k.shape[2], q.device).ge_(drops_in_256(dropout_p))
-        keep = keep.view(*q.shape[:3], k.shape[2])
+        keep = keep_mask(q, k, dropout_p, seed)  # outside of the operator: compilers can make one fast loop of it
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if differentiable:  # once for both passes; a packed projection that they lay in needn't be kept then
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
@@ -54,7 +51,7 @@ def attention_in_pieces(
 
     Args:
         q, k, v: [B, H, N, D].
-        keep: M, uint8 [B, H, Nq, Nk], 0 for what dropout drops and else 1; None without dropout.
+        keep: M, as `keep_mask` gives it; None without dropout.
         keep_scale: c.
 
     Returns:

@@ -49,16 +49,12 @@ def keep_mask(q: Tensor, k: Tensor, dropout_p: float, seed: int | Tensor) -> Ten
         q: [B, H, Nq, D], k: [B, H, Nk, D]; only their shapes and device are used.
 
     Returns:
-        bool [B, H, Nq, Nk].
+        uint8 [B, H, Nq, Nk], 1 where a weight is kept and 0 where it is dropped.
     """
     batch, heads, queries, _ = q.shape
-    noise = dropout_bytes(seed, range(batch * heads), queries, k.shape[2], q.device)
-    return (noise >= drops_in_256(dropout_p)).view(batch, heads, queries, k.shape[2])
-
-
-def dropout_bytes(seed: int | Tensor, pairs: range, queries: int, keys: int, device: torch.device) -> Tensor:
-    """The random bytes that decide on weights, uint8 [P, Nq, Nk], for some numbers of (image, head) pairs."""
-    seeds = torch.as_tensor(seed, dtype=torch.int64, device=device).view(1, 1)
-    positions = torch.arange(queries, device=device)[None, :]
-    numbers = torch.arange(pairs.start, pairs.stop, device=device)[:, None]
-    return random_bytes(seeds, positions, numbers, STREAM_DROPOUT, keys)
+    seeds = torch.as_tensor(seed, dtype=torch.int64, device=q.device).view(1, 1)
+    positions = torch.arange(queries, device=q.device)[None, :]
+    pairs = torch.arange(batch * heads, device=q.device)[:, None]
+    noise = random_bytes(seeds, positions, pairs, STREAM_DROPOUT, k.shape[2])  # [B * H, Nq, Nk]
+    # In place: on a CPU, making bools of bytes takes many times as long.
+    return noise.ge_(drops_in_256(dropout_p)).view(batch, heads, queries, k.shape[2])
