@@ -109,8 +109,7 @@ class Training(TransformerTask):
         self.device = model.position_embedding.device
         self.engine = self.ENGINE(dataclasses.replace(self.config, device=str(self.device)))
         self.model = model  # type: ignore[assignment]
-        # The check's single image would make the batch size a variable, which it isn't in training.
-        self.wrapped = torch.compile(model, dynamic=False) if compiled else model
+        self.wrapped = self.compiled(model) if compiled else model
         self.optimizers = [optimizer]
         config = model.config
         tokens = torch.randint(config.codebook_size, (batch, config.num_tokens))

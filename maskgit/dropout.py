@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from maskgit_kernels.attention.reference import drops_in_256
+
+# Of SplitMix64, as int64: 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB.
+_STEP, _MULTIPLIER_A, _MULTIPLIER_B = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
 class Dropout(nn.Dropout):
@@ -27,30 +26,30 @@ class Dropout(nn.Dropout):
         drops = drops_in_256(self.p)
         if not self.training or not drops or self.p == 1 or x.device.type != "cpu":
             return super().forward(x)
-        return x * dropout_mask(torch.randint(2**62, ()), drops, x.shape, x.dtype)
+        count = x.numel()
+        noise = random_int64(torch.randint(2**62, ()), (count + 7) // 8).view(torch.uint8)[:count].view(x.shape)
+        return x * (noise.ge_(drops) * torch.full((), 1 / (1 - drops / 256), dtype=x.dtype))
 
 
-@torch.library.custom_op("maskgit::dropout_mask", mutates_args=())
-def dropout_mask(seed: Tensor, drops: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """0 with probability p = drops / 256, else 1 / (1 - p): an operator, which compilers leave as it is.
+def random_int64(seed: Tensor, count: int) -> Tensor:
+    """Random bits in operations that all threads share and compilers make one loop of.
+
+    They are SplitMix64's (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014): a counter
+    in large steps, its bits mixed.
 
     Args:
-        seed: int64 []. The same seed, the same mask.
-        drops: in [1, 255].
+        seed: int64 []. The same seed, the same bits.
+        count: of the numbers.
 
     Returns:
-        A tensor on the CPU of this shape and dtype.
+        int64 [count] on the CPU.
     """
-    count = math.prod(shape)
-    words = np.random.SFC64(int(seed)).random_raw((count + 7) // 8)  # of 64 bits
-    kept = torch.from_numpy(words.view(np.uint8))[:count].view(tuple(shape)).ge_(drops)
-    scale = torch.full((), 1 / (1 - drops / 256), dtype=dtype)
-    if dtype.itemsize > 2:
-        return kept.to(dtype).mul_(scale)
-    # By the bits of the scale: that is exact, and an integer is converted in half the time.
-    return kept.to(torch.int16).mul_(scale.view(torch.int16)).view(dtype)
+    x = torch.arange(1, count + 1).mul_(_STEP).add_(seed)
+    _xor_with_upper(x, 30).mul_(_MULTIPLIER_A)
+    _xor_with_upper(x, 27).mul_(_MULTIPLIER_B)
+    return _xor_with_upper(x, 31)
 
 
-@dropout_mask.register_fake
-def _(seed: Tensor, drops: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype)
+def _xor_with_upper(x: Tensor, shift: int) -> Tensor:
+    """x ^ (x >> shift), in place; zeros come in from above, where int64 would repeat its sign."""
+    return x.bitwise_xor_((x >> shift).bitwise_and_(2 ** (64 - shift) - 1))

@@ -159,6 +159,15 @@ class Transformer(nn.Module):
         weight, bias = self.output_weights()
         return F.linear(x, weight) + bias
 
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """[B, N] -> [B, N, dim]."""
+        if not torch.compiler.is_compiling() or tokens.device.type != "cpu":
+            return self.token_embedding(tokens)
+        # As bags of one token, which TorchInductor leaves to PyTorch. An embedding's gradient it makes a loop of atomic
+        # additions, in which the threads wait for each other: most tokens are masked, and so in the same row.
+        bags = F.embedding_bag(tokens.flatten()[:, None], self.token_embedding.weight, mode="sum")
+        return bags.view(*tokens.shape, -1)
+
     def output_weights(self) -> tuple[Tensor, Tensor]:
         """The last product: weight [V, dim] and bias, [V] or one for each position, [N, V], for `hidden`'s states."""
         if self.config.tied:
@@ -184,7 +193,7 @@ class Transformer(nn.Module):
             tokens = torch.cat([tokens, (labels + config.codebook_size + 1)[:, None]], dim=1)
         elif labels is not None:
             raise ValueError("labels were given, but the model was trained without classes (num_classes is 0)")
-        x = self.token_embedding(tokens) + self.position_embedding
+        x = self._embed(tokens) + self.position_embedding
         count = config.num_tokens
         if context is not None:
             x, count = context.select(x, count)  # from here on N is the number of positions that are evaluated

@@ -173,7 +173,7 @@ class TransformerTask(StageTask):
     def prepare(self) -> None:
         self.optimizers = [make_optimizer(self.model, self.config)]
         wrapped = self.engine.wrap(self.model)
-        self.wrapped: Any = torch.compile(wrapped) if self.config.compile else wrapped
+        self.wrapped: Any = self.compiled(wrapped) if self.config.compile else wrapped
 
     def flops_per_image(self) -> float:
         """2 for each weight of a matrix and token, 4 N dim for each token's attention; the backward pass twice that."""
@@ -215,14 +215,26 @@ class TransformerTask(StageTask):
         logged = engine.totals(sums.values)
         return logged | {"gradient_norm": engine.update(self.optimizers[0], logged["loss"])}
 
+    def compiled(self, network: nn.Module) -> Any:
+        """`network` with `--compile`. The sizes of a run don't change but for the rows (see `_logits`)."""
+        # On a CPU PyTorch draws the seeds of dropout. Compiled code would draw a seed anew wherever it is used: for
+        # every few elements of a mask.
+        options = {"fallback_random": True} if self.device.type == "cpu" else None
+        return torch.compile(network, dynamic=False, options=options)
+
     def _logits(self, tokens: Tensor, labels: Tensor | None, counted: Tensor) -> Tensor:
         """[b, N, V], right where `counted`, bool [b, N], is True."""
-        # How many these are differs from step to step, for which a GPU would have to be waited for.
-        if self.device.type != "cpu" or self.config.loss_on == "all" or self.config.compile:
+        # How many these are differs from step to step, for which a GPU would have to be waited for, and compiled code
+        # for several processes, which is in parts, be compiled again.
+        several = self.config.compile and self.engine.processes > 1
+        if self.device.type != "cpu" or self.config.loss_on == "all" or several:
             return self.wrapped(tokens, labels)
         # A few more, so that the sizes of tensors, and with them the places in memory, are of a few kinds.
-        rows = min(counted.numel(), -(-int(counted.sum()) // _ROWS_STRIDE) * _ROWS_STRIDE)
-        return self.wrapped(tokens, labels, rows=masked_rows(counted.flatten()[None], rows))
+        count = min(counted.numel(), -(-int(counted.sum()) // _ROWS_STRIDE) * _ROWS_STRIDE)
+        rows = masked_rows(counted.flatten()[None], count)
+        if self.config.compile:
+            torch._dynamo.mark_dynamic(rows, 0)
+        return self.wrapped(tokens, labels, rows=rows)
 
     def _draw(self, candidates: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What is masked, bool [b, N], and the labels, some of them hidden; drawn for the images of all processes.
