@@ -35,16 +35,17 @@ def random_int64(seed: Tensor, count: int) -> Tensor:
     """Random bits in operations that all threads share and compilers make one loop of.
 
     They are SplitMix64's (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014): a counter
-    in large steps, its bits mixed.
+    in steps of 0x9E3779B97F4A7C15, its bits mixed.
 
     Args:
-        seed: int64 []. The same seed, the same bits.
+        seed: int64 []. The same seed, the same bits. The generator starts at `seed` steps.
         count: of the numbers.
 
     Returns:
         int64 [count] on the CPU.
     """
-    x = torch.arange(1, count + 1).mul_(_STEP).add_(seed)
+    # In this order: TorchInductor takes products of an arange for indices, in which an overflow may do anything.
+    x = torch.arange(1, count + 1).add_(seed).mul_(_STEP)
     _xor_with_upper(x, 30).mul_(_MULTIPLIER_A)
     _xor_with_upper(x, 27).mul_(_MULTIPLIER_B)
     return _xor_with_upper(x, 31)

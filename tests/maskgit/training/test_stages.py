@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from tiny_train import assert_same_run, curve, last_state
 from torch import Tensor
 
 import maskgit.training.loop as loop
+import maskgit.training.transformer
 from maskgit.config import TokenizerConfig
+from maskgit.last_block import masked_rows
 from maskgit.model_folder import load_model, load_tokenizer, save_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
@@ -134,6 +137,26 @@ def test_activation_checkpointing(run: Any, unbroken: dict[str, Path], tmp_path:
     """Blocks are computed anew with the same dropout."""
     run("transformer", tmp_path, activation_checkpointing=True)
     assert_same_run(tmp_path, unbroken["transformer"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="TorchInductor needs a C++ compiler")
+def test_compiled(run: Any, unbroken: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same dropout and losses, for which one compilation does, however many tokens the loss counts."""
+    monkeypatch.setattr(maskgit.training.transformer, "_ROWS_STRIDE", 4)
+    rows = set()
+    monkeypatch.setattr(
+        maskgit.training.transformer,
+        "masked_rows",
+        lambda masked, count: (rows.add(count), masked_rows(masked, count))[1],
+    )
+    run("transformer", tmp_path / "plain", precision="float32")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        run("transformer", tmp_path / "compiled", precision="float32", compile=True)
+    assert len(rows) > 2
+    plain, compiled = curve(tmp_path / "plain"), curve(tmp_path / "compiled")
+    assert len(plain) == STEPS
+    np.testing.assert_allclose(compiled, plain, rtol=1e-4)
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
