@@ -219,7 +219,7 @@ class TransformerTask(StageTask):
         """`network` with `--compile`. The sizes of a run don't change but for the rows (see `_logits`)."""
         # On a CPU PyTorch draws the seeds of dropout. Compiled code would draw a seed anew wherever it is used: for
         # every few elements of a mask.
-        options = {"fallback_random": True} if self.device.type == "cpu" else None
+        options: dict[str, Any] = {"fallback_random": True} if self.device.type == "cpu" else {}
         return torch.compile(network, dynamic=False, options=options)
 
     def _logits(self, tokens: Tensor, labels: Tensor | None, counted: Tensor) -> Tensor:
