@@ -26,7 +26,7 @@ from maskgit.transformer import Transformer
 from maskgit_kernels import backend
 
 STEPS = 8
-LONG_ROUNDS = 5  # of training steps that take many seconds
+LONG_ROUNDS = 9  # of training steps that take many seconds
 WARM_UP = 3  # training steps, in which a program gets hold of its memory
 # What is promised of the lab's training step: how many times as fast, which implementation, over which.
 LAB_TRAINING, OURS, BASELINE = 4.0, "bf16, compiled (torch)", "naive, float32"
