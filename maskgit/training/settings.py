@@ -51,7 +51,7 @@ class LoopConfig:
     step."""
     compile: bool = False
     """Run the networks through torch.compile: a minute or two of compilation first. On a CPU it speeds up the
-    tokenizer; the transformer gains a few percent at most."""
+    tokenizer; the transformer gains a few percent."""
     one_per_family: bool = False
     """Show one image of each family of near copies in an epoch (of the emoji: skin tones, genders, directions), a
     random one each time, instead of all of them."""
