@@ -151,6 +151,7 @@ def test_compiled(run: Any, unbroken: dict[str, Path], tmp_path: Path, monkeypat
         lambda masked, count: (rows.add(count), masked_rows(masked, count))[1],
     )
     run("transformer", tmp_path / "plain", precision="float32")
+    torch._dynamo.reset()  # what other tests have compiled
     with torch._dynamo.config.patch(error_on_recompile=True):
         run("transformer", tmp_path / "compiled", precision="float32", compile=True)
     assert len(rows) > 2
