@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,14 @@ ROOT = Path(__file__).resolve().parent.parent
 def one_thread() -> None:
     """Tiny operations are much slower on several threads, and tests may run side by side."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def cpp_compiler() -> None:
+    """For tests of compiled code on a CPU; skips them where TorchInductor has nothing to compile with."""
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler):
+        pytest.skip(f"TorchInductor needs a C++ compiler, and there is no {compiler}")
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,5 @@
 """Dropout: the distribution and the interface of PyTorch's."""
 
-import os
-import shutil
-
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -73,7 +70,7 @@ def test_compiles_as_one_graph() -> None:
     assert set(out.unique().tolist()) == {0.0, 2.0}
 
 
-@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="TorchInductor needs a C++ compiler")
+@pytest.mark.usefixtures("cpp_compiler")
 def test_compiled_bits_are_the_same() -> None:
     """Compilers have to leave overflows alone, and numbers that don't fill a vector."""
     compiled = torch.compile(random_int64, dynamic=True)

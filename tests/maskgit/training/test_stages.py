@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -140,7 +139,7 @@ def test_activation_checkpointing(run: Any, unbroken: dict[str, Path], tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="TorchInductor needs a C++ compiler")
+@pytest.mark.usefixtures("cpp_compiler")
 def test_compiled(run: Any, unbroken: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same dropout and losses, for which one compilation does, however many tokens the loss counts."""
     monkeypatch.setattr(maskgit.training.transformer, "_ROWS_STRIDE", 4)
