@@ -88,6 +88,11 @@ def why_not_triton(device: torch.device) -> str | None:
     return None
 
 
+# For torch.compile it is a constant: older versions of it can't trace what is asked here. This is the mark that
+# torch.compiler.assume_constant_result leaves; calling that would import Triton along with the compiler.
+why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)

@@ -24,7 +24,10 @@ _STREAM = tl.constexpr(philox.STREAM_DROPOUT)
 
 @triton.jit
 def zeros(ROWS: tl.constexpr, PARTS: tl.constexpr):
-    return [tl.zeros([ROWS, part[1] - part[0]], tl.float32) for part in PARTS]  # [ROWS, D_i] each
+    blocks = ()
+    for i in tl.static_range(len(PARTS)):  # Triton 3.6 has comprehensions over its own tuples only, not over constants
+        blocks = blocks + (tl.zeros([ROWS, PARTS[i][1] - PARTS[i][0]], tl.float32),)  # [ROWS, D_i]
+    return blocks
 
 
 @triton.jit
