@@ -1,7 +1,7 @@
-"""Makes Triton's interpreter (TRITON_INTERPRET=1, Triton 3.8) compute with bfloat16 as a GPU does.
+"""Makes Triton's interpreter (TRITON_INTERPRET=1, Triton 3.6 to 3.9) compute with bfloat16 as a GPU does.
 
 As it comes, the interpreter holds bfloat16 as uint16, multiplies those integers in tl.dot, and cuts float32 off
-instead of rounding it.
+instead of rounding it. That of Triton 3.6 also makes numbers of arrays in a way that NumPy has forbidden since 2.4.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ from maskgit_kernels.backend import interpreting
 
 @functools.cache
 def mend() -> None:
-    """Repair bfloat16 in the interpreter, once; does nothing where kernels are compiled."""
+    """Repair the interpreter, once; does nothing where kernels are compiled."""
     if not interpreting():
         return
+    _mend_bfloat16()
+    _mend_numbers()
+
+
+def _mend_bfloat16() -> None:
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -47,6 +52,19 @@ def mend() -> None:
     builder.cast_impl, builder.create_dot, builder.create_fp_to_fp = cast_impl, create_dot, create_fp_to_fp
     for conversion in ("si_to_fp", "ui_to_fp", "fp_to_si", "fp_to_ui", "fp_ext", "fp_trunc"):
         setattr(builder, f"create_{conversion}", cast_impl)
+
+
+def _mend_numbers() -> None:
+    """A scalar as the bound of a Python range, though it is held in an array of one dimension."""
+    from triton.runtime import interpreter
+
+    patch: Any = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
 
 
 def _widen(bits: np.ndarray) -> np.ndarray:
