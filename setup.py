@@ -31,15 +31,15 @@ setup(
     package_dir={"maskgit_kernels": "kernels/maskgit_kernels"},
     package_data={"maskgit": ["assets/*", "assets/*/*", "py.typed"], "maskgit_kernels": ["py.typed"]},
     install_requires=[
-        # Capped at the newest release that the tests have run with.
-        "torch>=2.6,<2.15",
-        "triton>=3.2; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        # The oldest are what .ci/run tests beside the newest; torch is capped at the newest that has been tried.
+        "torch>=2.11,<2.16",
+        "triton>=3.6; platform_system == 'Linux' and platform_machine == 'x86_64'",
         "huggingface-hub>=0.23",
         "numpy>=1.26",
         "pillow>=10.1",
-        "safetensors>=0.4.3",
+        "safetensors>=0.5.3",
         "tqdm>=4.66",
-        "tyro>=0.9",
+        "tyro>=1.0",
     ],
     extras_require={
         "train": TRAIN,

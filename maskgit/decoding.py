@@ -263,7 +263,6 @@ def plan_up_to(config: DecodeConfig, num_tokens: int, most_masked: int) -> Decod
     return DecodePlan(plan.counts[:, : most_masked + 1], None, None, remasked)
 
 
-@torch.no_grad()
 def decode_steps(
     tokens_to_logits: Callable[[Tensor], Tensor],
     tokens: Tensor,
@@ -312,41 +311,42 @@ def decode_steps(
     remasked = None if plan.remasked is None else plan.remasked[:, num_holes]  # [S, B]
 
     for step in range(len(counts)):
-        before = masked
-        keep = counts[step] if remasked is None else counts[step] - remasked[step]
-        held, guidance = tokens.masked_fill(masked, mask_token_id), config.guidance_at(step)
-        if guidance != 0 and tokens_to_guided is not None:
-            predicted, unguided = tokens_to_guided(held)
-        else:
-            predicted, unguided = tokens_to_logits(held), None
-        settings = _StepSettings(
-            step=step,
-            softmax_temperature=config.softmax_temperature,
-            choice_temperature=config.temperature_at(step),
-            draw=config.draw,
-            confidence=config.confidence,
-            guidance_scale=guidance,
-        )
-        if head is None:
-            tokens, masked = decode_step(
-                predicted,
-                tokens,
-                masked,
-                keep,
-                seeds=seeds,
-                num_codes=mask_token_id,
-                guidance_logits=unguided,
-                **settings,
+        with torch.no_grad():  # not as a decorator, which PyTorch 2.11 can't compile around a generator
+            before = masked
+            keep = counts[step] if remasked is None else counts[step] - remasked[step]
+            held, guidance = tokens.masked_fill(masked, mask_token_id), config.guidance_at(step)
+            if guidance != 0 and tokens_to_guided is not None:
+                predicted, unguided = tokens_to_guided(held)
+            else:
+                predicted, unguided = tokens_to_logits(held), None
+            settings = _StepSettings(
+                step=step,
+                softmax_temperature=config.softmax_temperature,
+                choice_temperature=config.temperature_at(step),
+                draw=config.draw,
+                confidence=config.confidence,
+                guidance_scale=guidance,
             )
-        else:
-            tokens, masked = head_sample(
-                predicted, *head, tokens, masked, keep, seeds=seeds, guidance_hidden=unguided, **settings
-            )
-        if plan.order is not None:
-            number = before[:, plan.order].cumsum(1)[:, plan.places]  # [B, N]; 1 for the first masked in the order
-            masked = before & (number > (before.sum(1) - keep)[:, None])
-        if remasked is not None:
-            masked = masked | _draw(holes & ~before, remasked[step], seeds, step)
+            if head is None:
+                tokens, masked = decode_step(
+                    predicted,
+                    tokens,
+                    masked,
+                    keep,
+                    seeds=seeds,
+                    num_codes=mask_token_id,
+                    guidance_logits=unguided,
+                    **settings,
+                )
+            else:
+                tokens, masked = head_sample(
+                    predicted, *head, tokens, masked, keep, seeds=seeds, guidance_hidden=unguided, **settings
+                )
+            if plan.order is not None:
+                number = before[:, plan.order].cumsum(1)[:, plan.places]  # [B, N]; 1 for the first masked in the order
+                masked = before & (number > (before.sum(1) - keep)[:, None])
+            if remasked is not None:
+                masked = masked | _draw(holes & ~before, remasked[step], seeds, step)
         yield step, tokens, masked
 
 

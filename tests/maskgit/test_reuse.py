@@ -323,13 +323,21 @@ def everything(model: MaskGIT, **options: Any) -> list[np.ndarray]:
     return [np.asarray(x) for x in (*(result.image for result in found), *made)]
 
 
-def test_pipeline() -> None:
-    model = pipeline(depth=1)
-    for found, expected in zip(everything(model, steps=5, reuse=2), everything(model, steps=5), strict=True):
-        assert np.array_equal(found, expected)
-    deeper = pipeline(depth=3)
-    pairs = zip(everything(deeper, steps=12, reuse=11), everything(deeper, steps=12), strict=True)
-    assert not all(np.array_equal(found, expected) for found, expected in pairs)
+def test_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    reused = []
+
+    class Counting(ReusingNetwork):
+        def __init__(self, evaluate: Any, reuse: int, *rest: Any) -> None:
+            super().__init__(evaluate, reuse, *rest)
+            reused.append(reuse)
+
+    monkeypatch.setattr("maskgit.pipeline.ReusingNetwork", Counting)
+    model = pipeline(depth=1)  # where nothing that is reused has changed
+    expected = everything(model, steps=5)
+    assert reused == []
+    for found, other in zip(everything(model, steps=5, reuse=2), expected, strict=True):
+        assert np.array_equal(found, other)
+    assert reused and set(reused) == {2}
 
 
 @pytest.mark.gpu
