@@ -24,7 +24,7 @@ from maskgit_kernels.verify.samplers import Drawing
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")  # NumPy's, when interpreted
 
-DRAWING = Drawing("categorical", "log_prob", "fp32", 9, (2, 9))
+DRAWING = Drawing("categorical", "log_prob", "fp32", 9, (5, 9))
 TASKS = {
     "attention": functools.partial(attention.check_attention, 16, "fp32", 0.3, (1, 1), ((7, 5), (5, 18))),
     "decode_step": functools.partial(samplers.check_decode_step, DRAWING, False),
