@@ -1,0 +1,1 @@
+"""Checks the Triton kernels on the machine at hand: `python -m maskgit_kernels.verify --help`."""
