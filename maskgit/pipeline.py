@@ -12,7 +12,8 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -22,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from maskgit import graphs
 from maskgit.config import ConfigError, check_fit
 from maskgit.data.images import to_rgb
 from maskgit.decoding import DecodeConfig, decode_plan, decode_steps
@@ -96,7 +98,8 @@ class MaskGIT:
     The same image with the same seed gives the same picture whatever the batch size and its place in the batch.
 
     On an NVIDIA GPU the decoding loop is captured as a CUDA graph on first use (of a batch size and decoding options),
-    and replayed from then on. Capturing takes about two batches' time; setting `graphs` to None turns it off.
+    and replayed from then on. Capturing takes about two batches' time; MASKGIT_GRAPHS=0 in the environment, or setting
+    `graphs` to None, turns it off. Where it fails, a warning says so, and the loop runs without.
 
     Args:
         tokenizer, transformer: both are put in evaluation mode and moved to `device`.
@@ -112,7 +115,8 @@ class MaskGIT:
 
     Raises:
         ModelError: tokenizer and transformer don't fit each other.
-        ValueError: an unknown precision or implementation, or a device that isn't there.
+        ValueError: an unknown precision or implementation, a device that isn't there, a MASKGIT_GRAPHS that is neither
+            0 nor 1.
         RuntimeError: kernels="triton" where Triton can't run.
     """
 
@@ -143,7 +147,7 @@ class MaskGIT:
         self.class_names = list(class_names)
         self.metadata = dict(metadata or {})
         self.decoding = decoding or DecodeConfig()
-        self.graphs = GraphCache() if self.device.type == "cuda" else None
+        self.graphs = GraphCache() if graphs.wanted() and self.device.type == "cuda" else None
         self._packed: dict[type[nn.Module], tuple[object, nn.Module]] = {}
 
     @classmethod
@@ -436,15 +440,31 @@ class MaskGIT:
         if labels is None:
             config = dataclasses.replace(config, guidance_scale=0.0)  # guided by no class, the logits stay the same
         batch = Batch(tokens, masked, torch.tensor(seeds, dtype=torch.int64, device=self.device), labels)
+        yield from self._states(batch, config, batch_size)
+
+    def _states(self, batch: Batch, config: DecodeConfig, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
         if self.graphs is None:
-            yield from self._loop(config, int(masked.sum(1).max()))(batch)
-        else:
-            most_masked = None
-            if config.reuse:  # rounded up, so that few graphs do for all masks
-                most_masked = min(masked.shape[1], -(-int(masked.sum(1).max()) // _MASKED_STRIDE) * _MASKED_STRIDE)
-            key = (config, labels is None, backend.resolve(None, self.device), most_masked)
+            return self._loop(config, int(batch.masked.sum(1).max()))(batch)
+        most_masked = None
+        if config.reuse:  # rounded up, so that few graphs do for all masks
+            most = -(-int(batch.masked.sum(1).max()) // _MASKED_STRIDE) * _MASKED_STRIDE
+            most_masked = min(batch.masked.shape[1], most)
+        key = (config, batch.labels is None, backend.resolve(None, self.device), most_masked)
+        try:
             states = self.graphs.run(lambda: self._loop(config, most_masked), key, batch, batch_size)
-            yield from zip(*states, strict=True)
+            return zip(*states, strict=True)
+        except RuntimeError as error:
+            reason = str(error).strip() or type(error).__name__
+        # Only here is the memory of the failed capture free. If the loop itself is at fault, it fails again, as itself.
+        steps = list(self._loop(config, most_masked)(batch))
+        self.graphs = None
+        warnings.warn(
+            f"the decoding loop runs without a CUDA graph from now on, and more slowly, because capturing it failed: "
+            f"{reason.splitlines()[0]} (MASKGIT_GRAPHS=0 in the environment doesn't try)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return steps
 
     def _loop(self, config: DecodeConfig, most_masked: int | None = None) -> Loop:
         """The decoding loop for images of which at most so many tokens are masked; None: any number."""
