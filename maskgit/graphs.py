@@ -134,7 +134,7 @@ class GraphCache:
 
     def __init__(self) -> None:
         self._graphs: OrderedDict[Hashable, DecodeGraph] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # making a loop may clear the cache
 
     def run(self, loop: Callable[[], Loop], key: Hashable, batch: Batch, batch_size: int) -> tuple[Tensor, Tensor]:
         """Run a loop by its graph.

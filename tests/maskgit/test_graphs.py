@@ -242,6 +242,28 @@ def test_pipeline(captures: list[int], name: str) -> None:
     assert sum(monitored) == pytest.approx(3) and captures == [2, 2]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_changed_weights_are_captured_anew(
+    captures: list[int], monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """In a graph the copies that it was captured with live on, and the places of weights that were replaced."""
+    monkeypatch.setattr(pipeline, "can_pack", lambda: False)  # so that the CPU runs what a GPU runs
+    model = tiny_model()
+    model.precision, model.graphs = precision, GraphCache()
+    weight = model.transformer.blocks[0].attention.qkv.weight
+    with torch.no_grad():
+        for change in (lambda: None, weight.neg_, lambda: setattr(weight, "data", weight.data / 2)):
+            change()
+            found = [model.generate(2, steps=3) for _ in range(2)]
+            assert len(model.graphs._graphs) == 1
+            graphs_then, model.graphs = model.graphs, None
+            expected = model.generate(2, steps=3)
+            model.graphs = graphs_then
+            for pictures in found:
+                assert all(np.array_equal(x, y) for x, y in zip(pictures, expected, strict=True))
+    assert captures == [2, 2, 2]
+
+
 def test_implementations_have_their_own_graphs(captures: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     model.graphs = GraphCache()
@@ -407,7 +429,7 @@ def test_replays_on_a_gpu(implementation: str, name: str) -> None:
 @on_gpu
 def test_bf16_on_a_gpu(implementation: str) -> None:
     model = tiny_model("cuda")
-    model.autocast = True
+    model.precision = "bf16"
     loop = model._loop(DecodeConfig())
     graph = DecodeGraph(loop, random_batch(4, seed=0, device="cuda"))
     batch = random_batch(4, 1, "cuda")
