@@ -465,6 +465,25 @@ def test_the_eager_loop_never_synchronizes(implementation: str, name: str) -> No
 
 
 @on_gpu
+def test_decoding_a_batch_never_synchronizes(implementation: str) -> None:
+    model, batch = tiny_model("cuda"), random_batch(4, 0, "cuda")
+    model.precision = "bf16"
+
+    def decode() -> list[tuple[Tensor, Tensor]]:
+        return list(model._decode(batch.tokens, batch.masked, DecodeConfig(), [5, -6, 7, 8], batch.labels, 4))
+
+    captured = decode()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = decode()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for states in zip(found, captured, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(*states, strict=True))
+
+
+@on_gpu
 def test_other_streams_and_threads(implementation: str) -> None:
     model = tiny_model("cuda")
     config, cache = DecodeConfig(), GraphCache()
