@@ -231,7 +231,7 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "torch": torch.__version__,
         "device": describe_device(model.device),
-        "precision": "bf16" if model.autocast else "float32",
+        "precision": model.precision,
         "data": options.data,
         "image_size": size,
         "held_out_images": len(pixels),
@@ -436,7 +436,7 @@ def model_losses(model: MaskGIT, held_out: HeldOut, masks: Tensor, batch_size: i
                 part = slice(start, start + batch_size)
                 tokens = held_out.tokens[part].to(model.device)
                 hidden = tokens.masked_fill(masked[part].to(model.device), model.transformer.config.mask_token_id)
-                with torch.autocast(model.device.type, torch.bfloat16, enabled=model.autocast):
+                with torch.autocast(model.device.type, model.dtype, enabled=model.autocast):
                     logits = model.transformer(hidden, None if labels is None else labels[part].to(model.device))
                 logits = logits.float()
                 losses[round_, part] = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none").cpu()

@@ -7,9 +7,11 @@ where they are. See "CUDA Graphs" in PyTorch's notes on CUDA semantics for the r
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -33,6 +35,35 @@ class Batch(NamedTuple):
 
 Loop = Callable[[Batch], Iterable[tuple[Tensor, Tensor]]]
 """Gives tokens and masked, [B, N] each, after each step. It must neither read from the device nor copy to it."""
+
+
+def wanted() -> bool:
+    """Whether loops are to be captured: MASKGIT_GRAPHS is 1, the default, or 0.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    value = os.environ.get("MASKGIT_GRAPHS", "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"MASKGIT_GRAPHS must be 0 or 1, got {value!r}")
+    return value == "1"
+
+
+@contextlib.contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Around a capture: cuBLAS allocates its workspaces in the graph's memory, which goes with the graph.
+
+    It keeps one for each stream it has run on, 32 MiB on Hopper, and captures go round all streams there are. Held by
+    address, it would also be shared by graphs that were captured on the same stream and replayed at once. PyTorch's own
+    graphs (torch/_inductor/cudagraph_trees.py) forget the workspaces likewise. Where a release of PyTorch has no such
+    function, they stay where they are.
+    """
+    forget = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
+    forget()
+    try:
+        yield
+    finally:
+        forget()
 
 
 class DecodeGraph:
@@ -64,8 +95,13 @@ class DecodeGraph:
                 self._run()
             torch.cuda.current_stream().wait_stream(stream)
             # relaxed: other threads may use the device meanwhile, and an operator that launches other kernels into a
-            # graph than it does outside may still load them.
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="relaxed"):
+            # graph than it does outside may still load them. A capture that fails leaves its stream the current one,
+            # which the first context undoes.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                _own_workspaces(),
+                torch.cuda.graph(self._graph, stream=stream, capture_error_mode="relaxed"),
+            ):
                 self._tokens, self._masked = self._run()
             self._idle.record()
 
@@ -98,7 +134,7 @@ class GraphCache:
 
     def __init__(self) -> None:
         self._graphs: OrderedDict[Hashable, DecodeGraph] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # making a loop may clear the cache
 
     def run(self, loop: Callable[[], Loop], key: Hashable, batch: Batch, batch_size: int) -> tuple[Tensor, Tensor]:
         """Run a loop by its graph.
@@ -126,3 +162,8 @@ class GraphCache:
             if len(self._graphs) > MOST_GRAPHS:
                 self._graphs.popitem(last=False)
             return graph(batch)
+
+    def clear(self) -> None:
+        """Drop all graphs, and with them what they keep alive."""
+        with self._lock:
+            self._graphs.clear()

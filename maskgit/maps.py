@@ -166,7 +166,7 @@ def _weights(layer: Any, packed: Tensor, queries: Sequence[int]) -> Tensor:
 def _logits(model: MaskGIT, tokens: Tensor, label: int | str | None) -> Tensor:
     """float32 [t, N, V] of tokens int64 [t, N], all with the same class or none."""
     number = None if label is None else tokens.new_full((len(tokens),), model.class_number(label))
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.autocast):
+    with torch.autocast(model.device.type, dtype=model.dtype, enabled=model.autocast):
         logits = model.transformer(tokens, number)
     return logits[..., : model.transformer.config.codebook_size].float()
 

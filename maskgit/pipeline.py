@@ -12,20 +12,23 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from maskgit import graphs
 from maskgit.config import ConfigError, check_fit
 from maskgit.data.images import to_rgb
 from maskgit.decoding import DecodeConfig, decode_plan, decode_steps
 from maskgit.graphs import Batch, GraphCache, Loop
+from maskgit.half import half_copy
 from maskgit.halton_transformer import HaltonTransformer
 from maskgit.holes import cells_with_holes, paste_known, smooth_fill
 from maskgit.last_block import MaskedRowsNetwork, masked_counts
@@ -45,8 +48,8 @@ from maskgit.tokenizer import VQGAN
 from maskgit.transformer import Transformer
 from maskgit_kernels import backend
 
-Precision = Literal["auto", "float32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bf16")
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Progress = Callable[[float], None]
 """Called as the work goes on with what was done since the last call, in images; adds up to their number."""
@@ -93,10 +96,13 @@ def image_seed(seed: int, key: int | str) -> int:
 class MaskGIT:
     """A tokenizer and a transformer, ready to use.
 
-    The same image with the same seed gives the same picture whatever the batch size and its place in the batch.
+    The same image with the same seed gives the same picture whatever the batch size and its place in the batch: exactly
+    on a CPU; on a GPU but for the rounding of cuBLAS and cuDNN, which choose their kernels by the batch size. That can
+    flip a close draw, and what is drawn after it.
 
     On an NVIDIA GPU the decoding loop is captured as a CUDA graph on first use (of a batch size and decoding options),
-    and replayed from then on. Capturing takes about two batches' time; setting `graphs` to None turns it off.
+    and replayed from then on. Capturing takes about two batches' time; MASKGIT_GRAPHS=0 in the environment, or setting
+    `graphs` to None, turns it off. Where it fails, a warning says so, and the loop runs without.
 
     Args:
         tokenizer, transformer: both are put in evaluation mode and moved to `device`.
@@ -106,13 +112,16 @@ class MaskGIT:
         device: such as "cpu" or "cuda:0"; None: a GPU if there is one.
         kernels: "auto", "triton" or "torch", for the whole process (see `maskgit_kernels.backend`); None leaves that
             as it is (MASKGIT_KERNELS, or "auto").
-        precision: "float32", or "bf16" autocast. "auto" is bf16 where the hardware computes in it (on a CPU with
-            AVX512-BF16 2.6 times as fast for the transformer, 1.7 times for a tokenizer), else float32. Codes are
-            always compared in float32.
+        precision: of matrix products and convolutions: "float32", "bf16" or, on a GPU, "fp16". "auto" is bf16 where
+            the hardware computes in it (on a CPU with AVX512-BF16 2.6 times as fast for the transformer, 1.7 times for
+            a tokenizer), else float32: fp16 is for older GPUs and has to be asked for, because large activations of a
+            model may be more than it can hold. Embeddings, sums, normalization and softmax are in float32 whatever it
+            is, and codes are compared in it. Weights stay what they are; the networks run on copies that are cast once.
 
     Raises:
         ModelError: tokenizer and transformer don't fit each other.
-        ValueError: an unknown precision or implementation, or a device that isn't there.
+        ValueError: an unknown precision or implementation, a device that isn't there, a MASKGIT_GRAPHS that is neither
+            0 nor 1.
         RuntimeError: kernels="triton" where Triton can't run.
     """
 
@@ -136,15 +145,16 @@ class MaskGIT:
             backend.use(kernels)
         self.device = resolve_device(device)
         backend.resolve(None, self.device)  # so that an impossible MASKGIT_KERNELS is an error now and not later
-        self.autocast = _use_bf16(precision, self.device)
+        self.precision = _resolve_precision(precision, self.device)
+        """float32, bf16 or fp16."""
         # channels_last: 1.7 times as fast to encode on a CPU.
         self.tokenizer = tokenizer.to(self.device).to(memory_format=torch.channels_last).eval()
         self.transformer = transformer.to(self.device).eval()
         self.class_names = list(class_names)
         self.metadata = dict(metadata or {})
         self.decoding = decoding or DecodeConfig()
-        self.graphs = GraphCache() if self.device.type == "cuda" else None
-        self._packed: dict[type[nn.Module], tuple[object, nn.Module]] = {}
+        self.graphs = GraphCache() if graphs.wanted() and self.device.type == "cuda" else None
+        self._copies: dict[type[nn.Module], tuple[object, nn.Module]] = {}
 
     @classmethod
     def from_pretrained(
@@ -416,7 +426,7 @@ class MaskGIT:
         known = torch.from_numpy(~result.mask)[None]
         filled = smooth_fill(_to_tensor(result.original), known)
         size = self.tokenizer.config.image_size
-        return _to_picture(filled).resize((size, size), Image.Resampling.BICUBIC)
+        return _pictures(filled[None])[0].resize((size, size), Image.Resampling.BICUBIC)
 
     def _shrunk(self, mask: np.ndarray) -> np.ndarray:
         size = self.tokenizer.config.image_size
@@ -435,16 +445,35 @@ class MaskGIT:
         """Tokens [B, N] and what is still masked, bool [B, N], after each step; `batch_size` is the run's usual B."""
         if labels is None:
             config = dataclasses.replace(config, guidance_scale=0.0)  # guided by no class, the logits stay the same
-        batch = Batch(tokens, masked, torch.tensor(seeds, dtype=torch.int64, device=self.device), labels)
+        # Pinned: any other copy to a GPU would wait until the images are encoded.
+        numbers = torch.tensor(seeds, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        batch = Batch(tokens, masked, numbers.to(self.device, non_blocking=True), labels)
+        yield from self._states(batch, config, batch_size)
+
+    def _states(self, batch: Batch, config: DecodeConfig, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
         if self.graphs is None:
-            yield from self._loop(config, int(masked.sum(1).max()))(batch)
-        else:
-            most_masked = None
-            if config.reuse:  # rounded up, so that few graphs do for all masks
-                most_masked = min(masked.shape[1], -(-int(masked.sum(1).max()) // _MASKED_STRIDE) * _MASKED_STRIDE)
-            key = (config, labels is None, backend.resolve(None, self.device), most_masked)
+            return self._loop(config, int(batch.masked.sum(1).max()))(batch)
+        most_masked = None
+        if config.reuse:  # rounded up, so that few graphs do for all masks
+            most = -(-int(batch.masked.sum(1).max()) // _MASKED_STRIDE) * _MASKED_STRIDE
+            most_masked = min(batch.masked.shape[1], most)
+        self._fastest(self.transformer)  # which drops the graphs of earlier weights
+        key = (config, batch.labels is None, backend.resolve(None, self.device), most_masked)
+        try:
             states = self.graphs.run(lambda: self._loop(config, most_masked), key, batch, batch_size)
-            yield from zip(*states, strict=True)
+            return zip(*states, strict=True)
+        except RuntimeError as error:
+            reason = str(error).strip() or type(error).__name__
+        # Only here is the memory of the failed capture free. If the loop itself is at fault, it fails again, as itself.
+        steps = list(self._loop(config, most_masked)(batch))
+        self.graphs = None
+        warnings.warn(
+            f"the decoding loop runs without a CUDA graph from now on, and more slowly, because capturing it failed: "
+            f"{reason.splitlines()[0]} (MASKGIT_GRAPHS=0 in the environment doesn't try)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return steps
 
     def _loop(self, config: DecodeConfig, most_masked: int | None = None) -> Loop:
         """The decoding loop for images of which at most so many tokens are masked; None: any number."""
@@ -454,24 +483,23 @@ class MaskGIT:
         counts = (changed_counts if config.reuse else masked_counts)(config, num_tokens, most_masked)
         network = self._fastest(self.transformer)
         # Where it is packed, the rounding of its products doesn't depend on the number of rows.
-        some_rows = network is not self.transformer and isinstance(network, Transformer)
+        some_rows = self._packs() and isinstance(network, Transformer)
         # Triton's kernels draw tokens from what the head multiplies. PyTorch would gain nothing, and on a CPU the
         # rounding of its products depends on how many rows there are.
-        fused = backend.resolve(None, self.device) == "triton"
-        product_dtype = torch.bfloat16 if self.autocast else torch.float32
+        head = None
+        if backend.resolve(None, self.device) == "triton":
+            weight, bias = self.transformer.output_weights()
+            if not self._packs():
+                weight, _ = network.output_weights()  # may be cast already
+            head = weight.detach().to(self.dtype), bias.detach()
 
         def evaluate(tokens: Tensor, labels: Tensor | None, context: Context | None = None, **rows: Tensor) -> Tensor:
-            # No cache: a graph must not leave behind weights that it has cast in its own memory.
-            with self._precision(cache_enabled=False):
-                if fused:
-                    return network.hidden(tokens, labels, context, **rows).to(product_dtype)
+            with self._autocast():
+                if head is not None:
+                    return network.hidden(tokens, labels, context, **rows).to(self.dtype)
                 return network(tokens, labels, context, **rows)
 
         def loop(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-            head = None
-            if fused:
-                weight, bias = self.transformer.output_weights()
-                head = weight.to(product_dtype), bias
             predict: Callable[[Tensor, Tensor | None], Tensor] = evaluate
             if config.reuse:
                 predict = ReusingNetwork(evaluate, config.reuse, counts, mask_token_id)
@@ -499,33 +527,51 @@ class MaskGIT:
 
         return loop
 
-    def _precision(self, cache_enabled: bool = True) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=cache_enabled)
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrix products and convolutions."""
+        return DTYPES[self.precision]
+
+    @property
+    def autocast(self) -> bool:
+        """Whether that is another than the weights'."""
+        return self.dtype != torch.float32
+
+    def _autocast(self) -> torch.autocast:
+        # No cache: there are no weights to cast, and a graph must not leave any behind in its own memory.
+        return torch.autocast(self.device.type, self.dtype, enabled=self.autocast, cache_enabled=False)
+
+    def _packs(self) -> bool:
+        return self.device.type == "cpu" and can_pack()
 
     def _fastest(self, network: Network) -> Network:
-        """Tokenizer or transformer as it runs: on a CPU a packed copy, made anew when weights have changed."""
-        if self.device.type != "cpu" or not can_pack():
-            return network
-        state = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in network.parameters()], self.autocast
-        before, packed = self._packed.get(type(network), (None, network))
+        """Tokenizer or transformer as it runs: a copy, made anew when weights have changed, if that is faster."""
+        state = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in network.parameters()], self.precision
+        before, copied = self._copies.get(type(network), (None, network))
         if before != state:
-            packed = pack(network, torch.bfloat16 if self.autocast else torch.float32)
-            self._packed[type(network)] = state, packed
-        return cast(Network, packed)
+            copied = network
+            if self._packs():
+                copied = pack(network, self.dtype)
+            elif self.autocast:
+                copied = half_copy(network, self.dtype)
+            self._copies[type(network)] = state, copied
+            if network is self.transformer and self.graphs is not None:
+                self.graphs.clear()  # they know weights by their places, and keep old copies alive
+        return cast(Network, copied)
 
     @torch.inference_mode()
     def _encode(self, images: Tensor) -> Tensor:
         encode = self._fastest(self.tokenizer).encode
-        with self._precision():
+        with self._autocast():
             return torch.cat([encode(part) for part in self._parts(images)])
 
     @torch.inference_mode()
     def _to_pictures(self, tokens: Tensor) -> list[Image.Image]:
         """Decode tokens [B, N] to RGB images of the model's size."""
         decode = self._fastest(self.tokenizer).decode
-        with self._precision():
+        with self._autocast():
             images = torch.cat([decode(part) for part in self._parts(tokens)])
-        return [_to_picture(image) for image in images.float().cpu()]
+        return _pictures(images)
 
     def _parts(self, batch: Tensor) -> Sequence[Tensor]:
         # CPU convolutions round differently in batches of different size (the transformer does not), and a code on
@@ -565,17 +611,21 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def _use_bf16(precision: str, device: torch.device) -> bool:
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+def _resolve_precision(precision: str, device: torch.device) -> str:
+    """float32, bf16 or fp16. Raises a ValueError for what isn't one, or not on this device."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(get_args(Precision))}")
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("precision 'fp16' needs a GPU: choose 'bf16' or 'float32'")
     if precision != "auto":
-        return precision == "bf16"
+        return precision
+    computes_bf16 = False
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        computes_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         features = torch.cpu.get_capabilities()
-        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-    return False
+        computes_bf16 = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    return "bf16" if computes_bf16 else "float32"
 
 
 def _find_model(path_or_repo: str | os.PathLike[str]) -> Path:
@@ -635,7 +685,7 @@ def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _to_picture(image: Tensor) -> Image.Image:
-    """float [3, H, W], about [-1, 1] -> RGB image."""
-    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+def _pictures(images: Tensor) -> list[Image.Image]:
+    """float [B, 3, H, W], about [-1, 1] -> RGB images. Bytes leave the device: a quarter of what floats would be."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(one) for one in pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]

@@ -78,7 +78,7 @@ class Options:
     decoder's (always 0)."""
     seed: int = 0
     """Another seed gives other pictures. Each file has its own from this one and its name, so a picture doesn't
-    depend on the other files nor on the batch size."""
+    depend on the other files nor, but for rounding on a GPU, on the batch size."""
     batch_size: int = 16
     """Images that are worked on together."""
     device: str | None = None

@@ -89,8 +89,7 @@ class Run:
             raise UsageError(str(error)) from error
         except OSError as error:
             raise UsageError(f"{options.output}: can't write results there: {error.strerror}") from error
-        precision = "bf16" if model.autocast else "float32"
-        print(f"model {options.model} on {model.device} ({precision}), loaded in {loading:.1f} s")
+        print(f"model {options.model} on {model.device} ({model.precision}), loaded in {loading:.1f} s")
 
         start = time.perf_counter()
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -24,7 +24,6 @@ from maskgit.pipeline import resolve_device
 from maskgit.training.settings import LoopConfig, TrainingError
 
 PATIENCE = timedelta(hours=2)  # that processes wait for one that validates or tokenizes
-Tensors = tuple[Tensor, ...] | list[Tensor]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -253,17 +252,6 @@ class Engine:
         yield
         for tensor, old in zip(tensors, before, strict=True):
             tensor.copy_(torch.where(self.broken, old, tensor))
-
-    def averaging(self, decay: float) -> Callable[[Tensors, Tensors, Any], None]:
-        """The update of an exponential moving average for AveragedModel; a broken step leaves the average alone."""
-
-        @torch.no_grad()
-        def update(averages: Tensors, weights: Tensors, _: Any) -> None:
-            amount = (1 - decay) * (~self.broken).float()
-            for average, weight in zip(averages, weights, strict=True):
-                average.lerp_(weight, amount)
-
-        return update
 
 
 class Sums:

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from maskgit.files import write_atomically
+from maskgit.training.average import AveragedWeights
 from maskgit.training.checkpoint import BEST, CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from maskgit.training.engine import Engine, Guard
 from maskgit.training.order import SampleOrder
@@ -106,7 +106,7 @@ class _Run:
     config: LoopConfig
     engine: Engine
     task: StageTask
-    averaged: AveragedModel | None
+    averaged: AveragedWeights | None
     guard: Guard
     whole_model: nn.Module | None
     """With the weights divided among the processes: where they are put together for a validation."""
@@ -179,7 +179,7 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine
 def _start(task: StageTask, config: LoopConfig, engine: Engine) -> _Run:
     averaged, whole_model = None, None
     if config.ema:
-        averaged = AveragedModel(task.model, multi_avg_fn=engine.averaging(config.ema))
+        averaged = AveragedWeights(task.model)
     if engine.sharded:
         whole_model = copy.deepcopy(task.model)
     engine.divide(task.model)
@@ -220,7 +220,7 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
             task.model.train()
             logged = task.training_step(batch, step)
             if run.averaged is not None:
-                run.averaged.update_parameters(task.model)
+                run.averaged.update(task.model, config.ema, engine.broken)
             run.guard.note(engine.broken)
             progress.update()
             done = step + 1

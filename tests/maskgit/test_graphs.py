@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from maskgit import graphs
+from maskgit import graphs, pipeline
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
 from maskgit.decoding import DECODERS, DecodeConfig
 from maskgit.graphs import Batch, DecodeGraph, GraphCache
@@ -241,6 +242,28 @@ def test_pipeline(captures: list[int], name: str) -> None:
     assert sum(monitored) == pytest.approx(3) and captures == [2, 2]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_changed_weights_are_captured_anew(
+    captures: list[int], monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """In a graph the copies that it was captured with live on, and the places of weights that were replaced."""
+    monkeypatch.setattr(pipeline, "can_pack", lambda: False)  # so that the CPU runs what a GPU runs
+    model = tiny_model()
+    model.precision, model.graphs = precision, GraphCache()
+    weight = model.transformer.blocks[0].attention.qkv.weight
+    with torch.no_grad():
+        for change in (lambda: None, weight.neg_, lambda: setattr(weight, "data", weight.data / 2)):
+            change()
+            found = [model.generate(2, steps=3) for _ in range(2)]
+            assert len(model.graphs._graphs) == 1
+            graphs_then, model.graphs = model.graphs, None
+            expected = model.generate(2, steps=3)
+            model.graphs = graphs_then
+            for pictures in found:
+                assert all(np.array_equal(x, y) for x, y in zip(pictures, expected, strict=True))
+    assert captures == [2, 2, 2]
+
+
 def test_implementations_have_their_own_graphs(captures: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     model.graphs = GraphCache()
@@ -249,6 +272,134 @@ def test_implementations_have_their_own_graphs(captures: list[int], monkeypatch:
     model.generate(2, steps=2)
     model.generate(2, steps=2)
     assert captures == [2, 2]
+
+
+@pytest.fixture
+def workspaces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happened: "forget" cuBLAS' workspaces, a "run" of the loop outside of a capture or in one ("captured")."""
+    events: list[str] = []
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: events.append("forget"), raising=False)
+    return events
+
+
+def recorded_loop(events: list[str], error: Exception | None = None) -> graphs.Loop:
+    """Gives back what it gets; in a capture it raises the error."""
+
+    def loop(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        captured = torch.utils._python_dispatch._get_current_dispatch_mode() is not None
+        events.append("captured" if captured else "run")
+        if captured and error is not None:
+            raise error
+        yield batch.tokens, batch.masked
+
+    return loop
+
+
+def test_a_graph_has_workspaces_of_its_own(stand_in_cuda: None, workspaces: list[str]) -> None:
+    """None is there when the capture begins, so it is allocated in the graph; and nobody else uses it afterwards."""
+    DecodeGraph(recorded_loop(workspaces), random_batch(2, seed=0))
+    assert workspaces == ["run", "forget", "captured", "forget"]
+
+
+def test_a_failed_capture_leaves_no_workspaces(stand_in_cuda: None, workspaces: list[str]) -> None:
+    with pytest.raises(RuntimeError, match="not permitted"):
+        DecodeGraph(recorded_loop(workspaces, RuntimeError("not permitted")), random_batch(2, seed=0))
+    assert workspaces == ["run", "forget", "captured", "forget"]
+
+
+def test_a_failed_capture_gives_the_stream_back(stand_in_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    current = ["the caller's"]
+
+    @contextlib.contextmanager
+    def stream(name: str) -> Iterator[None]:
+        before, current[0] = current[0], name
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    class Capture:
+        def __init__(self, graph: object, *, stream: str, capture_error_mode: str) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> None:
+            current[0] = self.stream
+
+        def __exit__(self, *args: object) -> None:
+            raise RuntimeError("invalidated")  # as PyTorch's does, before it has given the stream back
+
+    class Stream(str):
+        def wait_stream(self, other: str) -> None:
+            pass
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream(current[0]))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: Stream("of the capture"))
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    with pytest.raises(RuntimeError, match="invalidated"):
+        DecodeGraph(recorded_loop([]), random_batch(2, seed=0))
+    assert current == ["the caller's"]
+
+
+def test_workspaces_that_can_not_be_forgotten(stand_in_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch._C, "_cuda_clearCublasWorkspaces", raising=False)
+    batch = random_batch(2, seed=0)
+    tokens, _ = DecodeGraph(recorded_loop([]), batch)(batch)
+    assert torch.equal(tokens[0], batch.tokens)
+
+
+class Uncapturable(DecodeGraph):
+    """As where something can't be captured: after the warm-up, in which the loop runs."""
+
+    error: Exception = RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore of it")
+
+    def __init__(self, loop: graphs.Loop, batch: Batch) -> None:
+        eagerly(loop, batch)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [Uncapturable.error, torch.OutOfMemoryError("CUDA out of memory.")], ids=type)
+def test_a_failed_capture_falls_back(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(graphs, "DecodeGraph", Uncapturable)
+    monkeypatch.setattr(Uncapturable, "error", error)
+    model = tiny_model()
+    options = dict(config=DecodeConfig(steps=3, reuse=1))
+    expected = everything(model, **options)
+    model.graphs = GraphCache()
+    said = re.escape(str(error).splitlines()[0]) + r" \(MASKGIT_GRAPHS=0 "
+    with pytest.warns(RuntimeWarning, match=said) as warned:
+        found = everything(model, **options)
+    assert len(warned) == 1 and "more of it" not in str(warned[0].message) and model.graphs is None
+    for x, y in zip(found, expected, strict=True):
+        assert np.array_equal(x, y)
+
+
+def test_an_error_of_the_loop_is_no_failed_capture(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(graphs, "DecodeGraph", Uncapturable)
+    model = tiny_model()
+    model.graphs = GraphCache()
+
+    def broken(*args: object, **kwargs: object) -> Tensor:
+        raise RuntimeError("of the network")
+
+    monkeypatch.setattr(Transformer, "forward", broken)
+    with pytest.raises(RuntimeError, match="of the network"):
+        model.generate(2, steps=2)
+    assert model.graphs is not None and not recwarn.list
+
+
+def test_graphs_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "resolve_device", lambda device: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(backend, "resolve", lambda *args: "torch")
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *args, **kwargs: self)
+    assert isinstance(tiny_model().graphs, GraphCache)
+    monkeypatch.setenv("MASKGIT_GRAPHS", "0")
+    assert tiny_model().graphs is None
+    monkeypatch.setenv("MASKGIT_GRAPHS", "off")
+    with pytest.raises(ValueError, match="MASKGIT_GRAPHS must be 0 or 1, got 'off'"):
+        tiny_model()
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------
@@ -278,7 +429,7 @@ def test_replays_on_a_gpu(implementation: str, name: str) -> None:
 @on_gpu
 def test_bf16_on_a_gpu(implementation: str) -> None:
     model = tiny_model("cuda")
-    model.autocast = True
+    model.precision = "bf16"
     loop = model._loop(DecodeConfig())
     graph = DecodeGraph(loop, random_batch(4, seed=0, device="cuda"))
     batch = random_batch(4, 1, "cuda")
@@ -311,6 +462,25 @@ def test_the_eager_loop_never_synchronizes(implementation: str, name: str) -> No
         torch.cuda.set_sync_debug_mode("default")
     for (tokens, masked), (other_tokens, other_masked) in zip(found, expected, strict=True):
         assert torch.equal(tokens, other_tokens) and torch.equal(masked, other_masked)
+
+
+@on_gpu
+def test_decoding_a_batch_never_synchronizes(implementation: str) -> None:
+    model, batch = tiny_model("cuda"), random_batch(4, 0, "cuda")
+    model.precision = "bf16"
+
+    def decode() -> list[tuple[Tensor, Tensor]]:
+        return list(model._decode(batch.tokens, batch.masked, DecodeConfig(), [5, -6, 7, 8], batch.labels, 4))
+
+    captured = decode()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = decode()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for states in zip(found, captured, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(*states, strict=True))
 
 
 @on_gpu

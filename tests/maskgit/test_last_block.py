@@ -161,7 +161,7 @@ def plain(model: MaskGIT) -> Any:
     network = model._fastest(model.transformer)
 
     def evaluate(tokens: Tensor, labels: Tensor | None = None) -> Tensor:
-        with model._precision(cache_enabled=False):
+        with model._autocast():
             return network(tokens, labels)
 
     return evaluate

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskgit import holes
+from maskgit import holes, pipeline
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
 from maskgit.decoding import DecodeConfig
 from maskgit.model_folder import ModelError, load_tokenizer, save_tokenizer
@@ -250,12 +250,25 @@ def test_wrong_arguments_are_named(model: MaskGIT) -> None:
     for arguments, reason in cases:
         with pytest.raises(ValueError, match=reason):
             model.inpaint([picture()], **{"masks": [mask], **arguments})
-    for options, reason in ((dict(precision="fp8"), "precision"), (dict(kernels="cuda"), "backend")):
+    for options, reason in (
+        (dict(precision="fp8"), "precision 'fp8': choose one of auto, float32, bf16, fp16"),
+        (dict(precision="fp16"), "precision 'fp16' needs a GPU"),
+        (dict(kernels="cuda"), "backend"),
+    ):
         with pytest.raises(ValueError, match=reason):
             tiny_model(**options)
     for device in ("cuda:99", "toaster"):
         with pytest.raises(ValueError, match=f"device '{device}' can't be used here"):
             MaskGIT(model.tokenizer, model.transformer, device=device)
+
+
+def test_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    for computes_bf16, expected in ((True, "bf16"), (False, "float32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, it=computes_bf16: it)
+        assert pipeline._resolve_precision("auto", gpu) == expected
+        for asked in ("float32", "bf16", "fp16"):
+            assert pipeline._resolve_precision(asked, gpu) == asked
 
 
 # --- hiding and pasting -----------------------------------------------------------------------------------------------

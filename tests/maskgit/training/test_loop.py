@@ -181,16 +181,6 @@ def test_processes_that_do_not_divide_the_batch(monkeypatch: pytest.MonkeyPatch)
         Engine(config(device="cpu"))
 
 
-def test_the_average_waits_while_a_step_is_broken() -> None:
-    engine = Engine(config(device="cpu"))
-    average, weight = torch.zeros(3), torch.ones(3)
-    engine.averaging(0.75)([average], [weight], None)
-    assert torch.equal(average, torch.full((3,), 0.25))
-    engine.broken.fill_(True)
-    engine.averaging(0.75)([average], [weight], None)
-    assert torch.equal(average, torch.full((3,), 0.25))
-
-
 @pytest.mark.parametrize("loss, gradient", [(1.0, math.nan), (math.inf, 1.0), (1.0, math.inf)])
 def test_an_update_that_is_not_finite_changes_nothing(loss: float, gradient: float) -> None:
     engine, model = Engine(config(device="cpu")), nn.Linear(3, 2)

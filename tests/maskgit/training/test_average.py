@@ -1,0 +1,131 @@
+"""The moving average of the weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from maskgit.training.average import AveragedWeights, move_together
+
+FINE, BROKEN, AMOUNT = torch.tensor(False), torch.tensor(True), torch.tensor(0.3)
+
+
+def small_model() -> nn.Module:
+    """Parameters that are trained and that are not, and buffers of floats, integers and booleans."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    model[2].weight.requires_grad_(False)
+    model.register_buffer("seen", torch.tensor([True, False]))
+    return model
+
+
+def change(model: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter)
+        model[1].running_mean += 1.5
+        model[1].num_batches_tracked += 1
+        model.seen.logical_not_()
+
+
+def test_by_hand() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    averaged = AveragedWeights(model)
+    found = []
+    for value, broken in ((2.0, FINE), (6.0, FINE), (-2.0, BROKEN), (-1.0, FINE)):
+        nn.init.constant_(model.weight, value)
+        averaged.update(model, 0.75, broken)
+        found.append(averaged.module.weight.item())
+    assert found == [2.0, 3.0, 3.0, 2.0]  # copied, (3 * 2 + 6) / 4, left alone, (3 * 3 - 1) / 4
+    averaged.update(model, 0.5, FINE)
+    assert averaged.module.weight.item() == 0.5  # (2 - 1) / 2: the decay may change from step to step
+
+
+def test_as_pytorchs() -> None:
+    model = small_model()
+
+    def interpolate(averages: Any, weights: Any, _: Any) -> None:
+        for held, weight in zip(averages, weights, strict=True):
+            held.lerp_(weight, 1 - 0.9)
+
+    ours, theirs = AveragedWeights(model), AveragedModel(model, multi_avg_fn=interpolate)
+    for _ in range(5):
+        change(model)
+        ours.update(model, 0.9, FINE)
+        theirs.update_parameters(model)
+    expected = theirs.state_dict()
+    assert ours.state_dict().keys() == expected.keys()
+    for name, tensor in ours.state_dict().items():
+        assert tensor.dtype == expected[name].dtype
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-7, msg=name)
+    assert ours.n_averaged == 5 and ours.module[1].num_batches_tracked == 5
+
+
+def test_goes_on_from_pytorchs() -> None:
+    """As from the checkpoint of an older release: it isn't copied over as at the first update."""
+    model = small_model()
+    theirs = AveragedModel(model)
+    theirs.update_parameters(model)
+    ours = AveragedWeights(small_model())
+    ours.load_state_dict(theirs.state_dict())
+    before = copy.deepcopy(ours.module)
+    change(model)
+    ours.update(model, 0.75, FINE)
+    for held, old, new in zip(ours.module.parameters(), before.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(held, 0.75 * old + 0.25 * new)
+
+
+def test_the_model_stays_as_it_is() -> None:
+    model = small_model()
+    before = copy.deepcopy(model.state_dict())
+    averaged = AveragedWeights(model)
+    for _ in range(2):
+        averaged.update(model, 0.5, FINE)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert [p.requires_grad for p in averaged.module.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+class Calls(TorchDispatchMode):
+    """Counts operators, and refuses those that read a tensor on the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "_to_copy", "lift_fresh"), func
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_few_operators_on_a_gpu() -> None:
+    """Those that have a kernel for all tensors together, which takes the amount from the device."""
+    averages, weights = ([torch.randn(size) for size in ((3, 2), (4,), ())] for _ in range(2))
+    expected = [0.7 * held + 0.3 * weight for held, weight in zip(averages, weights, strict=True)]
+    with Calls() as calls:
+        move_together(averages, weights, AMOUNT)
+    assert calls.count == 3
+    torch.testing.assert_close(averages, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_the_host_does_not_wait() -> None:
+    model = small_model().cuda()
+    averaged, broken = AveragedWeights(model), BROKEN.cuda()
+    averaged.update(model, 0.9, broken)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        averaged.update(model, 0.9, broken)
+        averaged.update(model, 0.9, ~broken)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for held, parameter in zip(averaged.module.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(held, parameter)
