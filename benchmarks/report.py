@@ -135,7 +135,7 @@ class Report:
                 verdict = "holds" if promise.holds else "**does not hold**"
                 lines.append(f"| {promise.name} | {promise.at_least:g} | {measured} | {verdict} |")
         for suite in dict.fromkeys(row.suite for row in self.rows):
-            lines += ["", f"## {suite}", "", *_table([row for row in self.rows if row.suite == suite])]
+            lines += ["", f"## {suite}", "", *table([row for row in self.rows if row.suite == suite])]
         if self.static:
             lines += ["", "## static", "", self.static.to_markdown()]
         return "\n".join(lines) + "\n"
@@ -168,7 +168,7 @@ def _rows(outcome: Outcome) -> Iterator[Row]:
             yield Row(comparison.suite, comparison.name, name, status, reason)
 
 
-def _table(rows: list[Row]) -> Iterator[str]:
+def table(rows: list[Row]) -> Iterator[str]:
     """A Markdown table of the rows that were timed or refused, without empty columns, and what was skipped."""
     table = [_cells(row) for row in rows if row.status != "skipped"]
     filled = [name for name in _COLUMNS if any(name in cells for cells in table)]
