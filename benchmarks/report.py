@@ -48,6 +48,8 @@ class Row:
     """Floating-point operations of a call's matrix products; 0 where they were not counted."""
     peak_bytes: int | None = None
     """Memory that a call allocates at its peak; None where it was not measured."""
+    host_seconds: float | None = None
+    """That the host takes to start a call, on a GPU."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -162,6 +164,7 @@ def _rows(outcome: Outcome) -> Iterator[Row]:
             of_floor=p50 / outcome.floor if outcome.floor and timing.flops == comparison.flops else None,
             flops=timing.flops,
             peak_bytes=timing.peak_bytes,
+            host_seconds=timing.host_seconds,
         )
     for status, reasons in (("refused", outcome.refused), ("skipped", outcome.skipped)):
         for name, reason in reasons.items():
@@ -188,6 +191,7 @@ _COLUMNS = (
     "speed-up",
     "times the floor",
     "GFLOP/s",
+    "host",
     "peak memory",
 )
 
@@ -204,6 +208,8 @@ def _cells(row: Row) -> dict[str, str]:
         cells["times the floor"] = f"{row.of_floor:.2f}"
     if row.flops:
         cells["GFLOP/s"] = f"{row.flops / row.p50 / 1e9:.3g}"
+    if row.host_seconds is not None:
+        cells["host"] = duration(row.host_seconds)
     if row.peak_bytes is not None:
         cells["peak memory"] = f"{row.peak_bytes / 2**20:.1f} MiB"
     return cells
