@@ -1,4 +1,4 @@
-"""Attention: ours against PyTorch's SDPA (as it comes, and each of its kernels), FlexAttention, and written-out attention.
+"""Attention: ours against PyTorch's SDPA (its choice and each kernel), FlexAttention, and attention written out.
 
 Inputs are the packed projection [B, N, 3, H, D] that the transformer makes, at the shapes of the presets. "Backward" is
 the backward pass alone. An output is right if its error against float64 is at most twice that of the written-out
