@@ -37,8 +37,8 @@ class Options:
     only: tuple[Suite, ...] = ()
     """Suites to run; by default all. attention, decode-step, head-sample: the kernels. forward, ceiling: the
     transformer against plain eager code, and against bare matrix products. lab, tokens: against the loops of other
-    people's programs. inpaint, training: what a user waits for. static: what is known without running, by counting
-    and by compiling."""
+    people's programs. decoding, inpaint, training: what a user waits for. static: what is known without running, by
+    counting and by compiling."""
     quick: bool = False
     """Tiny shapes and two rounds."""
     device: str = "auto"

@@ -1,4 +1,4 @@
-"""Attention: ours against PyTorch's SDPA (each of its kernels), FlexAttention, and attention written out.
+"""Attention: ours against PyTorch's SDPA (its choice and each kernel), FlexAttention, and attention written out.
 
 Inputs are the packed projection [B, N, 3, H, D] that the transformer makes, at the shapes of the presets. "Backward" is
 the backward pass alone. An output is right if its error against float64 is at most twice that of the written-out
@@ -8,12 +8,15 @@ which draw other masks, by what dropout must keep on average.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -124,14 +127,16 @@ def comparison(job: Job, setting: Setting) -> Comparison:
 
     written_out = functools.partial(_written_out, dropout=job.dropout)
     cases = [case("written out", written_out, optional=False, bound=16 * torch.finfo(job.dtype).eps * largest)]
+    cases.append(case(_name_of_choice(packed, job), functools.partial(_sdpa, kernel=None, dropout=job.dropout)))
     for kernel in _sdpa_kernels(setting):
         cases.append(case(f"SDPA {kernel.name.lower()}", functools.partial(_sdpa, kernel=kernel, dropout=job.dropout)))
     left_out = setting.left_out()
-    why_not_flex = _why_not_flex(job, setting)
-    if why_not_flex:
-        left_out["FlexAttention"] = why_not_flex
-    else:
-        cases.append(case("FlexAttention", _flex()))
+    for flex, backend in (("FlexAttention", None), ("FlexAttention, FLASH", "FLASH")):
+        reason = _why_not_flex(job, setting) or (_why_not_flash(setting) if backend else None)
+        if reason:
+            left_out[flex] = reason
+        else:
+            cases.append(case(flex, _flex(backend)))
     for name in setting.backends():
         ours = functools.partial(attention, dropout_p=job.dropout, seed=seed, backend=name)
         cases.append(case(f"ours ({name})", ours, same_dropout=True, optional=False))
@@ -155,9 +160,18 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
     return F.dropout(weights, dropout) @ v
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, kernel: SDPBackend, dropout: float) -> Tensor:
-    with sdpa_kernel([kernel]):
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, kernel: SDPBackend | None, dropout: float) -> Tensor:
+    """By one of its kernels, or as it is called by everybody: by the one that it chooses."""
+    with sdpa_kernel([kernel]) if kernel is not None else contextlib.nullcontext():
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+
+def _name_of_choice(packed: Tensor, job: Job) -> str:
+    """What plain SDPA is called in the results: with the kernel that it chooses for these inputs."""
+    q, k, v = (x.detach().requires_grad_(job.backward) for x in _split(packed))
+    choice = torch._fused_sdp_choice(q, k, v, dropout_p=job.dropout)
+    names = {kernel.value: name.lower() for name, kernel in SDPBackend.__members__.items()}
+    return f"SDPA, its choice: {names.get(choice, choice)}"
 
 
 def _sdpa_kernels(setting: Setting) -> list[SDPBackend]:
@@ -184,8 +198,23 @@ def _why_not_flex(job: Job, setting: Setting) -> str | None:
     return None
 
 
+def _why_not_flash(setting: Setting) -> str | None:
+    """Why FlexAttention can't use flash-attn-4, or None if it can."""
+    from torch.nn.attention import flex_attention
+
+    if "BACKEND" not in getattr(flex_attention.FlexKernelOptions, "__annotations__", {}):
+        return "this PyTorch does not offer it"
+    if not setting.on_gpu:
+        return "there is no GPU here"
+    try:
+        found = importlib.util.find_spec("flash_attn.cute")
+    except ModuleNotFoundError:
+        found = None
+    return None if found else "flash-attn-4 is not installed"
+
+
 @functools.cache
-def _flex() -> Attend:
+def _flex(backend: str | None = None) -> Attend:
     from torch._dynamo import config as dynamo
     from torch._functorch import config as functorch
     from torch.nn.attention.flex_attention import flex_attention
@@ -194,7 +223,8 @@ def _flex() -> Attend:
     functorch.donated_buffer = False
     # With fullgraph a shape beyond the limit is an error; without, it would silently run uncompiled.
     dynamo.recompile_limit = 64
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    options: Any = None if backend is None else {"BACKEND": backend}
+    return functools.partial(torch.compile(flex_attention, dynamic=False, fullgraph=True), kernel_options=options)
 
 
 # --- running and checking ---------------------------------------------------------------------------------------------

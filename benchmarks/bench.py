@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import torch
 
-from benchmarks.clock import Clock
+from benchmarks.clock import Clock, Pace
 from benchmarks.harness import Case, Comparison, Maker, WrongResultError
 from maskgit_kernels import backend
 
@@ -32,6 +32,8 @@ class Verdict:
     reason: str = ""
     peak_bytes: int | None = None
     """Memory of a call, where it was asked for."""
+    host_seconds: float | None = None
+    """That the host takes to start a call, on a GPU."""
 
 
 class Bench(Protocol):
@@ -43,7 +45,10 @@ class Bench(Protocol):
     def prepare(self, names: list[str]) -> dict[str, Verdict]:
         """Check these implementations and let go of all others; call those that are good as often as is asked for."""
 
-    def time(self, name: str, calls: int) -> float:
+    def pace(self, seconds: float, paused: bool) -> Pace:
+        """How to time calls of that length."""
+
+    def time(self, name: str, calls: int, paused: bool) -> float:
         """Seconds per call."""
 
 
@@ -69,14 +74,19 @@ class LocalBench:
         gc.collect()
         for name, verdict in verdicts.items():
             if verdict.status == "good":
-                verdicts[name] = dataclasses.replace(verdict, peak_bytes=self._peak_bytes(name))
+                peak_bytes = self._peak_bytes(name)
                 for _ in range(self._comparison.warm_up):
                     self._runs[name]()
+                host_seconds = self._clock.host_time(self._runs[name])
+                verdicts[name] = dataclasses.replace(verdict, peak_bytes=peak_bytes, host_seconds=host_seconds)
         gc.collect()
         return verdicts
 
-    def time(self, name: str, calls: int) -> float:
-        return self._clock.time(self._runs[name], calls)
+    def pace(self, seconds: float, paused: bool) -> Pace:
+        return self._clock.pace(seconds, paused)
+
+    def time(self, name: str, calls: int, paused: bool) -> float:
+        return self._clock.time(self._runs[name], calls, paused)
 
     @staticmethod
     def _verify(case: Case) -> Verdict:
@@ -144,8 +154,11 @@ class ProcessBench(Apart):
         except BrokenProcessPool:
             return dict.fromkeys(names, Verdict("refused", "its process died; was there too little memory?"))
 
-    def time(self, name: str, calls: int) -> float:
-        return self.run(_call, "time", name, calls)
+    def pace(self, seconds: float, paused: bool) -> Pace:
+        return self.run(_call, "pace", seconds, paused)
+
+    def time(self, name: str, calls: int, paused: bool) -> float:
+        return self.run(_call, "time", name, calls, paused)
 
 
 _bench = LocalBench()  # of a process that was started for one

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from benchmarks.harness import WrongResultError
-from benchmarks.models import pictures_with_holes, predictor
+from benchmarks.models import decode_tokens, pictures_with_holes, predictor
 from benchmarks.naive_transformer import NaiveTransformer
 from maskgit import MaskGIT
+from maskgit.decoding import DecodeConfig
 
 # Root mean square of what the precision changes in the logits, against that of the logits themselves.
 FLOAT32_ERROR, BF16_ERROR = 1e-4, 0.05
@@ -24,6 +25,18 @@ def check_logits(model: MaskGIT, naive: NaiveTransformer) -> None:
     error = float(difference.square().mean().sqrt() / expected.square().mean().sqrt())
     if not error < (BF16_ERROR if model.autocast else FLOAT32_ERROR):
         raise WrongResultError(f"the logits are off by {error:.2g} of their size")
+
+
+def check_decoding(model: MaskGIT) -> None:
+    """Codes, not all the same, and the same ones again."""
+    config = DecodeConfig(steps=2)
+    tokens, again = (decode_tokens(model, config, 2, None) for _ in range(2))
+    if not bool(((tokens >= 0) & (tokens < model.transformer.config.codebook_size)).all()):
+        raise WrongResultError("some tokens are no codes")
+    if not torch.equal(tokens, again):
+        raise WrongResultError("the same seeds give other tokens")
+    if bool((tokens == tokens[0, 0]).all()):
+        raise WrongResultError("all tokens are the same")
 
 
 def check_inpainting(model: MaskGIT) -> None:

@@ -1,16 +1,39 @@
-"""Seconds per call, on a CPU by perf_counter, on a GPU by CUDA events behind a flushed L2 cache."""
+"""Seconds per call, of the device that computes.
+
+On a GPU a call is timed by events around it, behind a write to memory that empties the L2 cache. Where calls are short,
+each has a pause before it, for which the GPU spins: meanwhile the host queues the call, so that what is timed is the
+GPU alone, whoever's the call and however long its host takes. What that leaves out is the host's time, which is a
+figure of its own. Long calls are charged for their launches, as in real use.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 SAMPLE_SECONDS = 0.02  # a sample lasts at least this long, so that the clock's own steps and a stray interrupt drown
 MOST_CALLS = 1000
+MOST_GPU_CALLS = 100  # each of which is timed by itself
 FLUSH_BYTES = 2**28  # more than any L2
+SHORT = 5e-4  # where a call is shorter than this, all that it is compared with have a pause too
+PAUSE = 1e-3  # seconds, about; in which the host queues a chain of a hundred launches
+PAUSE_CYCLES = 2_000_000
+QUEUED_SECONDS = 4e-3  # of a host that starts calls without waiting: some 800 launches, for which there is room
+
+
+class Pace(NamedTuple):
+    """How an implementation is timed."""
+
+    calls: int
+    """In each sample."""
+    paused: bool
+    """Whether the GPU pauses before each of them."""
+    seconds: float
+    """That a sample takes, with everything around the calls."""
 
 
 class Clock:
@@ -18,9 +41,13 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device) if device.type == "cuda" else None
+        self.flush: torch.Tensor | None = None
+        self.flush_seconds = 0.0
+        if device.type == "cuda":
+            self.flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
+            self.flush_seconds = self.time(self.flush.zero_, 3)
 
-    def time(self, run: Callable[[], object], calls: int = 1) -> float:
+    def time(self, run: Callable[[], object], calls: int = 1, paused: bool = False) -> float:
         """Seconds per call: the mean on a CPU, the median on a GPU, where every call is timed by itself."""
         if self.flush is None:
             start = time.perf_counter()
@@ -29,16 +56,34 @@ class Clock:
             return (time.perf_counter() - start) / calls
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
         for start_event, end_event in events:
-            # Besides emptying the cache this keeps the GPU busy while the host queues what is timed, so that a short
-            # kernel is not charged for its launch; a chain of many launches still is, as in real use.
             self.flush.zero_()
+            if paused:
+                torch.cuda._sleep(PAUSE_CYCLES)
             start_event.record()
             run()
             end_event.record()
         torch.cuda.synchronize(self.device)
         return statistics.median(start.elapsed_time(end) for start, end in events) / 1000
 
-    @staticmethod
-    def calls(seconds: float) -> int:
-        """How many calls of this length make one sample."""
-        return max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / max(seconds, 1e-9))))
+    def host_time(self, run: Callable[[], object]) -> float | None:
+        """Seconds that the host takes to start a call, on a GPU; a call that waits for the GPU has its time in it."""
+        if self.flush is None:
+            return None
+
+        def seconds(calls: int) -> float:
+            torch.cuda.synchronize(self.device)
+            start = time.perf_counter()
+            for _ in range(calls):
+                run()
+            return (time.perf_counter() - start) / calls
+
+        run()
+        once = seconds(1)
+        return seconds(max(1, min(MOST_GPU_CALLS, int(QUEUED_SECONDS / max(once, 1e-9)))))
+
+    def pace(self, seconds: float, paused: bool) -> Pace:
+        """How to take a sample of calls that take so many seconds each."""
+        on_gpu = self.device.type == "cuda"
+        each = seconds + self.flush_seconds + (PAUSE if paused else 0.0)
+        calls = max(1, min(MOST_GPU_CALLS if on_gpu else MOST_CALLS, round(SAMPLE_SECONDS / max(each, 1e-9))))
+        return Pace(calls, paused, calls * each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import os
@@ -11,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from benchmarks.checks import check_inpainting
+from benchmarks.checks import check_decoding, check_inpainting
 from benchmarks.harness import Case, Comparison, Maker, Target, Timing, WrongResultError, speedup
-from benchmarks.models import PRECISIONS, make_models, make_transformer, pictures_with_holes
+from benchmarks.models import PRECISIONS, decode_tokens, make_models, make_transformer, pictures_with_holes
 from benchmarks.naive_transformer import NaiveTransformer
 from benchmarks.setting import Setting
+from maskgit import MaskGIT
 from maskgit.data.tokens import TokenSample
+from maskgit.decoding import DecodeConfig
 from maskgit.memory import keep_freed_memory
 from maskgit.pipeline import Precision
 from maskgit.training.engine import Engine
@@ -36,12 +39,21 @@ SAME_FIGURES = {"float32": 1e-3, "bf16": 0.05}
 
 def inpaint_comparisons(setting: Setting) -> Iterator[Maker]:
     """Each model at several batch sizes; `lab_baseline` has the lab's eight images, on a CPU a minute's work."""
+    return _each_model(inpaint_comparison, setting)
+
+
+def decoding_comparisons(setting: Setting) -> Iterator[Maker]:
+    """As `inpaint_comparisons`."""
+    return _each_model(decoding_comparison, setting)
+
+
+def _each_model(comparison: Callable[[str, int, Setting], Comparison], setting: Setting) -> Iterator[Maker]:
     batches = {"embedded": (1, 8), "lab": (1,), "maskgit-256": (1,)}
     if setting.on_gpu:
         batches = dict.fromkeys(batches, (1, 8, 64))
     for name in batches:
         for batch in batches[name]:
-            yield functools.partial(inpaint_comparison, name, batch, setting)
+            yield functools.partial(comparison, name, batch, setting)
 
 
 def inpaint_comparison(name: str, batch: int, setting: Setting) -> Comparison:
@@ -64,6 +76,41 @@ def inpaint_comparison(name: str, batch: int, setting: Setting) -> Comparison:
         items=batch,
         left_out=setting.left_out(),
     )
+
+
+def decoding_comparison(name: str, batch: int, setting: Setting) -> Comparison:
+    """The decoding loop alone, a picture of tokens from nothing; on a GPU as a CUDA graph and launch by launch.
+
+    What the CPU does to pictures before and after takes most of `inpaint` for a small model on a fast GPU.
+    """
+    models = make_models(name, setting.device, setting.quick)
+    config = DecodeConfig(steps=STEPS)
+    cases = []
+    for precision, model in models.items():
+        ways = {"": model}
+        if model.graphs is not None:
+            ways = {", graph": model, ", launch by launch": _without_graphs(model)}
+        for way, this in ways.items():
+            for kernels in setting.backends():
+                decode = functools.partial(decode_tokens, this, config, batch, None)
+                run = functools.partial(_with_kernels, kernels, decode)
+                verify = functools.partial(_with_kernels, kernels, functools.partial(check_decoding, this))
+                cases.append(Case(f"{precision} ({kernels}){way}", run, verify))
+    return Comparison(
+        "decoding",
+        f"{name}, {STEPS} steps, batch {batch}, tokens only",
+        cases,
+        cases[0].implementation,
+        item="image",
+        items=batch,
+        left_out=setting.left_out(),
+    )
+
+
+def _without_graphs(model: MaskGIT) -> MaskGIT:
+    other = copy.copy(model)
+    other.graphs = None
+    return other
 
 
 def _with_kernels(kernels: str, run: Callable[[], object]) -> None:
@@ -202,7 +249,9 @@ def training_comparison(name: str, batch: int, setting: Setting) -> Comparison:
 def _why_not_compiled(name: str, setting: Setting) -> str | None:
     if setting.quick:
         return "a quick run compiles nothing"
-    if not setting.on_gpu and name != "lab":
+    if (
+        name != "lab"
+    ):  # a minute or two, on a GPU too: once for the step that is checked, once for the one that is timed
         return "slow to compile: done for lab only"
     compiler = os.environ.get("CXX", "g++")  # as TorchInductor chooses it
     return None if shutil.which(compiler) else f"needs a C++ compiler, and there is no {compiler}"

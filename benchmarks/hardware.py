@@ -120,7 +120,7 @@ def measure_peaks(device: torch.device, clock: Clock, quick: bool) -> Peaks:
     """Copies and products one after the other, each its fastest of several rounds."""
     peaks = Peaks()
     for size in QUICK_COPIES if quick else CPU_COPIES if device.type == "cpu" else GPU_COPIES:
-        source = torch.zeros(size, dtype=torch.uint8, device=device)
+        source = torch.randint(256, (size,), dtype=torch.uint8, device=device)  # zeros may be copied faster
         target = torch.empty_like(source)
         peaks.copies[size] = 2 * size / _fastest(clock, lambda s=source, t=target: t.copy_(s))  # type: ignore[misc]
     rows, inner, columns = shape = product_shape(device, quick)
@@ -155,5 +155,5 @@ def products(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.devi
 
 def _fastest(clock: Clock, run: Callable[[], object], rounds: int = 7) -> float:
     run()
-    calls = clock.calls(clock.time(run))
-    return min(clock.time(run, calls) for _ in range(rounds))
+    pace = clock.pace(clock.time(run), paused=False)
+    return min(clock.time(run, pace.calls, pace.paused) for _ in range(rounds))

@@ -86,6 +86,8 @@ class Timing:
     peak_bytes: int | None = None
     """Memory that a call allocates on top of its inputs, at its peak; on a CPU what PyTorch's allocator hands out."""
     flops: float = 0
+    host_seconds: float | None = None
+    """That the host takes to start a call, on a GPU."""
 
     def percentile(self, percent: int) -> float:
         """Between the two nearest rounds, in proportion."""

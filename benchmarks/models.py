@@ -90,11 +90,16 @@ def transformer_of(model: MaskGIT) -> Transformer:
     return model.transformer
 
 
-def decode_tokens(model: MaskGIT, config: DecodeConfig, batch: int, labels: Tensor | None) -> Tensor:
-    """Tokens int64 [B, N] of images made from nothing: the loop that `MaskGIT.generate` runs, without the tokenizer."""
+def decode_tokens(model: MaskGIT, config: DecodeConfig, batch: int, labels: Tensor | None, *, first: int = 0) -> Tensor:
+    """Tokens int64 [B, N] of images made from nothing: the loop that `MaskGIT.generate` runs, without the tokenizer.
+
+    The images' seeds are `first` and the numbers after it.
+    """
     masked = torch.ones(batch, model.transformer.config.num_tokens, dtype=torch.bool, device=model.device)
     tokens = torch.zeros_like(masked, dtype=torch.int64)
-    states: Iterator[tuple[Tensor, Tensor]] = model._decode(tokens, masked, config, list(range(batch)), labels, batch)
+    states: Iterator[tuple[Tensor, Tensor]] = model._decode(
+        tokens, masked, config, list(range(first, first + batch)), labels, batch
+    )
     for state in states:
         tokens, _ = state
     return tokens

@@ -48,6 +48,8 @@ class Row:
     """Floating-point operations of a call's matrix products; 0 where they were not counted."""
     peak_bytes: int | None = None
     """Memory that a call allocates at its peak; None where it was not measured."""
+    host_seconds: float | None = None
+    """That the host takes to start a call, on a GPU."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -135,7 +137,7 @@ class Report:
                 verdict = "holds" if promise.holds else "**does not hold**"
                 lines.append(f"| {promise.name} | {promise.at_least:g} | {measured} | {verdict} |")
         for suite in dict.fromkeys(row.suite for row in self.rows):
-            lines += ["", f"## {suite}", "", *_table([row for row in self.rows if row.suite == suite])]
+            lines += ["", f"## {suite}", "", *table([row for row in self.rows if row.suite == suite])]
         if self.static:
             lines += ["", "## static", "", self.static.to_markdown()]
         return "\n".join(lines) + "\n"
@@ -162,13 +164,14 @@ def _rows(outcome: Outcome) -> Iterator[Row]:
             of_floor=p50 / outcome.floor if outcome.floor and timing.flops == comparison.flops else None,
             flops=timing.flops,
             peak_bytes=timing.peak_bytes,
+            host_seconds=timing.host_seconds,
         )
     for status, reasons in (("refused", outcome.refused), ("skipped", outcome.skipped)):
         for name, reason in reasons.items():
             yield Row(comparison.suite, comparison.name, name, status, reason)
 
 
-def _table(rows: list[Row]) -> Iterator[str]:
+def table(rows: list[Row]) -> Iterator[str]:
     """A Markdown table of the rows that were timed or refused, without empty columns, and what was skipped."""
     table = [_cells(row) for row in rows if row.status != "skipped"]
     filled = [name for name in _COLUMNS if any(name in cells for cells in table)]
@@ -188,6 +191,7 @@ _COLUMNS = (
     "speed-up",
     "times the floor",
     "GFLOP/s",
+    "host",
     "peak memory",
 )
 
@@ -204,6 +208,8 @@ def _cells(row: Row) -> dict[str, str]:
         cells["times the floor"] = f"{row.of_floor:.2f}"
     if row.flops:
         cells["GFLOP/s"] = f"{row.flops / row.p50 / 1e9:.3g}"
+    if row.host_seconds is not None:
+        cells["host"] = duration(row.host_seconds)
     if row.peak_bytes is not None:
         cells["peak memory"] = f"{row.peak_bytes / 2**20:.1f} MiB"
     return cells

@@ -31,6 +31,7 @@ Suite = Literal[
     "lab",
     "tokens",
     "autoregressive",
+    "decoding",
     "inpaint",
     "training",
     "static",
@@ -45,6 +46,7 @@ SUITES: dict[Suite, Callable[[Setting], Iterator[Maker]]] = {
     "lab": lab_baseline.comparisons,
     "tokens": token_baseline.comparisons,
     "autoregressive": autoregressive_baseline.comparisons,
+    "decoding": end_to_end.decoding_comparisons,
     "inpaint": end_to_end.inpaint_comparisons,
     "training": end_to_end.training_comparisons,
 }

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.bench import Bench
-from benchmarks.clock import Clock
+from benchmarks.bench import Bench, Verdict
+from benchmarks.clock import SHORT, Pace
 from benchmarks.hardware import Peaks
 from benchmarks.harness import Comparison, Maker, Timing
 
@@ -62,7 +62,7 @@ def compare(
 
         apart = comparison.apart and device.type == "cpu"  # a GPU's memory is kept by PyTorch anyway, and scarcer
         benches: dict[str, Bench] = {}
-        memory: dict[str, int | None] = {}
+        verdicts: dict[str, Verdict] = {}
         for names in [[name] for name in flops] if apart else [list(flops)]:
             place = first
             if benches:
@@ -70,22 +70,25 @@ def compare(
                 place.make(make, device)
             for name, verdict in place.prepare(names).items():
                 if verdict.status == "good":
-                    benches[name], memory[name] = place, verdict.peak_bytes
+                    benches[name], verdicts[name] = place, verdict
                 else:
                     (outcome.refused if verdict.status == "refused" else outcome.skipped)[name] = verdict.reason
 
-        calls, rounds = dict.fromkeys(benches, 1), comparison.rounds
+        paces, rounds = dict.fromkeys(benches, Pace(calls=1, paused=False, seconds=0.0)), comparison.rounds
         if rounds is None:
-            once = {name: place.time(name, 1) for name, place in benches.items()}
-            calls = {name: Clock.calls(each) for name, each in once.items()}
-            round_seconds = sum(calls[name] * each for name, each in once.items())
+            once = {name: place.time(name, 1, False) for name, place in benches.items()}
+            paused = device.type == "cuda" and min(once.values(), default=SHORT) < SHORT
+            paces = {name: place.pace(once[name], paused) for name, place in benches.items()}
+            round_seconds = sum(pace.seconds for pace in paces.values())
             rounds = max(fewest, min(MOST_ROUNDS, round(seconds / max(round_seconds, 1e-9))))
         samples: dict[str, list[float]] = {name: [] for name in benches}
         for _ in range(rounds):
             for name, place in benches.items():
-                samples[name].append(place.time(name, calls[name]))
+                samples[name].append(place.time(name, paces[name].calls, paces[name].paused))
     for name, own in flops.items():
         if name in benches:
             counted = comparison.flops if own is None else own
-            outcome.timings[name] = Timing(samples[name], calls[name], memory[name], counted)
+            outcome.timings[name] = Timing(
+                samples[name], paces[name].calls, verdicts[name].peak_bytes, counted, verdicts[name].host_seconds
+            )
     return outcome

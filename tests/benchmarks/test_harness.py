@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks import hardware
 from benchmarks.bench import LocalBench, ProcessBench
-from benchmarks.clock import MOST_CALLS, SAMPLE_SECONDS, Clock
+from benchmarks.clock import MOST_CALLS, MOST_GPU_CALLS, PAUSE, PAUSE_CYCLES, SAMPLE_SECONDS, Clock, Pace
 from benchmarks.counting import count
-from benchmarks.hardware import Peaks, describe, products
-from benchmarks.harness import Case, Comparison, Timing, WrongResultError, speedup
+from benchmarks.hardware import Peaks, describe, measure_peaks, products
+from benchmarks.harness import Case, Comparison, Maker, Timing, WrongResultError, speedup
 from benchmarks.turns import compare
 
 CPU = torch.device("cpu")
@@ -110,9 +112,95 @@ def test_short_calls_are_repeated_and_take_the_given_time() -> None:
 
 
 def test_calls_fill_a_sample() -> None:
-    assert Clock.calls(10 * SAMPLE_SECONDS) == 1
-    assert Clock.calls(SAMPLE_SECONDS / 8) == 8
-    assert Clock.calls(0.0) == MOST_CALLS
+    clock = Clock(CPU)
+    assert clock.pace(10 * SAMPLE_SECONDS, paused=False) == (1, False, 10 * SAMPLE_SECONDS)
+    assert clock.pace(SAMPLE_SECONDS / 8, paused=False) == (8, False, SAMPLE_SECONDS)
+    assert clock.pace(0.0, paused=False).calls == MOST_CALLS
+
+
+class FakeGpu:
+    """Keeps the time of a GPU and of a host whose calls queue up on it, in seconds."""
+
+    def __init__(self, kernel: float, launch: float, flush: float) -> None:
+        self.kernel, self.launch, self.host, self.free = kernel, launch, 0.0, 0.0
+        self.flush_seconds, self.marks = flush, list[float]()
+
+    def queue(self, seconds: float) -> None:
+        self.free = max(self.free, self.host) + seconds
+
+    def call(self) -> None:
+        self.host += self.launch
+        self.queue(self.kernel)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        """A clock of this GPU."""
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                gpu.queue(0.0)
+                self.at = gpu.free
+
+            def elapsed_time(self, end: Event) -> float:
+                return 1000 * (end.at - self.at)
+
+        def synchronize(_: torch.device) -> None:
+            gpu.host = max(gpu.host, gpu.free)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: gpu.queue(cycles * PAUSE / PAUSE_CYCLES))
+        monkeypatch.setattr(time, "perf_counter", lambda: gpu.host)
+        clock = Clock(CPU)
+        clock.device, clock.flush_seconds = torch.device("cuda"), self.flush_seconds
+        clock.flush = SimpleNamespace(zero_=lambda: gpu.queue(gpu.flush_seconds))  # type: ignore[assignment]
+        return clock
+
+
+def test_a_short_kernel_is_not_charged_for_its_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(kernel=20e-6, launch=150e-6, flush=90e-6)
+    clock = gpu.install(monkeypatch)
+    assert clock.time(gpu.call, 5) > 50e-6  # the flush alone is over before the launch is
+    assert clock.time(gpu.call, 5, paused=True) == pytest.approx(20e-6)
+    assert clock.host_time(gpu.call) == pytest.approx(150e-6)
+
+
+def test_samples_on_a_gpu_are_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(kernel=20e-6, launch=5e-6, flush=90e-6)
+    clock = gpu.install(monkeypatch)
+    for paused in (False, True):
+        pace = clock.pace(20e-6, paused)
+        synchronized = gpu.host = max(gpu.host, gpu.free)
+        clock.time(gpu.call, pace.calls, pace.paused)
+        assert gpu.host - synchronized == pytest.approx(pace.seconds, rel=0.05)
+        assert pace.seconds < 1.2 * SAMPLE_SECONDS
+    clock.flush_seconds = 0.0
+    assert clock.pace(1e-6, False).calls == MOST_GPU_CALLS
+
+
+def test_all_pause_where_one_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed for a chain of launches must not depend on whether it is itself short."""
+
+    class Bench(LocalBench):
+        def time(self, name: str, calls: int, paused: bool) -> float:
+            asked.append((name, paused))
+            return {"kernel": 20e-6, "chain": 600e-6, "long": 2e-3}[name]
+
+        def pace(self, seconds: float, paused: bool) -> Pace:
+            return Pace(1, paused, seconds)
+
+        def make(self, make: Maker, device: torch.device) -> tuple[Comparison, dict[str, float | None]]:
+            return super().make(make, CPU)
+
+    asked: list[tuple[str, bool]]
+    for names, expected in ((("kernel", "chain"), True), (("chain", "long"), False)):
+        asked = []
+        job = Comparison("suite", "job", [Case(name, fine, fine) for name in names], names[0])
+        compare(lambda: job, torch.device("cuda"), PEAKS, 0, 2, bench=lambda: nullcontext(Bench()))  # noqa: B023
+        assert asked == [(name, False) for name in names] + [(name, expected) for name in names] * 2
 
 
 def test_a_speedup_is_taken_within_each_round() -> None:
@@ -139,6 +227,18 @@ def test_floor_is_the_slower_of_copying_and_multiplying() -> None:
     assert PEAKS.floor(500, 2e4, torch.float32) == 100  # at the faster of the two products
     with pytest.raises(ValueError):
         PEAKS.floor(500, 1, torch.float16)  # not measured
+
+
+def test_what_is_copied_is_no_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[torch.Tensor] = []
+
+    def fastest(_: Clock, run: Callable[[], torch.Tensor]) -> float:
+        copied.append(run())
+        return 1.0
+
+    monkeypatch.setattr(hardware, "_fastest", fastest)
+    measure_peaks(CPU, Clock(CPU), quick=True)
+    assert copied[0].dtype == torch.uint8 and (copied[0] == 0).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

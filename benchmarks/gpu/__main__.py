@@ -1,0 +1,78 @@
+"""What a GPU has to show, within minutes and without a network; from a checkout of the repository.
+
+    python -m benchmarks.gpu OUT                 # 9 minutes
+    python -m benchmarks.gpu OUT --minutes 6     # every step's limit shrinks in proportion
+    python -m benchmarks.gpu OUT --quick         # a rehearsal on any machine: tiny sizes, no figure means anything
+    python -m benchmarks.gpu OUT --dry-run       # the plan: kernels to compile, counted, and the time to expect
+
+Each step is a process with a time limit of its own; one that fails or runs out of time doesn't stop those after it.
+OUT/summary.json holds all results and is written anew after each step, as is OUT/summary.md, which is to be read;
+OUT/log.txt is what the steps printed. docs/gpu.md says what each step proves and where results are collected.
+
+Exit status: 0 if every step passed, 1 otherwise, 2 for impossible options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import dry_run
+from benchmarks.gpu.process import run
+from benchmarks.gpu.steps import LOG, MINUTES, SECONDS, plan
+from benchmarks.gpu.summary import Summary
+
+LEAST_SECONDS = 5.0  # in which a step can still do something
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run all steps; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, help="folder for the results; made if missing")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all steps together (default: %(default)g)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, on a CPU too: shows that everything runs")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and start nothing")
+    options = parser.parse_args(arguments)
+    if options.minutes <= 0:
+        parser.error(f"--minutes must be positive, got {options.minutes:g}")
+    out = options.out.resolve()
+    on_gpu = torch.cuda.is_available()
+    steps = plan(out, on_gpu=on_gpu, quick=options.quick, minutes=options.minutes)
+    if options.dry_run:
+        print(dry_run.report(steps, options.minutes))
+        return 0
+    if not (on_gpu or options.quick):
+        parser.error("there is no NVIDIA GPU here; --quick rehearses on a CPU")
+
+    # A process that is told to end takes its step along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / LOG).unlink(missing_ok=True)
+    summary = Summary(out, options.quick, options.minutes)
+    deadline = time.monotonic() + 60 * options.minutes
+    for step in steps:
+        limit = min(step.seconds, deadline - time.monotonic())
+        if limit < LEAST_SECONDS:
+            summary.not_started(step)
+            continue
+        print(f"{step.name}: {step.proves} (at most {limit:.0f} s)", flush=True)
+        if step.result is not None:
+            step.result.unlink(missing_ok=True)  # of an earlier run
+        command = [f"{0.9 * limit:.0f}" if part == SECONDS else part for part in step.command]
+        ended = run(command, limit, out / LOG, step.environment)
+        summary.add(step, ended)
+        print(f"  {summary.line(step.name)}", flush=True)
+    print(f"\n{summary.to_markdown()}\nResults: {options.out}")
+    return int(not summary.passed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

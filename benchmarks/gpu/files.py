@@ -1,0 +1,43 @@
+"""JSON that is whole at every moment, and without names of the machine's owner."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.hardware import ROOT
+
+
+def write(path: Path, value: Any) -> None:
+    """Write JSON; a process that is killed meanwhile leaves the older file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(clean(value), indent=1) + "\n")
+    new.replace(path)
+
+
+def read(path: Path) -> Any:
+    """What a JSON file holds; None where there is none, or what is there is no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def clean(value: Any) -> Any:
+    """The same without the paths and the host name of this machine, wherever they are in it."""
+    if isinstance(value, str):
+        for private in (f"{ROOT}{os.sep}", f"{sys.prefix}{os.sep}", f"{Path.home()}{os.sep}"):
+            if len(private) > 2:
+                value = value.replace(private, "")
+        host = platform.node()
+        return value.replace(host, "HOST") if len(host) > 3 else value
+    if isinstance(value, dict):
+        return {key: clean(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(inner) for inner in value]
+    return value

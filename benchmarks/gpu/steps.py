@@ -1,0 +1,99 @@
+"""The steps: what each proves, the command that it is, and how long it may take."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.hardware import ROOT
+
+MINUTES = 9.0
+"""What the limits below add up to."""
+LOG = "log.txt"
+SECONDS = "SECONDS"
+"""Stands in a command for the seconds that the step should fill."""
+WORKERS = 12  # processes for the tests; more would only wait for the GPU
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process."""
+
+    name: str
+    proves: str
+    command: list[str]
+    """After `python`."""
+    seconds: float
+    """It may take."""
+    result: Path | None
+    """The file that it leaves; None: it only passes or fails."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def plan(out: Path, *, on_gpu: bool, quick: bool, minutes: float = MINUTES) -> list[Step]:
+    """All steps, the most important first, for a run of so many minutes."""
+    small = ["--quick"] if quick else []
+    # Without a GPU the kernels are checked in Triton's interpreter, never timed.
+    interpreted = {} if on_gpu else {"TRITON_INTERPRET": "1"}
+    run_tests, tests = on_gpu and not quick, out / "gpu-tests.xml"
+    scale = minutes / MINUTES
+
+    def own(name: str, proves: str, seconds: float, *options: str) -> Step:
+        result = out / f"{name}.json"
+        command = ["-m", f"benchmarks.gpu.{name}", str(result), *options, *small]
+        return Step(name, proves, command, scale * seconds, result)
+
+    verify, tuned = out / "verify.json", out / "tuned.json"
+    return [
+        own("environment", "what machine this is", 20),
+        Step(
+            "verify",
+            "every operator, forward and backward, agrees with its reference",
+            ["-m", "maskgit_kernels.verify", "--json", str(verify), *small],
+            scale * 60,
+            verify,
+            interpreted,
+        ),
+        own("smoke", "a decoding loop captured as a CUDA graph, and a picture inpainted with either kernels", 40),
+        Step(
+            "tests",
+            "the tests marked gpu pass" if run_tests else "the tests marked gpu can be collected",
+            pytest_command(tests, collect_only=not run_tests),
+            scale * 150,
+            tests if run_tests else None,
+            {"OMP_NUM_THREADS": "1"},
+        ),
+        own("comparisons", "times of the kernels and the models against their baselines", 180, "--seconds", SECONDS),
+        Step(
+            "tuning",
+            "which tiles are fastest here",
+            ["-m", "maskgit_kernels.tune", "--output", str(tuned), "--seconds", SECONDS],
+            scale * 30,
+            tuned,
+        ),
+        own("figures", "images per second, host time per call, pictures that depend on the batch", 60),
+    ]
+
+
+def gpu_test_files() -> list[str]:
+    """Those with tests that need a GPU, from the root: collecting the others would take each worker a minute."""
+    found = (path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text())
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+def pytest_command(result: Path, *, collect_only: bool) -> list[str]:
+    """pytest on the tests marked gpu, in parallel and with a limit for each test where the plugins are installed."""
+    command = ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *gpu_test_files()]
+    if collect_only:
+        return [*command, "--collect-only", "-q"]
+    command += ["--junitxml", str(result)]
+    # A file that can't be imported, for want of a package, costs its own tests only.
+    command += ["-v", "--tb", "short", "--maxfail", "40", "--continue-on-collection-errors"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(WORKERS, os.cpu_count() or 1)), "--dist", "worksteal"]
+    if importlib.util.find_spec("pytest_timeout"):
+        command += ["--timeout", "90"]
+    return command
