@@ -29,7 +29,10 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["maskgit", "maskgit.*"]), *KERNELS],
     package_dir={"maskgit_kernels": "kernels/maskgit_kernels"},
-    package_data={"maskgit": ["assets/*", "assets/*/*", "py.typed"], "maskgit_kernels": ["py.typed"]},
+    package_data={
+        "maskgit": ["assets/*", "assets/*/*", "py.typed"],
+        "maskgit_kernels": ["py.typed", "attention/tuned.json"],
+    },
     install_requires=[
         # Capped at the newest release that the tests have run with.
         "torch>=2.6,<2.15",
