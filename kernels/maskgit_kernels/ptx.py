@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 _POINTER = re.compile(r"^\s*\.param \.[us]64 \.ptr \.global .*?(\w+_param_\d+)", re.MULTILINE)
 _LABEL = re.compile(r"^(\$\w+):")
-_INSTRUCTION = re.compile(r"^(?:@(!?%\w+)\s+)?([a-z][\w.:]*)\s*(.*?);")
+_INSTRUCTION = re.compile(r"^(?:@(!?[%\w]+)\s+)?([a-z][\w.:]*)\s*(.*?);")
 _REGISTER = re.compile(r"%[a-z]+\d+")
 _BARRIER = re.compile(r"^(bar|barrier(\.cta)?)\.sync(\.aligned)?$")  # of the whole block if it names barrier 0 alone
 
@@ -138,7 +138,10 @@ def _origins(blocks: list[list[_Instruction]], pointers: dict[str, str]) -> dict
 
 
 def _blocks(text: str) -> tuple[list[list[_Instruction]], list[set[int]]]:
-    """The code cut at labels and jumps, and for each block those that may run after it."""
+    """The code cut at labels and jumps, and for each block those that may run after it.
+
+    Labels without a $ are of inline assembly, within whose braces jumps stay: it is taken as if it ran straight on.
+    """
     blocks: list[list[_Instruction]] = [[]]
     labels: dict[str, int] = {}
     for line in text.splitlines():
@@ -155,8 +158,8 @@ def _blocks(text: str) -> tuple[list[list[_Instruction]], list[set[int]]]:
     successors = []
     for number, block in enumerate(blocks):
         last = block[-1] if block else _Instruction("", "", "")
-        jumps = last.opcode.split(".")[0]
-        goes_on = bool(last.predicate) or jumps not in ("bra", "ret", "exit")
-        following = {number + 1} if goes_on and number + 1 < len(blocks) else set()
-        successors.append(following | ({labels[last.operands.strip()]} if jumps == "bra" else set()))
+        kind, target = last.opcode.split(".")[0], labels.get(last.operands.strip())
+        ends = kind in ("ret", "exit") or kind == "bra" and target is not None
+        following = {number + 1} if number + 1 < len(blocks) and (last.predicate or not ends) else set()
+        successors.append(following | ({target} if kind == "bra" and target is not None else set()))
     return blocks, successors

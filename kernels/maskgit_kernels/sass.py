@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+# Some versions of cuobjdump add, before the semicolon, what the scheduler is to wait for: "&req={0} ?trans1".
+_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*(?:[&?].*)?;")
 _FUNCTION = re.compile(r"^\s*Function : (\S+)", re.MULTILINE)
 
 # Jumps to the address that is their last operand. A CALL may serve as a jump (ptxas leaves loops with one), so its
