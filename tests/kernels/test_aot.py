@@ -151,6 +151,26 @@ def builds(capability):
     ]
 '''
 
+# What `python -m maskgit_kernels.tune` tries.
+CANDIDATES = """
+from maskgit_kernels import tune
+from maskgit_kernels.attention import launch, triton_backward, triton_forward
+
+KERNELS = {
+    "forward": triton_forward.attention_forward_kernel,
+    "dq": triton_backward.attention_dq_kernel,
+    "dk_dv": triton_backward.attention_dk_dv_kernel,
+}
+
+
+def builds(capability):
+    return [
+        launch.build(case.kernel, KERNELS[case.kernel], tiling, case.head_dim, "half", case.dropout, f" {case} {tiling}")
+        for case in tune.CASES
+        for tiling in case.candidates(capability)
+    ]
+"""
+
 
 def command_line(*options: str, python_path: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `python -m maskgit_kernels.aot` where Triton compiles."""
@@ -461,6 +481,14 @@ class TestShippedKernels:
         row = samples["a decoding step of few codes", 80]
         assert row["handed_over"] == ["new_tokens, published", "scores, published", "scores, read"]
         assert row["races"] == []
+
+
+@pytest.mark.slow
+def test_what_tuning_tries_is_fit_for_hopper(tmp_path: Path) -> None:
+    (tmp_path / "candidate_builds.py").write_text(CANDIDATES)
+    run = command_line("--module", "candidate_builds", "--capability", "90", "--json", python_path=tmp_path)
+    assert run.stdout, run.stderr
+    assert {row["name"]: row["faults"] for row in json.loads(run.stdout) if row["faults"]} == {}
 
 
 class TestAttentionForward:
