@@ -29,7 +29,10 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["maskgit", "maskgit.*"]), *KERNELS],
     package_dir={"maskgit_kernels": "kernels/maskgit_kernels"},
-    package_data={"maskgit": ["assets/*", "assets/*/*", "py.typed"], "maskgit_kernels": ["py.typed"]},
+    package_data={
+        "maskgit": ["assets/*", "assets/*/*", "py.typed"],
+        "maskgit_kernels": ["py.typed", "attention/tuned.json"],
+    },
     install_requires=[
         # The oldest are what .ci/run tests beside the newest; torch is capped at the newest that has been tried.
         "torch>=2.11,<2.16",

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+# Some versions of cuobjdump add, before the semicolon, what the scheduler is to wait for: "&req={0} ?trans1".
+_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*(?:[&?].*)?;")
 _FUNCTION = re.compile(r"^\s*Function : (\S+)", re.MULTILINE)
 
 # Jumps to the address that is their last operand. A CALL may serve as a jump (ptxas leaves loops with one), so its
@@ -22,6 +23,8 @@ _ENDS = {"EXIT", "RET", "KILL"}
 # Multiply-adds of one matrix instruction, over a warp for HMMA and over a group of four warps for HGMMA.
 _HMMA = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8, "1684": 16 * 8 * 4}
 _HGMMA = re.compile(r"(\d+)x(\d+)x(\d+)")
+
+_LONG_PRODUCT = re.compile(r"IMAD\.(WIDE|HI)\b")  # half as many a clock as others (CUDA C++ Programming Guide)
 
 _WIDTH = re.compile(r"\.[US]?(8|16|64|128|256)(?:\.|$)")  # of a load or store, in bits; 32 goes without saying
 
@@ -67,6 +70,16 @@ def matrix_instructions(instructions: Iterable[Instruction]) -> Counter[str]:
             _macs(kind)
             counts[kind] += 1
     return counts
+
+
+def special_functions(instructions: Iterable[Instruction]) -> int:
+    """Instructions that the special function units take: exp2, log2, 1/x, ..."""
+    return sum(instruction.name == "MUFU" for instruction in instructions)
+
+
+def issue_slots(instructions: Iterable[Instruction]) -> int:
+    """Turns of a scheduler that they take: one each, but two where the upper half of an integer product is wanted."""
+    return sum(2 if _LONG_PRODUCT.match(instruction.opcode) else 1 for instruction in instructions)
 
 
 def loaded_bytes(instructions: Iterable[Instruction]) -> int:

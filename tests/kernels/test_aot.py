@@ -19,16 +19,31 @@ from typing import Any
 import pytest
 
 from maskgit_kernels import aot
+from maskgit_kernels.architectures import ARCHITECTURES, bounds, occupancy, standing_for, why_not_analysed
 
 triton = pytest.importorskip("triton")
 
-# Compilers differ: the limits are those of one.
-pinned = pytest.mark.skipif(not triton.__version__.startswith("3.8."), reason="limits are for Triton 3.8")
+KNOWN = ("3.6", "3.8", "3.9")  # versions of Triton that the limits hold for; any other must keep to the newest one's
+_THIS = ".".join(triton.__version__.split(".")[:2])
+VERSION = _THIS if _THIS in KNOWN else KNOWN[-1]
+
+_FOR_TWO_BLOCKS = (
+    "spills up to 13 registers for 128 rows to fit twice on a multiprocessor, as they do without spills before 3.9. "
+    "64 rows would not spill, and wait for twice the bytes: 24 instructions' time a score at head_dim 96 instead of 12"
+)
+# What is faulty all the same, and why, by version of Triton, architecture and build.
+FAULTY = {
+    ("3.9", 90, "attention forward, head_dim 96, half"): _FOR_TWO_BLOCKS,
+    ("3.9", 90, "attention forward, head_dim 128, half"): _FOR_TWO_BLOCKS,
+}
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # Kernels of which it is known what must be found in their machine code.
 SAMPLES = '''
+from dataclasses import replace
+from importlib import import_module
+
 import triton
 import triton.language as tl
 from maskgit_kernels.aot import Build
@@ -73,6 +88,21 @@ def total(x_ptr, out_ptr, count, BLOCK: tl.constexpr, TRAP: tl.constexpr):
     tl.atomic_add(out_ptr, tl.sum(sums, 0))
 
 
+@triton.jit
+def passed_on(x_ptr, room_ptr, counter_ptr, out_ptr, BLOCK: tl.constexpr, WAIT: tl.constexpr):
+    """Numbers that each thread gets from another through memory, and a count of the blocks that have left theirs."""
+    offsets = tl.arange(0, BLOCK)
+    tl.store(room_ptr + offsets, tl.load(x_ptr + offsets))
+    if WAIT:
+        tl.debug_barrier()
+    total = tl.load(room_ptr + BLOCK - 1 - offsets)
+    tl.store(x_ptr + offsets, total)
+    if WAIT:
+        tl.debug_barrier()
+    if tl.atomic_add(counter_ptr, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+        tl.store(out_ptr + offsets, total)
+
+
 def build(name, m, n, k, dtype="bf16", precision="tf32", **options):
     return Build(
         name,
@@ -100,6 +130,11 @@ def builds(capability):
     if capability != 80:
         return [plain, nested]
     sums = {"x_ptr": "*bf16", "out_ptr": "*fp32", "count": "i32"}
+    passing = dict.fromkeys(("x_ptr", "room_ptr", "out_ptr"), "*fp32") | {"counter_ptr": "*i32"}
+    # The shipped kernel where nothing else makes its threads wait: elsewhere a reduction does, through shared memory.
+    steps = import_module("maskgit_kernels.decode_step.triton").builds(80)
+    (step,) = (x for x in steps if x.name == "decode step, categorical, one launch, V=1024, bf16")
+    tiny = {"NUM_CODES": 4, "BLOCK_R": 4, "BLOCK_Q": 1, "BLOCK_N": 4}
     return [
         plain,
         nested,
@@ -111,8 +146,31 @@ def builds(capability):
         build("too short a sum", 64, 64, 8),
         Build("total", total, sums, {"BLOCK": 1024, "TRAP": False}, elements=1024, aligned=("count",)),
         Build("trap", total, sums, {"BLOCK": 1024, "TRAP": True}, elements=1024, aligned=("count",)),
+        Build("passed on", passed_on, passing, {"BLOCK": 256, "WAIT": True}),
+        Build("passed on without waiting", passed_on, passing, {"BLOCK": 256, "WAIT": False}),
+        replace(step, name="a decoding step of few codes", constants=step.constants | tiny),
     ]
 '''
+
+# What `python -m maskgit_kernels.tune` tries.
+CANDIDATES = """
+from maskgit_kernels import tune
+from maskgit_kernels.attention import launch, triton_backward, triton_forward
+
+KERNELS = {
+    "forward": triton_forward.attention_forward_kernel,
+    "dq": triton_backward.attention_dq_kernel,
+    "dk_dv": triton_backward.attention_dk_dv_kernel,
+}
+
+
+def builds(capability):
+    return [
+        launch.build(case.kernel, KERNELS[case.kernel], tiling, case.head_dim, "half", case.dropout, f": {tiling}")
+        for case in tune.CASES
+        for tiling in case.candidates(capability)
+    ]
+"""
 
 
 def command_line(*options: str, python_path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -163,6 +221,7 @@ REPRESENTATIVE = (
     "head sample, categorical, V=1024, bf16",
     "head sample, categorical, V=16384",
     "head sample, categorical, guided",
+    "head sample, finish, N=256",
 )
 
 
@@ -284,14 +343,67 @@ class TestAnalysis:
         ],
     )
     def test_occupancy(self, capability: int, num_warps: int, registers: int, shared: int, expected: Any) -> None:
-        assert aot.occupancy(aot.ARCHITECTURES[capability], num_warps, registers, shared) == expected
+        assert occupancy(ARCHITECTURES[capability], num_warps, registers, shared) == expected
+
+    def test_what_limits_a_loop(self, samples: Any) -> None:
+        row = samples["product 64x64x32", 90]
+        # An element has 32 multiply-adds, of 2048 a clock, and 2 bytes, of 32; instructions are 128 a clock.
+        assert row["limits"]["tensor"] == 2 and row["limits"]["L2"] == 8
+        assert row["limits"]["issue"] == row["slots_per_element"] >= row["per_element"] > 0
+        assert "special" not in row["limits"] and row["special_per_element"] == 0
+        assert samples["tf32", 80]["limits"]["tensor"] == 2 * samples["product 64x64x32", 80]["limits"]["tensor"] == 8
+
+    def test_bounds(self) -> None:
+        limits = bounds(ARCHITECTURES[90], slots=9.0, special=1.0, loaded=3.0, macs=96.0)
+        assert limits == {"issue": 9.0, "special": 8.0, "L2": 12.0, "tensor": 6.0}
+        assert bounds(ARCHITECTURES[90], slots=9.0, special=0.0, loaded=0.0, macs=0.0) == {"issue": 9.0}
+
+    def test_what_is_passed_on_through_memory(self, samples: Any) -> None:
+        row = samples["passed on", 80]
+        assert row["handed_over"] == ["room_ptr, published", "room_ptr, read", "x_ptr, published"]
+        assert (row["races"], row["faults"]) == ([], [])
+
+    def test_a_missing_barrier_is_a_fault(self, samples: Any) -> None:
+        row = samples["passed on without waiting", 80]
+        # None of the known versions of Triton puts a barrier there by itself. One that does is to be named here.
+        assert row["races"] == ["room_ptr, published", "room_ptr, read", "x_ptr, published"]
+        assert [fault.split(":")[0] for fault in row["faults"]] == [
+            "no barrier between what one thread stores and another needs"
+        ]
 
     def test_occupancy_by_tensor_memory(self) -> None:
-        assert aot.occupancy(aot.ARCHITECTURES[100], 4, 64, 1024, tensor_memory=256) == (2, "tensor memory")
-        assert aot.occupancy(aot.ARCHITECTURES[100], 4, 64, 1024, tensor_memory=1024) == (0, "tensor memory")
+        assert occupancy(ARCHITECTURES[100], 4, 64, 1024, tensor_memory=256) == (2, "tensor memory")
+        assert occupancy(ARCHITECTURES[100], 4, 64, 1024, tensor_memory=1024) == (0, "tensor memory")
+
+
+class TestArchitectures:
+    @pytest.mark.parametrize(
+        "capability, known",
+        [(75, None), (80, 80), (86, 86), (87, 86), (89, 89), (90, 90), (100, 100), (103, 100), (110, 100), (121, 120)],
+    )
+    def test_which_stands_for_another(self, capability: int, known: int | None) -> None:
+        assert standing_for(capability) == known
+
+    def test_the_unknown_is_told_apart(self) -> None:
+        assert [why_not_analysed(capability) for capability in ARCHITECTURES] == [None] * len(ARCHITECTURES)
+        assert why_not_analysed(75) == "compute capability 7.5 is too old: the kernels need 8.0 or later"
+        assert "12.1 is supported but not analysed: 12.0 (RTX 50, " in str(why_not_analysed(121))
+        assert "13.0 is newer than any" in str(why_not_analysed(130))
 
 
 class TestCommandLine:
+    @pytest.mark.parametrize(
+        "text, reason",
+        [("75", "7.5 is too old"), ("121", "12.1 is supported but not analysed"), ("9.0", "such as 90")],
+    )
+    def test_says_why_an_architecture_is_not_analysed(
+        self, text: str, reason: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as exit:
+            aot.main(["--capability", text])
+        assert exit.value.code == 2
+        assert reason in capsys.readouterr().err
+
     def test_says_so_where_triton_interprets(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -332,47 +444,86 @@ class TestCommandLine:
         assert any("too short a sum, sm_80" in line for line in lines)
 
 
+# Where the slow tests are left out, those whose code differs most: 86 stands for 89.
+QUICK = (80, 86, 90, 100, 120)
+quick = pytest.mark.parametrize("capability", QUICK)
+
+
 class TestShippedKernels:
-    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    @quick
     def test_are_fit(self, shipped: Any, capability: int) -> None:
         self.check(shipped(capability).values())
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    @pytest.mark.parametrize("capability", ARCHITECTURES)
     def test_are_all_fit(self, capability: int) -> None:
-        self.check(json.loads(compiled("--capability", str(capability))))
+        rows = json.loads(compiled("--capability", str(capability)))
+        self.check(rows)
+        known = {name for version, other, name in FAULTY if (version, other) == (VERSION, capability)}
+        assert known <= {row["name"] for row in rows}
 
     def check(self, rows: Collection[dict[str, Any]]) -> None:
         print(aot.table(map(as_report, rows)))
         operators = {"attention forward", "attention dq", "attention dk_dv", "decode step", "head sample"}
         assert {row["name"].split(",")[0] for row in rows} == operators
-        assert {row["name"]: row["faults"] for row in rows if row["faults"]} == {}
+        faults = {row["name"]: row["faults"] for row in rows if row["faults"]}
+        excused = [row["name"] for row in rows if (VERSION, row["capability"], row["name"]) in FAULTY]
+        assert list(faults) == excused, faults
+
+    @quick
+    def test_threads_wait_for_what_others_store(self, shipped: Any, capability: int) -> None:
+        """What is handed over is found, behind barriers. `test_are_fit` says that nothing is without one."""
+        rows = shipped(capability)
+        published = ["new_tokens, published", "scores, published", "scores, read"]
+        assert only(rows, "decode step, categorical, one launch, V=1024")["handed_over"] == published
+        assert only(rows, "head sample, categorical, V=1024, bf16")["handed_over"] == ["listed, read"]
+        assert only(rows, "head sample, finish, N=256")["handed_over"] == ["scores, read"]
+        others = [row for name, row in rows.items() if "one launch" not in name and not name.startswith("head sample")]
+        assert {row["name"]: row["handed_over"] for row in others if row["handed_over"]} == {}
+
+    def test_a_short_decoding_step_waits_too(self, samples: Any) -> None:
+        row = samples["a decoding step of few codes", 80]
+        assert row["handed_over"] == ["new_tokens, published", "scores, published", "scores, read"]
+        assert row["races"] == []
 
 
-@pinned
+@pytest.mark.slow
+def test_what_tuning_tries_is_fit_for_hopper(tmp_path: Path) -> None:
+    (tmp_path / "candidate_builds.py").write_text(CANDIDATES)
+    run = command_line("--module", "candidate_builds", "--capability", "90", "--json", python_path=tmp_path)
+    assert run.stdout, run.stderr
+    assert {row["name"]: row["faults"] for row in json.loads(run.stdout) if row["faults"]} == {}
+
+
 class TestAttentionForward:
     @pytest.mark.parametrize("head_dim", [48, 96])
-    @pytest.mark.parametrize("capability", [80, 86, 89])
+    @pytest.mark.parametrize("capability", [80, 86, 90, 120])
     def test_head_dims_that_are_no_power_of_two_cost_no_padding(
         self, shipped: Any, capability: int, head_dim: int
     ) -> None:
         assert shipped(capability)[f"attention forward, head_dim {head_dim}, half"]["padding"] == 1
 
-    @pytest.mark.parametrize("capability", [80, 86, 89, 90])
-    def test_cost(self, shipped: Any, capability: int) -> None:
+    @pytest.mark.parametrize("capability, warps", [(80, 16), (86, 16), (90, 16), (120, 12)])
+    def test_cost(self, shipped: Any, capability: int, warps: int) -> None:
         row = shipped(capability)["attention forward, head_dim 48, half"]
-        assert row["registers"] <= 128
-        assert row["per_element"] <= 10.5
-        assert row["blocks"] >= 4
+        assert row["limits"]["issue"] <= 10.5
+        assert row["blocks"] * row["num_warps"] >= warps
 
-    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    @pytest.mark.parametrize("head_dim, dropout", [(48, ""), (48, ", dropout"), (96, "")])
+    def test_cache_does_not_limit_it_where_it_did(self, shipped: Any, head_dim: int, dropout: str) -> None:
+        row = shipped(90)[f"attention forward, head_dim {head_dim}, half{dropout}"]
+        limits = row["limits"]
+        assert limits["L2"] <= max(limits["issue"], limits["special"], limits["tensor"])
+        assert row["blocks"] >= 2
+
+    @quick
     @pytest.mark.parametrize("head_dim", [48, 96])
     def test_cost_of_dropout(self, shipped: Any, capability: int, head_dim: int) -> None:
         name = f"attention forward, head_dim {head_dim}, half"
         rows = shipped(capability)
         assert rows[f"{name}, dropout"]["per_element"] - rows[name]["per_element"] <= 18
 
-    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    @pytest.mark.parametrize("capability", [86, 100])  # where tiles do not depend on the length
     @pytest.mark.parametrize("length, limit", [(256, 1.0), (257, 1.35), (1025, 1.10)])
     def test_ragged_lengths_cost_little(self, shipped: Any, capability: int, length: int, limit: float) -> None:
         from maskgit_kernels.attention import triton_forward
@@ -387,23 +538,21 @@ class TestAttentionForward:
         assert macs / ideal <= limit * row["padding"]
 
 
-@pinned
 class TestAttentionBackward:
-    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    @quick
     def test_no_atomics(self, shipped: Any, capability: int) -> None:
         rows = {name: row for name, row in shipped(capability).items() if name.startswith("attention")}
         assert {name: row["atomics"] for name, row in rows.items() if row["atomics"]} == {}
 
-    @pytest.mark.parametrize("capability, limit", [(80, 22), (86, 22), (89, 22), (90, 18.5)])
+    @pytest.mark.parametrize("capability, limit", [(80, 22), (86, 22), (90, 18.5)])
     def test_cost(self, shipped: Any, capability: int, limit: float) -> None:
         dq, dk_dv = (shipped(capability)[f"attention {name}, head_dim 48, half"] for name in ("dq", "dk_dv"))
         assert min(dq["blocks"], dk_dv["blocks"]) >= 2
         assert dq["per_element"] + dk_dv["per_element"] <= limit
 
 
-@pinned
 class TestDecodeStep:
-    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    @quick
     @pytest.mark.parametrize("num_codes, limit", [(1024, 55), (16384, 45)])
     def test_drawing(self, shipped: Any, capability: int, num_codes: int, limit: float) -> None:
         row = only(shipped(capability), "decode step, categorical, V=", f"V={num_codes},")
@@ -411,7 +560,7 @@ class TestDecodeStep:
         assert row["registers"] <= 128
         assert row["atomics"] == 0
 
-    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    @quick
     def test_each_logit_is_read_once_and_none_written(self, shipped: Any, capability: int) -> None:
         from maskgit_kernels.decode_step import triton as kernels
 
@@ -426,15 +575,14 @@ class TestDecodeStep:
                 assert row["stored_per_element"] * build.elements <= most * 32 * build.num_warps, build.name
 
 
-@pinned
 class TestHeadSample:
-    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    @quick
     def test_epilogue(self, shipped: Any, capability: int) -> None:
         for num_codes in (1024, 16384):
             row = only(shipped(capability), "head sample, categorical, V=", f"V={num_codes}, bf16")
             assert row["epilogue_per_element"] <= 45
 
-    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    @quick
     def test_guidance_takes_no_second_product(self, shipped: Any, capability: int) -> None:
         plain, guided = (
             shipped(capability)[f"head sample, categorical, {words}V=1024, bf16"] for words in ("", "guided, ")
@@ -442,7 +590,7 @@ class TestHeadSample:
         assert plain["macs"] > 0
         assert (guided["macs"], guided["other_macs"]) == (plain["macs"], plain["other_macs"])
 
-    @pytest.mark.parametrize("capability", aot.ARCHITECTURES)
+    @quick
     def test_no_logit_is_written(self, shipped: Any, capability: int) -> None:
         for name, row in shipped(capability).items():
             if name.startswith("head sample, ") and "finish" not in name:

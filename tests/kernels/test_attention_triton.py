@@ -301,16 +301,16 @@ def test_what_the_kernels_do_not_take(device, dim, dtype, message):
 
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-TILINGS = list(itertools.product(KERNELS, ARCHITECTURES, HEAD_DIMS, MATH))
+SETTINGS = (KERNELS, ARCHITECTURES, HEAD_DIMS, MATH, (False, True))
 
 
 def test_tilings():
-    for setting in TILINGS:
-        kernel, capability, head_dim, _ = setting
-        choice = fixed(*setting)
-        assert choice == candidates(*setting)[0]
-        assert len(set(candidates(*setting))) == len(candidates(*setting)) <= 6
-        for tiling in candidates(*setting):
+    for setting in itertools.product(*SETTINGS, (16, 192, 256)):
+        kernel, capability, head_dim, *_ = setting
+        choice, tilings = fixed(*setting), candidates(*setting)
+        assert choice == tilings[0]
+        assert len(set(tilings)) == len(tilings) <= 8
+        for tiling in tilings:
             parts = tiling.parts(head_dim)
             assert parts[0][0] == 0 and all(a[1] == b[0] for a, b in itertools.pairwise(parts))
             widths = [end - start for start, end in parts]
@@ -324,8 +324,8 @@ def test_tilings():
 @pytest.mark.parametrize("tokens, limit", [(256, 1.0), (257, 1.35), (1024, 1.0), (1025, 1.1)])
 def test_ragged_lengths_cost_little(tokens, limit):
     """Query-key pairs that the tiles cover, against those that there are."""
-    for setting in TILINGS:
-        tiling = fixed(*setting)
+    for setting in itertools.product(*SETTINGS):
+        tiling = fixed(*setting, tokens)
         rows, columns = tiling.block_m, tiling.block_n
         if setting[0] == "dk_dv":
             rows, columns = columns, rows

@@ -37,6 +37,11 @@ def test_instructions_are_taken_apart() -> None:
     ]
 
 
+def test_remarks_on_scheduling_are_no_operands() -> None:
+    code = sass.parse(listing("MOV R1, c[0x0][0x28]     &wr=0x1    ?trans8", "@!P0 BRA AT(0)    &req={1}  ?trans6"))
+    assert [(i.name, i.operands) for i in code] == [("MOV", "R1, c[0x0][0x28]"), ("BRA", "0x0")]
+
+
 def test_one_function_at_a_time() -> None:
     text = listing("EXIT")
     with pytest.raises(ValueError, match="one function"):
@@ -128,6 +133,13 @@ def test_work_of_matrix_instructions() -> None:
 def test_unknown_matrix_instruction_is_refused(opcode: str) -> None:
     with pytest.raises(ValueError, match=opcode.split(".")[0]):
         sass.matrix_instructions(sass.parse(listing(f"{opcode} R4, R8, R12, R4")))
+
+
+def test_turns_of_the_scheduler_and_special_functions() -> None:
+    opcodes = ["IMAD.WIDE.U32", "IMAD.HI.U32", "IMAD.MOV.U32", "IMAD", "MUFU.EX2", "MUFU.LG2", "FFMA"]
+    code = sass.parse(listing(*(f"{opcode} R1, R2, R3, R4" for opcode in opcodes)))
+    assert sass.issue_slots(code) == 2 + 2 + 1 + 1 + 1 + 1 + 1
+    assert sass.special_functions(code) == 2
 
 
 def test_bytes_of_global_memory() -> None:

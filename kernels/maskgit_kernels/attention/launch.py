@@ -1,12 +1,14 @@
-"""Starts the attention kernels: grid, constants, and the tiles to use, fixed or tuned.
+"""Starts the attention kernels: grid, constants, and the tiles to use, tuned or fixed.
 
 And says how they are compiled, for `maskgit_kernels.aot`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ import triton
 from torch import Tensor
 
 from maskgit_kernels.aot import Build
+from maskgit_kernels.attention import tuned
 from maskgit_kernels.attention.reference import drops_in_256
 from maskgit_kernels.attention.tiling import Tiling, candidates, fixed
 from maskgit_kernels.backend import interpreting
@@ -38,19 +41,56 @@ def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale
         length, block = (num_keys, meta["BLOCK_N"]) if name == "dk_dv" else (num_queries, meta["BLOCK_M"])
         return (batch * heads * triton.cdiv(length, block),)
 
-    capability = _capability(q.device)
+    size = head_dim, math, dropped > 0
     with torch.cuda.device_of(q):
-        if _tuning():
-            tuner = _tuner(name, kernel, capability, head_dim, math, num_queries.bit_length(), num_keys.bit_length())
+        if name not in _imposed and _tuning():
+            capability = capability_of(q.device)
+            tuner = _tuner(name, kernel, capability, *size, tuned.bucket(num_queries), tuned.bucket(num_keys))
             tuner[grid](*arguments, *numbers, **constants)
         else:
-            tiling = fixed(name, capability, head_dim, math, dropped > 0)
+            tiling = _imposed.get(name) or choose(q.device, name, *size, num_keys if name == "dk_dv" else num_queries)
             kernel[grid](*arguments, *numbers, **constants, **_blocks(tiling, head_dim), **_options(tiling))
 
 
-def build(name: str, kernel: Any, capability: int, head_dim: int, math: str, dropout: bool) -> Build:
-    """What `launch` compiles for packed projections on GPUs of some capability, without tuning."""
-    tiling = fixed(name, capability, head_dim, math, dropout)
+@functools.cache
+def choose(device: torch.device, name: str, head_dim: int, math: str, dropout: bool, length: int) -> Tiling:
+    """The tiling of a kernel on a device: as was timed on GPUs of its name, else as fixed for its capability.
+
+    Args: see `tiling.fixed`.
+    """
+    found = tuned.lookup(name_of(device), tuned.key(name, head_dim, math, dropout, length))
+    return found or fixed(name, capability_of(device), head_dim, math, dropout, length)
+
+
+_imposed: dict[str, Tiling] = {}
+
+
+@contextlib.contextmanager
+def impose(name: str, tiling: Tiling) -> Iterator[None]:
+    """Within it, a kernel uses this tiling and no other: for timing it."""
+    _imposed[name] = tiling
+    try:
+        yield
+    finally:
+        del _imposed[name]
+
+
+_EVEN, _ODD = 256, 192  # lengths that the largest tiles divide, and that they don't
+
+
+def builds_of(name: str, kernel: Any, capability: int, shipped: list[tuple[int, str, bool]]) -> list[Build]:
+    """What `launch` compiles without tuning for each (head_dim, math, dropout), at lengths that get different tiles."""
+    builds = []
+    for size in shipped:
+        even, odd = (fixed(name, capability, *size, length) for length in (_EVEN, _ODD))
+        builds.append(build(name, kernel, even, *size))
+        if odd != even:
+            builds.append(build(name, kernel, odd, *size, f", N={_ODD}"))
+    return builds
+
+
+def build(name: str, kernel: Any, tiling: Tiling, head_dim: int, math: str, dropout: bool, remark: str = "") -> Build:
+    """What `launch` compiles for packed projections; `remark` goes into the build's name."""
     constants = {"D": head_dim, "DROPOUT": dropout, "PRECISION": _precision(math), **_blocks(tiling, head_dim)}
     constants |= {argument: 1 for argument in kernel.arg_names if argument.endswith("_column")}
     constants |= {} if dropout else {"seed_ptr": None}
@@ -58,7 +98,7 @@ def build(name: str, kernel: Any, capability: int, head_dim: int, math: str, dro
     element = "*bf16" if math == "half" else "*fp32"
     products = {"forward": 2, "dq": 3, "dk_dv": 4}[name]
     return Build(
-        f"attention {name}, head_dim {head_dim}, {math}{', dropout' if dropout else ''}",
+        f"attention {name}, head_dim {head_dim}{remark}, {math}{', dropout' if dropout else ''}",
         kernel,
         signature={
             argument: types.get(argument, element if argument.endswith("_ptr") else "i32")
@@ -98,7 +138,7 @@ def _precision(math: str) -> str:
 
 
 @functools.cache
-def _capability(device: torch.device) -> int:
+def capability_of(device: torch.device) -> int:
     """Ten times the compute capability; in the interpreter that of the oldest GPU."""
     if device.type != "cuda":
         return 80
@@ -106,13 +146,20 @@ def _capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def name_of(device: torch.device) -> str:
+    """What the tuned table knows a GPU by; in the interpreter there is none."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
 def _tuning() -> bool:
     return os.environ.get("MASKGIT_AUTOTUNE", "0") == "1" and not interpreting()
 
 
 @functools.cache
-def _tuner(name: str, kernel: Any, capability: int, head_dim: int, math: str, *size: int) -> Any:
-    """The kernel with an autotuner around it. Lengths of the same `size`, a power of two, share what was found."""
+def _tuner(
+    name: str, kernel: Any, capability: int, head_dim: int, math: str, dropout: bool, queries: int, keys: int
+) -> Any:
+    """The kernel with an autotuner around it. Lengths of the same bucket share what was found."""
     configs = [
         triton.Config(
             _blocks(tiling, head_dim),
@@ -120,6 +167,6 @@ def _tuner(name: str, kernel: Any, capability: int, head_dim: int, math: str, *s
             num_stages=tiling.num_stages,
             maxnreg=tiling.max_registers,
         )
-        for tiling in candidates(name, capability, head_dim, math)
+        for tiling in candidates(name, capability, head_dim, math, dropout, keys if name == "dk_dv" else queries)
     ]
-    return triton.autotune(configs, key=["DROPOUT"])(kernel)
+    return triton.autotune(configs, key=[])(kernel)

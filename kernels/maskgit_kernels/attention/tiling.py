@@ -1,7 +1,10 @@
 """How the kernels cut their work: the tile sizes of each architecture, and those that autotuning tries.
 
-The fixed choices come from what the kernels compile to (`python -m maskgit_kernels.aot`): no spilled registers first,
-then blocks per multiprocessor, then instructions per score.
+The fixed choices come from what the kernels compile to (`python -m maskgit_kernels.aot`). First, no spilled registers.
+Then what limits the main loop, the longest of the times in `architectures.bounds`: issued instructions, exponentials,
+bytes from the L2 cache, tensor cores. Then warps per multiprocessor, which hide what that reckoning leaves out; and of
+equals, fewer instructions. So tiles of 64 rows, whose keys and values come from the L2 cache too often for Hopper, are
+doubled where two blocks of 8 warps still fit on a multiprocessor.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class Tiling:
         return tuple(parts)
 
 
-def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool = False) -> Tiling:
+def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool, length: int) -> Tiling:
     """What a kernel uses where nothing is tuned.
 
     Args:
@@ -46,6 +49,7 @@ def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool 
         capability: ten times the GPU's compute capability.
         head_dim: one of HEAD_DIMS.
         dropout: whether weights are dropped, whose noise takes registers.
+        length: rows that programs share out: queries, or keys for "dk_dv".
     """
     if math == "ieee":
         # No tensor cores: every factor of a product is held in registers, so tiles are small. With a limit named, even
@@ -59,10 +63,15 @@ def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool 
             return Tiling(block_n=32 if head_dim <= 64 else 16, max_registers=255 if dropout else None)
         return Tiling(block_m=32 if head_dim <= 48 else 16)
 
+    # Half the bytes of 64 rows for each score, with as many warps on a multiprocessor. Not where rows would be wasted.
+    tall = Tiling(block_m=128, num_warps=8, max_registers=128) if length % 128 == 0 else None
     if 90 <= capability < 100:  # Hopper: tensor cores that read shared memory
         if kernel == "dk_dv":
             block_m = 64 if head_dim <= 64 else 16 if dropout and head_dim > 112 else 32
             return Tiling(block_m=block_m, padded=head_dim == 112, max_registers=255)
+        fits = not dropout or head_dim <= 64 if kernel == "forward" else not dropout and head_dim <= 64
+        if tall and fits:
+            return tall
         return Tiling(max_registers=128 if kernel == "forward" and head_dim <= 64 else None)
     if 100 <= capability < 120:  # datacenter Blackwell: tensor cores with a memory of their own, where parts cost more
         if kernel == "forward":
@@ -71,8 +80,11 @@ def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool 
             return Tiling(block_n=64 if head_dim <= 96 else 32, padded=head_dim in (48, 112), max_registers=255)
         return Tiling(block_m=64 if head_dim <= 80 else 32, padded=head_dim in (48, 112), max_registers=255)
     # Ampere, Ada and consumer Blackwell: tensor cores that read registers.
-    if kernel == "forward":  # what fits with dropout on 8.0 spills on 8.6
-        return Tiling(max_registers=128 if head_dim <= 48 and not (dropout and capability != 80) else None)
+    if capability == 80 and tall and head_dim <= 48 and (kernel == "forward" or kernel == "dq" and not dropout):
+        return tall
+    if kernel == "forward":  # what fits with dropout on 8.0 spills on 8.6, and what fits on 8.9 spills on 12.0
+        most = 128 if capability == 80 or capability < 120 and not dropout else None
+        return Tiling(max_registers=most if head_dim <= 48 else None)
     largest = 80 if dropout else 96  # head_dim that leaves room for the larger tiles
     if kernel == "dq":
         return Tiling(block_n=64 if head_dim <= largest else 32)
@@ -80,16 +92,25 @@ def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool 
     return Tiling(block_m=block_m, max_registers=255 if dropout else None)
 
 
-def candidates(kernel: str, capability: int, head_dim: int, math: str) -> list[Tiling]:
-    """What autotuning tries: the fixed choice first, then its neighbors."""
-    choice = fixed(kernel, capability, head_dim, math)
-    tilings = [choice, replace(choice, num_stages=3), replace(choice, max_registers=None)]
-    if math == "half":
-        if kernel == "dk_dv":
-            tilings.append(replace(choice, block_m=max(16, choice.block_m // 2)))
-        else:
-            tilings.append(replace(choice, block_m=128, num_warps=8, max_registers=None))
-            tilings.append(replace(choice, block_n=128 if kernel == "forward" else 32, max_registers=None))
-        if capability >= 90:
-            tilings.append(replace(choice, padded=not choice.padded))
+def candidates(kernel: str, capability: int, head_dim: int, math: str, dropout: bool, length: int) -> list[Tiling]:
+    """What tuning tries, at most eight: the fixed choice first (see `fixed` for the arguments)."""
+    choice = fixed(kernel, capability, head_dim, math, dropout, length)
+    tilings = [choice, replace(choice, num_stages=3)]
+    if math != "half":
+        return [*tilings, replace(choice, max_registers=None if choice.max_registers else 255)]
+    roomy = head_dim <= 64  # what a product leaves of the registers
+    power_of_two = head_dim & (head_dim - 1) == 0
+    if (roomy or kernel == "forward") and not power_of_two:
+        tilings.append(replace(choice, padded=not choice.padded))
+    if kernel == "dk_dv":
+        tilings.append(replace(choice, block_m=max(16, choice.block_m // 2)))
+        tilings.append(replace(choice, block_n=128, num_warps=8))
+        if roomy and not power_of_two:
+            tilings.append(replace(choice, block_n=128, num_warps=8, padded=not choice.padded))
+    else:
+        tilings += [Tiling(max_registers=128 if roomy and not dropout else None), Tiling(block_m=128, num_warps=8)]
+        if roomy or kernel == "forward":
+            tilings += [Tiling(block_n=128), Tiling(block_m=128, block_n=128, num_warps=8)]
+        if roomy and kernel == "forward" and not dropout:
+            tilings.append(Tiling(block_n=128, max_registers=168))  # three blocks on a multiprocessor
     return list(dict.fromkeys(tilings))

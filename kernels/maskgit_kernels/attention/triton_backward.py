@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from maskgit_kernels.aot import Build
-from maskgit_kernels.attention.launch import build, launch
+from maskgit_kernels.attention.launch import builds_of, launch
 from maskgit_kernels.attention.triton_tiles import (
     LOG2_E,
     TAIL,
@@ -351,6 +351,6 @@ def backward(
 def builds(capability: int) -> list[Build]:
     """What is compiled for GPUs of some capability: every tiling, where it takes the most registers."""
     shipped = [(48, "half", False), (48, "half", True), (96, "half", True), (128, "half", True)]
-    shipped += [(48, "tf32", True), (80, "tf32", True), (128, "ieee", True)]
+    shipped += [(64, "half", False), (48, "tf32", True), (80, "tf32", True), (128, "ieee", True)]
     kernels = {"dq": attention_dq_kernel, "dk_dv": attention_dk_dv_kernel}
-    return [build(name, kernel, capability, *options) for name, kernel in kernels.items() for options in shipped]
+    return [build for name, kernel in kernels.items() for build in builds_of(name, kernel, capability, shipped)]

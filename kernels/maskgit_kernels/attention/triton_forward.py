@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from maskgit_kernels.aot import Build
-from maskgit_kernels.attention.launch import build, launch
+from maskgit_kernels.attention.launch import builds_of, launch
 from maskgit_kernels.attention.triton_tiles import (
     LOG2_E,
     TAIL,
@@ -176,5 +176,5 @@ def forward(
 def builds(capability: int) -> list[Build]:
     """What is compiled for GPUs of some capability: every tiling, where it takes the most registers."""
     shipped = [(48, "half", False), (48, "half", True), (96, "half", False), (96, "half", True), (128, "half", True)]
-    shipped += [(48, "tf32", True), (128, "tf32", True), (128, "ieee", True)]
-    return [build("forward", attention_forward_kernel, capability, *options) for options in shipped]
+    shipped += [(128, "half", False), (48, "tf32", True), (128, "tf32", True), (128, "ieee", True)]
+    return builds_of("forward", attention_forward_kernel, capability, shipped)
