@@ -76,10 +76,10 @@ def _load_quads(
         wanted = codes < NUM_CODES
     if BLOCK_R > 1:
         wanted = wanted & open_rows[:, None, None]  # [BLOCK_R, BLOCK_Q, 4]
-    z = tl.load(logits[:, None, None] + codes * stride_v, wanted, other=float("-inf"))  # [BLOCK_R, BLOCK_Q, 4]
+    z = tl.load(logits[:, None, None] + codes.to(tl.int64) * stride_v, wanted, other=float("-inf"))  # [BLOCK_R, BLOCK_Q, 4]
     unguided = z
     if GUIDED:
-        unguided = tl.load(guidance[:, None, None] + codes * guidance_stride_v, wanted, other=0.0)
+        unguided = tl.load(guidance[:, None, None] + codes.to(tl.int64) * guidance_stride_v, wanted, other=0.0)
     z = _finite(z, unguided, guidance_scale, GUIDED)
     even, odd = tl.split(tl.reshape(z, [BLOCK_R, BLOCK_Q, 2, 2]))  # codes 0 and 2, 1 and 3: [BLOCK_R, BLOCK_Q, 2]
     z0, z2 = tl.split(even)
@@ -197,10 +197,10 @@ def _draw(
     code = tl.min(tl.where(best == row_best[:, None], best_code, NUM_CODES - 1), 1)  # [BLOCK_R], the lowest of equals
     if DRAW == "perturbed":
         return code, row_best
-    z = tl.load(logits + code * stride_v, open_rows, other=0.0)  # [BLOCK_R]
+    z = tl.load(logits + code.to(tl.int64) * stride_v, open_rows, other=0.0)  # [BLOCK_R]
     unguided = z
     if GUIDED:
-        unguided = tl.load(guidance + code * guidance_stride_v, open_rows, other=0.0)
+        unguided = tl.load(guidance + code.to(tl.int64) * guidance_stride_v, open_rows, other=0.0)
     z = _finite(z, unguided, guidance_scale, GUIDED)
     log2_p = (z - row_top) * sharpness - tl.log2(row_total)
     return code, log2_p * _LN2 if LOG_PROB else tl.exp2(log2_p)
