@@ -22,6 +22,8 @@ def round_to_tf32(x):
         rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
         return tl.where(x == x, rounded, x)  # NaN's own bits must not be added to
     else:
+        # The second operand is not read. It keeps the compiler from moving the rounding behind the load of a tensor
+        # core's operand from shared memory, where every warp would round all of what the warps share.
         return tl.inline_asm_elementwise(
-            "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+            "cvt.rna.tf32.f32 $0, $1;", "=r,r,r", [x, tl.program_id(0)], dtype=tl.float32, is_pure=True, pack=1
         )

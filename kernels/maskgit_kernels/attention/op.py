@@ -34,9 +34,10 @@ def attention(
     Under autocast the inputs are first cast to its dtype, as `scaled_dot_product_attention` does.
 
     Triton's kernels take float32, float16 and bfloat16 and a D of 16, 32, 48, ... 128; "auto" computes everything else
-    with PyTorch. They multiply float32 as PyTorch is set to (`torch.set_float32_matmul_precision`), give the same bits
-    every time, and have no second derivatives. With MASKGIT_AUTOTUNE=1 in the environment they are tuned when they
-    first meet a size, which must not be while a CUDA graph is captured.
+    with PyTorch. They multiply float32 as PyTorch is set to (`torch.set_float32_matmul_precision`); for tf32, every
+    factor is rounded to the nearest. They give the same bits every time, and have no second derivatives. With
+    MASKGIT_AUTOTUNE=1 in the environment they are tuned when they first meet a size, which must not be while a CUDA
+    graph is captured.
 
     Args:
         q: [B, H, Nq, D], float32, float16, bfloat16 or float64.

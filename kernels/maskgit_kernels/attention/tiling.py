@@ -56,12 +56,16 @@ def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool,
         # the highest, the compiler does not spill a few registers to fit one more block.
         return Tiling(16 if kernel == "dk_dv" and head_dim > 48 else 32, 32, widest=32, max_registers=255)
     if math == "tf32":
-        # Backward, a head_dim above 80 spills some registers whatever the tiles: still ten times as fast as exact.
+        # Rounded factors pass through shared memory once more: where there is little of it, nothing is prefetched.
+        # Backward, some head_dims above 80 spill a few registers whatever the tiles: still ten times as fast as exact.
+        stages = 1 if 80 < capability < 90 or capability >= 120 else 2
         if kernel == "forward":
-            return Tiling(block_n=64 if head_dim <= 64 else 32)
+            block_n = 64 if 90 <= capability < 120 and head_dim <= 64 else 32
+            return Tiling(block_n=block_n, num_stages=stages, max_registers=None if head_dim <= 64 else 255)
         if kernel == "dq":
-            return Tiling(block_n=32 if head_dim <= 64 else 16, max_registers=255 if dropout else None)
-        return Tiling(block_m=32 if head_dim <= 48 else 16)
+            few = None if head_dim <= 64 and not dropout else 255
+            return Tiling(block_n=32 if head_dim <= 64 else 16, num_stages=stages, max_registers=few)
+        return Tiling(block_m=32 if head_dim <= 48 else 16, num_stages=stages, max_registers=255)
 
     # Half the bytes of 64 rows for each score, with as many warps on a multiprocessor. Not where rows would be wasted.
     tall = Tiling(block_m=128, num_warps=8, max_registers=128) if length % 128 == 0 else None

@@ -25,6 +25,7 @@ from maskgit_kernels.attention.triton_tiles import (
     LOG2_E,
     TAIL,
     add_products,
+    factors,
     keep_by_columns,
     keep_by_rows,
     keys_as_columns,
@@ -60,8 +61,8 @@ def _add_to_dq(
     q, grad, lse, delta, queries = own
     offsets = keys_as_columns(BLOCK_N) if noise is not None else tl.arange(0, BLOCK_N)  # [BLOCK_N]
     left = num_keys - first_key
-    k = load_rows(k_matrix, offsets, left, PARTS, D, MASK)  # [BLOCK_N, D_i]
-    v = load_rows(v_matrix, offsets, left, PARTS, D, MASK)  # [BLOCK_N, D_i]
+    k = factors(load_rows(k_matrix, offsets, left, PARTS, D, MASK), PRECISION)  # [BLOCK_N, D_i]
+    v = factors(load_rows(v_matrix, offsets, left, PARTS, D, MASK), PRECISION)  # [BLOCK_N, D_i]
     weights = tl.exp2(product(q, k, PRECISION) * scale - lse[:, None])  # [BLOCK_M, BLOCK_N]
     if MASK:
         weights = tl.where(offsets[None, :] < left, weights, 0.0)
@@ -150,7 +151,7 @@ def attention_dq_kernel(
     tl.store(delta_ptr + queries, delta, mask=queries < num_queries)
     lse = tl.load(lse_ptr + queries, mask=queries < num_queries, other=float("inf"))  # [BLOCK_M]
 
-    own = (q, grad, lse, delta, queries)
+    own = (factors(q, PRECISION), factors(grad, PRECISION), lse, delta, queries)
     log2_scale = scale * LOG2_E
     dq = zeros(BLOCK_M, PARTS)
     whole = num_keys // BLOCK_N * BLOCK_N
@@ -158,7 +159,6 @@ def attention_dq_kernel(
         dq = _add_to_dq(
             dq, own, k_matrix, v_matrix, first_key, num_keys, log2_scale, noise, PARTS, D, BLOCK_N, False, PRECISION
         )
-        q_matrix, grad_matrix = skip_rows(q_matrix, BLOCK_M), skip_rows(grad_matrix, BLOCK_M)
         k_matrix, v_matrix = skip_rows(k_matrix, BLOCK_N), skip_rows(v_matrix, BLOCK_N)
     for first_key in tl.range(whole, num_keys, TAIL, num_stages=1):
         dq = _add_to_dq(
@@ -202,8 +202,8 @@ def _add_to_dk_dv(
     if noise is not None:  # first of all, when few registers are taken
         keep = keep_by_rows(noise, first_query + offsets, first_key, k[0].shape[0])  # [BLOCK_N, BLOCK_M]
     left = num_queries - first_query
-    q = load_rows(q_matrix, offsets, left, PARTS, D, MASK)  # [BLOCK_M, D_i]
-    grad = load_rows(grad_matrix, offsets, left, PARTS, D, MASK)  # [BLOCK_M, D_i]
+    q = factors(load_rows(q_matrix, offsets, left, PARTS, D, MASK), PRECISION)  # [BLOCK_M, D_i]
+    grad = factors(load_rows(grad_matrix, offsets, left, PARTS, D, MASK), PRECISION)  # [BLOCK_M, D_i]
     if MASK:  # an infinite log-sum-exp makes the weights of queries that are not there zero
         lse = tl.load(lse_ptr + offsets, mask=offsets < left, other=float("inf"))  # [BLOCK_M]
         delta = tl.load(delta_ptr + offsets, mask=offsets < left, other=0.0)  # [BLOCK_M]
@@ -284,8 +284,8 @@ def attention_dk_dv_kernel(
     v_matrix, dv_matrix = skip_rows(v_matrix, first_key), skip_rows(dv_matrix, first_key)
     noise = noise_of(seed_ptr, pair, last_dropped) if DROPOUT else None
 
-    k = load_rows(k_matrix, keys, num_keys - first_key, PARTS, D, True)  # [BLOCK_N, D_i]
-    v = load_rows(v_matrix, keys, num_keys - first_key, PARTS, D, True)  # [BLOCK_N, D_i]
+    k = factors(load_rows(k_matrix, keys, num_keys - first_key, PARTS, D, True), PRECISION)  # [BLOCK_N, D_i]
+    v = factors(load_rows(v_matrix, keys, num_keys - first_key, PARTS, D, True), PRECISION)  # [BLOCK_N, D_i]
     theirs = (q_matrix, grad_matrix, lse_ptr, delta_ptr)
     log2_scale = scale * LOG2_E
     sums = (zeros(BLOCK_N, PARTS), zeros(BLOCK_N, PARTS))

@@ -16,6 +16,7 @@ from maskgit_kernels.attention.triton_tiles import (
     LOG2_E,
     TAIL,
     add_products,
+    factors,
     keep_by_columns,
     keys_as_columns,
     load_rows,
@@ -49,8 +50,8 @@ def _attend(
     top, total, sums = state
     offsets = keys_as_columns(BLOCK_N) if noise is not None else tl.arange(0, BLOCK_N)  # [BLOCK_N]
     left = num_keys - first_key
-    k = load_rows(k_matrix, offsets, left, PARTS, D, MASK)  # [BLOCK_N, D_i]
-    v = load_rows(v_matrix, offsets, left, PARTS, D, MASK)  # [BLOCK_N, D_i]
+    k = factors(load_rows(k_matrix, offsets, left, PARTS, D, MASK), PRECISION)  # [BLOCK_N, D_i]
+    v = factors(load_rows(v_matrix, offsets, left, PARTS, D, MASK), PRECISION)  # [BLOCK_N, D_i]
     scores = product(q, k, PRECISION)  # [BLOCK_M, BLOCK_N], not yet scaled
     if MASK:
         scores = tl.where(offsets[None, :] < left, scores, -float("inf"))
@@ -123,7 +124,7 @@ def attention_forward_kernel(
     noise = noise_of(seed_ptr, pair, last_dropped) if DROPOUT else None
     scale = scale * LOG2_E
 
-    q = load_rows(q_matrix, offsets, num_queries - first_query, PARTS, D, True)  # [BLOCK_M, D_i]
+    q = factors(load_rows(q_matrix, offsets, num_queries - first_query, PARTS, D, True), PRECISION)  # [BLOCK_M, D_i]
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     state = (top, total, zeros(BLOCK_M, PARTS))

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from maskgit_kernels import philox
 from maskgit_kernels.philox_triton import philox_4x32, seed_halves
+from maskgit_kernels.tf32_triton import round_to_tf32
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 TAIL = tl.constexpr(16)  # rows at a time of what a main loop leaves: the fewest that tl.dot sums over
@@ -67,8 +68,20 @@ def store_rows(matrix, rows, count, blocks, PARTS: tl.constexpr, D: tl.constexpr
 
 
 @triton.jit
+def factors(blocks, PRECISION: tl.constexpr):
+    """Blocks as what is to be multiplied: rounded to tf32 if tensor cores will take them as that."""
+    if PRECISION == "tf32":
+        results = ()
+        for i in tl.static_range(len(blocks)):
+            results = results + (round_to_tf32(blocks[i]),)
+        return results
+    else:
+        return blocks
+
+
+@triton.jit
 def product(left, right, PRECISION: tl.constexpr):
-    """left right^T, summed over the parts: [M, D_i] and [N, D_i] to [M, N]."""
+    """left right^T, summed over the parts: `factors` [M, D_i] and [N, D_i] to [M, N]."""
     total = tl.dot(left[0], tl.trans(right[0]), input_precision=PRECISION)
     for i in tl.static_range(1, len(left)):
         total = tl.dot(left[i], tl.trans(right[i]), total, input_precision=PRECISION)
@@ -77,8 +90,8 @@ def product(left, right, PRECISION: tl.constexpr):
 
 @triton.jit
 def add_products(sums, weights, blocks, PRECISION: tl.constexpr):
-    """sums + weights blocks, part by part: [M, D_i] and [M, N] times [N, D_i]."""
-    weights = weights.to(blocks[0].dtype)
+    """sums + weights blocks, part by part: [M, D_i] and [M, N] times `factors` [N, D_i]."""
+    (weights,) = factors((weights.to(blocks[0].dtype),), PRECISION)
     results = ()
     for i in tl.static_range(len(blocks)):
         results = results + (tl.dot(weights, blocks[i], sums[i], input_precision=PRECISION),)

@@ -1,0 +1,74 @@
+"""float32 on tensor cores: the attention kernels round every factor of a product to the nearest tf32.
+
+Triton's interpreter multiplies in full float32 whatever it is told, so there the results show the rounding alone.
+"""
+
+import importlib.util
+
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from maskgit_kernels import attention
+from maskgit_kernels.attention.reference import drops_in_256, keep_mask
+
+
+@pytest.fixture
+def tensor_cores(request):
+    """PyTorch's permission to multiply float32 on tensor cores."""
+    before = torch.get_float32_matmul_precision()
+    request.addfinalizer(lambda: torch.set_float32_matmul_precision(before))
+    torch.set_float32_matmul_precision("high")
+
+
+def to_tf32(x):
+    """The nearest number with eleven significant bits, ties away from zero, as float64."""
+    mantissa, exponent = torch.frexp(x.double())
+    return torch.ldexp(torch.sign(mantissa) * torch.floor(mantissa.abs() * 2**11 + 0.5) / 2**11, exponent)
+
+
+def by_hand(q, k, v, grad, dropout_p, seed, rounded):
+    """[out, dq, dk, dv] in float64 of what tensor cores are to be given, where `rounded` says how factors are."""
+    scale, c = q.shape[-1] ** -0.5, 1 / (1 - drops_in_256(dropout_p) / 256)
+    keep = keep_mask(q, k, dropout_p, seed) if dropout_p else 1
+    q, k, v, grad_factor = (rounded(x) for x in (q, k, v, grad))
+    scores = q @ k.mT * scale
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True))  # as the forward pass has them: the largest is 1
+    total = weights.sum(-1, keepdim=True)
+    out = c * (rounded(weights * keep) @ v) / total
+    weights = weights / total
+    delta = (out * grad.double()).sum(-1, keepdim=True) / c
+    dscores = rounded(weights * keep * (grad_factor @ v.mT) - weights * delta)
+    return [out, scale * c * dscores @ k, scale * c * dscores.mT @ q, c * rounded(weights * keep).mT @ grad_factor]
+
+
+# No more keys than are taken at a time: so the largest score is found before the first weight is rounded.
+@pytest.mark.parametrize("queries, dropout_p", [(81, 0.0), (33, 0.3)])
+def test_every_factor_is_rounded(device, tensor_cores, queries, dropout_p):
+    q, k, v, grad = (torch.randn(1, 2, n, 48, device=device) for n in (queries, 16, 16, queries))
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    out = attention(*leaves, dropout_p=dropout_p, seed=5, backend="triton")
+    found = [out, *torch.autograd.grad(out, leaves, grad)]
+    expected = by_hand(q, k, v, grad, dropout_p, 5, rounded=to_tf32)
+    exact = by_hand(q, k, v, grad, dropout_p, 5, rounded=torch.Tensor.double)
+    for name, x, y, truth in zip(("out", "dq", "dk", "dv"), found, expected, exact, strict=True):
+        error, effect = (torch.linalg.vector_norm(z - y).item() for z in (x, truth))
+        assert error < 0.1 * effect, f"{name}: {error:.1e}, where all of the rounding makes {effect:.1e}"
+
+
+def test_nothing_is_rounded_unless_asked(device):
+    q, k, v, _ = (torch.randn(1, 2, 20, 48, device=device) for _ in range(4))
+    out = attention(q, k, v, backend="triton")
+    assert (out - by_hand(q, k, v, out, 0, 0, rounded=torch.Tensor.double)[0]).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_not_a_number_stays_one(device, tensor_cores, value):
+    q, k, v, _ = (torch.randn(1, 1, 16, 16, device=device) for _ in range(4))
+    v[0, 0, 3, 5] = value
+    if value != value:  # all of its bits set: the one that GPUs make, which an addition to its bits would wrap around
+        v.view(torch.int32)[0, 0, 3, 5] = 0x7FFFFFFF
+    out = attention(q, k, v, backend="triton")
+    assert not out[..., 5].isfinite().any() and out[..., :5].isfinite().all()
