@@ -1,6 +1,6 @@
 """Prints pip constraints for the oldest version of everything that setup.py admits: "torch>=2.11" as "torch==2.11.*".
 
-    python oldest.py EXTRA ...      # of these extras besides what is always needed; after `pip install -e .`
+python oldest.py EXTRA ...      # of these extras besides what is always needed; after `pip install -e .`
 """
 
 import re
