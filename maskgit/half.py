@@ -1,8 +1,8 @@
 """Networks as they run fastest under autocast: weights cast once, not at every call.
 
-Autocast casts a float32 weight and its bias wherever they are used. With a graph of all decoding steps it can't keep
-them from one step to the next either, so a step would read four bytes and write two for each weight, only to read
-those again: three times the traffic of the products themselves, in two launches for each layer.
+Autocast casts a float32 weight and its bias wherever they are used, and in a CUDA graph it can't keep them from one
+decoding step to the next. So a step reads four bytes of each weight and writes two, only to read those again: four
+times the bytes that the products need, and two more launches for each layer.
 """
 
 from __future__ import annotations

@@ -554,6 +554,8 @@ class MaskGIT:
                 copied = pack(network, self.dtype)
             elif self.autocast:
                 copied = half_copy(network, self.dtype)
+                if self.device.type == "cuda":  # other threads may use it on streams of their own
+                    torch.cuda.current_stream(self.device).synchronize()
             self._copies[type(network)] = state, copied
             if network is self.transformer and self.graphs is not None:
                 self.graphs.clear()  # they know weights by their places, and keep old copies alive

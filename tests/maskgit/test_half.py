@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from maskgit import pipeline
+from maskgit.autoregressive import CausalDecoder
 from maskgit.config import HaltonConfig, Stage, TokenizerConfig, TransformerConfig
 from maskgit.decoding import DECODERS, DecodeConfig
 from maskgit.graphs import Batch
@@ -109,6 +110,18 @@ def test_some_rows(kind: str) -> None:
     if kind != "halton":
         rows = torch.tensor([1, 17, 40])
         assert_as_autocast(make(kind), torch.bfloat16, lambda network: network(tokens, labels, rows=rows))
+
+
+@pytest.mark.parametrize("kind", ["pre-norm", "untied"])
+def test_one_token_after_another(kind: str) -> None:
+    """The baseline takes a transformer to pieces."""
+    tokens, labels = some_tokens()
+
+    def decode(network: Any) -> Tensor:
+        decoder = CausalDecoder(network, len(tokens), labels)
+        return decoder.logits(decoder.advance(tokens[:, :5]))
+
+    assert_as_autocast(make(kind), torch.bfloat16, decode)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
