@@ -33,6 +33,7 @@ _FOR_TWO_BLOCKS = (
 )
 # What is faulty all the same, and why, by version of Triton, architecture and build.
 FAULTY = {
+    ("3.6", 120, "attention dq, head_dim 48, half, dropout"): "spills one register for a third block to fit",
     ("3.9", 90, "attention forward, head_dim 96, half"): _FOR_TWO_BLOCKS,
     ("3.9", 90, "attention forward, head_dim 128, half"): _FOR_TWO_BLOCKS,
 }
@@ -365,8 +366,9 @@ class TestAnalysis:
 
     def test_a_missing_barrier_is_a_fault(self, samples: Any) -> None:
         row = samples["passed on without waiting", 80]
-        # None of the known versions of Triton puts a barrier there by itself. One that does is to be named here.
-        assert row["races"] == ["room_ptr, published", "room_ptr, read", "x_ptr, published"]
+        # Since 3.9 Triton puts a barrier before an atomic operation that releases by itself; none before a load.
+        published = [] if VERSION == "3.9" else ["room_ptr, published", "x_ptr, published"]
+        assert row["races"] == sorted(["room_ptr, read", *published])
         assert [fault.split(":")[0] for fault in row["faults"]] == [
             "no barrier between what one thread stores and another needs"
         ]
@@ -544,11 +546,21 @@ class TestAttentionBackward:
         rows = {name: row for name, row in shipped(capability).items() if name.startswith("attention")}
         assert {name: row["atomics"] for name, row in rows.items() if row["atomics"]} == {}
 
-    @pytest.mark.parametrize("capability, limit", [(80, 22), (86, 22), (90, 18.5)])
-    def test_cost(self, shipped: Any, capability: int, limit: float) -> None:
+    @pytest.mark.parametrize(
+        "capability, limits",
+        [
+            (80, {"3.6": 22.5, "3.8": 22, "3.9": 22}),
+            (86, {"3.6": 22.5, "3.8": 22, "3.9": 22}),
+            (
+                90,
+                {"3.6": 19.5, "3.8": 18.5, "3.9": 20.5},
+            ),  # 3.6 loads queries twice for dk and dv, 3.9 moves more about
+        ],
+    )
+    def test_cost(self, shipped: Any, capability: int, limits: dict[str, float]) -> None:
         dq, dk_dv = (shipped(capability)[f"attention {name}, head_dim 48, half"] for name in ("dq", "dk_dv"))
         assert min(dq["blocks"], dk_dv["blocks"]) >= 2
-        assert dq["per_element"] + dk_dv["per_element"] <= limit
+        assert dq["per_element"] + dk_dv["per_element"] <= limits[VERSION]
 
 
 class TestDecodeStep:

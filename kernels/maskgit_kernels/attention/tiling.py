@@ -87,7 +87,7 @@ def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool,
     if capability == 80 and tall and head_dim <= 48 and (kernel == "forward" or kernel == "dq" and not dropout):
         return tall
     if kernel == "forward":  # what fits with dropout on 8.0 spills on 8.6, and what fits on 8.9 spills on 12.0
-        most = 128 if capability == 80 or capability < 120 and not dropout else None
+        most = 128 if capability == 80 or capability < 120 and not dropout else 168
         return Tiling(max_registers=most if head_dim <= 48 else None)
     largest = 80 if dropout else 96  # head_dim that leaves room for the larger tiles
     if kernel == "dq":
