@@ -16,7 +16,7 @@ from torch import Tensor
 from maskgit_kernels.aot import Build
 from maskgit_kernels.attention.reference import drops_in_256
 from maskgit_kernels.attention.tiling import Tiling, candidates, fixed
-from maskgit_kernels.backend import interpreting
+from maskgit_kernels.backend import capability_of, interpreting
 
 
 def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale: float, *arguments: Any) -> None:
@@ -38,7 +38,7 @@ def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale
         length, block = (num_keys, meta["BLOCK_N"]) if name == "dk_dv" else (num_queries, meta["BLOCK_M"])
         return (batch * heads * triton.cdiv(length, block),)
 
-    capability = _capability(q.device)
+    capability = capability_of(q.device)
     with torch.cuda.device_of(q):
         if _tuning():
             tuner = _tuner(name, kernel, capability, head_dim, math, num_queries.bit_length(), num_keys.bit_length())
@@ -95,15 +95,6 @@ def math_for(dtype: torch.dtype) -> str:
 
 def _precision(math: str) -> str:
     return "tf32" if math == "tf32" else "ieee"
-
-
-@functools.cache
-def _capability(device: torch.device) -> int:
-    """Ten times the compute capability; in the interpreter that of the oldest GPU."""
-    if device.type != "cuda":
-        return 80
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def _tuning() -> bool:
