@@ -18,7 +18,7 @@ import os
 import torch
 
 BACKENDS = ("auto", "triton", "torch")
-OLDEST_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16 matrix instructions
+OLDEST_CAPABILITY = 80  # see `capability_of`; Ampere, the first with bfloat16 matrix instructions
 
 _requested = os.environ.get("MASKGIT_KERNELS", "auto")
 
@@ -81,9 +81,9 @@ def why_not_triton(device: torch.device) -> str | None:
             f"it needs an NVIDIA GPU, and the tensors are on {device.type} "
             "(TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)"
         )
-    capability = _capability(device)
+    capability = capability_of(device)
     if capability < OLDEST_CAPABILITY:
-        oldest, this = (".".join(map(str, version)) for version in (OLDEST_CAPABILITY, capability))
+        oldest, this = OLDEST_CAPABILITY / 10, capability / 10
         return f"it needs a GPU of compute capability {oldest} or later, and {device} has {this}"
     return None
 
@@ -94,5 +94,9 @@ why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def capability_of(device: torch.device) -> int:
+    """Ten times the compute capability; where kernels are interpreted, that of the oldest GPU that will do."""
+    if interpreting():
+        return OLDEST_CAPABILITY
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

@@ -30,7 +30,7 @@ from maskgit_kernels.attention import tuned
 from maskgit_kernels.attention.reference import attention_reference
 from maskgit_kernels.attention.tiling import Tiling, candidates
 from maskgit_kernels.attention.triton_op import heads_merged
-from maskgit_kernels.backend import interpreting, why_not_triton
+from maskgit_kernels.backend import capability_of, interpreting, why_not_triton
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def tune(
         seconds: after which no case is begun. Two thirds of them at most are for telling which tilings are right.
         processes: that compile.
     """
-    from maskgit_kernels.attention.launch import capability_of, name_of
+    from maskgit_kernels.attention.launch import name_of
 
     start = time.monotonic()
     capability, gpu = capability_of(device), name_of(device)

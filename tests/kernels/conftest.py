@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -82,6 +83,31 @@ def checked_bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(InterpreterBuilder, "create_masked_load", checked_load)
     monkeypatch.setattr(InterpreterBuilder, "create_masked_store", checked_store)
     yield
+
+
+@pytest.fixture
+def launched_under(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor | None]:
+    """For each launch in the interpreter the tensor whose device was made the current one, or None."""
+    pytest.importorskip("triton")
+    from triton.runtime.interpreter import GridExecutor
+
+    guards: list[torch.Tensor] = []
+    seen: list[torch.Tensor | None] = []
+    launch = GridExecutor.__call__
+
+    @contextlib.contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        guards.append(tensor)
+        yield
+        guards.pop()
+
+    def noted_launch(self: Any, *args: Any, **options: Any) -> Any:
+        seen.append(guards[-1] if guards else None)
+        return launch(self, *args, **options)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(GridExecutor, "__call__", noted_launch)
+    return seen
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:

@@ -54,11 +54,11 @@ def test_triton_that_is_not_installed(monkeypatch):
 def test_old_gpus(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(backend, "_capability", lambda device: (7, 5))
+    monkeypatch.setattr(backend, "capability_of", lambda device: 75)
     with pytest.raises(RuntimeError, match="compute capability 8.0 or later, and cuda:0 has 7.5"):
         backend.resolve("triton", torch.device("cuda:0"))
     assert backend.resolve("auto", torch.device("cuda:0")) == "torch"
-    monkeypatch.setattr(backend, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(backend, "capability_of", lambda device: 90)
     assert backend.resolve("auto", torch.device("cuda:0")) == "triton"
 
 

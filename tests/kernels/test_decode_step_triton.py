@@ -127,6 +127,19 @@ def test_strided_inputs(wide, device):
     assert_is_reference(given | transposed | shared | dict(logits=every_other, guidance_logits=codes_first))
 
 
+def test_codes_beyond_32_bits(wide, device):
+    """Codes so far apart that the last one's offset does not fit into 32 bits, in memory that is hardly touched."""
+    given = problem(2, 6, 40, device, dtype=torch.float16)
+    given["logits"][:, ::2, 39] = 20  # which is drawn, then, and looked up again
+    far = 2**31 // 39 + 1
+    shape, strides = given["logits"].shape, (7, 16, far)
+    size = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
+    memory = torch.tensor([], dtype=torch.float16, device=device).set_(torch.UntypedStorage(2 * size, device=device))
+    logits = memory.as_strided(shape, strides).copy_(given["logits"])
+    assert_is_reference(given | dict(logits=logits, draw="greedy"))
+    assert_is_reference(given | dict(guidance_logits=logits, guidance_scale=0.5))
+
+
 def test_large_logits_with_small_differences(wide, device):
     """Softmax does not mind an offset: neither may its rounding."""
     given = problem(1, 64, 50, device, share=1.0) | dict(choice_temperature=0.0)
@@ -449,6 +462,13 @@ def kernel_step(given):
     tensors = (given[name] for name in ("logits", "tokens", "masked", "n_keep_masked", "seeds"))
     options = (given["step"], given["num_codes"], 1.0, 4.5, "categorical", "log_prob")
     return functools.partial(kernels.decode_step_triton, *tensors, *options, counters_may_outlive=True)
+
+
+@pytest.mark.skipif(not backend.interpreting(), reason="looks into the interpreter")
+def test_launches_on_the_device_of_the_tensors(launches, launched_under):
+    given = problem(1, 3, 5, "cpu")
+    decode_step(**given)
+    assert [guard is given["logits"] for guard in launched_under] == [True] * launches
 
 
 @pytest.mark.skipif(not backend.interpreting(), reason="counts what the interpreter does")

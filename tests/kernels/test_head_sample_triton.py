@@ -84,15 +84,32 @@ def test_four_adjacent_codes_are_columns_of_one_thread(block_v, span, device):
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 @pytest.mark.parametrize("draw, confidence", MODES)
 @pytest.mark.parametrize("arithmetic", ["half", "tf32", "ieee"])
-@pytest.mark.parametrize("capability", [80, 86, 90])
+@pytest.mark.parametrize("capability", [80, 86, 90, 120])
 def test_tiles_of_every_architecture(capability, arithmetic, draw, confidence, guided, monkeypatch, device):
     if arithmetic == "tf32" and not backend.interpreting():
         pytest.skip("rounds products, which the interpreter does not")
-    monkeypatch.setattr(kernels, "_capability", lambda device: capability)
+    monkeypatch.setattr(kernels, "capability_of", lambda device: capability)
     monkeypatch.setattr(kernels, "math_for", lambda dtype: arithmetic)
     dtype = torch.bfloat16 if arithmetic == "half" else torch.float32
     given = problem(1, 9, 140, 80, device, dtype=dtype, guided=guided)
     assert_is_reference(given | dict(draw=draw, confidence=confidence, choice_temperature=2.0))
+
+
+def test_factors_are_rounded_to_tf32(request, device):
+    """Neither left as they are nor cut off: code 1 wins where its factor rounds up to more than that of code 0, a 1."""
+    before = torch.get_float32_matmul_precision()
+    request.addfinalizer(lambda: torch.set_float32_matmul_precision(before))
+    torch.set_float32_matmul_precision("high")
+    unit = 2.0**-10  # the spacing of tf32 from 1 to 2
+    factors = torch.tensor([1 + 0.4 * unit, 1 + 0.5 * unit, 1 + 0.6 * unit])
+    hidden, weight, bias = torch.zeros(1, 6, 16), torch.zeros(2, 16), torch.zeros(6, 2)
+    for n, factor in enumerate(factors):
+        hidden[0, n, n], weight[0, n], weight[1, n] = 1, 1, factor  # logits 1 and factor
+        hidden[0, 3 + n, 3], bias[3 + n, 0], weight[1, 3] = factor, 1, 1  # the same, the factor on the other side
+    given = problem(1, 6, 2, 16, device, share=1.0)
+    given |= dict(hidden=hidden.to(device), weight=weight.to(device), bias=bias.to(device))
+    tokens, _ = head_sample(**given, draw="greedy")
+    assert tokens.tolist() == [[0, 1, 1, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -225,6 +242,13 @@ def test_two_launches_and_one_product(count, draw, confidence, device):
         given = problem(1, 20, 200, 128, device, guided=guided, dtype=torch.float16)
         products = 2 * 2  # tiles of 128 codes, blocks of 64 columns of the hidden state
         assert count(given | dict(draw=draw, confidence=confidence)) == (2, products * (1 + (draw == "perturbed")))
+
+
+@interpreted
+def test_launches_on_the_device_of_the_tensors(launched_under, device):
+    given = problem(1, 5, 9, 16, device)
+    head_sample(**given)
+    assert [guard is given["hidden"] for guard in launched_under] == [True, True]
 
 
 @interpreted

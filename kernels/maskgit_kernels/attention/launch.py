@@ -19,7 +19,7 @@ from maskgit_kernels.aot import Build
 from maskgit_kernels.attention import tuned
 from maskgit_kernels.attention.reference import drops_in_256
 from maskgit_kernels.attention.tiling import Tiling, candidates, fixed
-from maskgit_kernels.backend import interpreting
+from maskgit_kernels.backend import capability_of, interpreting
 
 
 def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale: float, *arguments: Any) -> None:
@@ -135,15 +135,6 @@ def math_for(dtype: torch.dtype) -> str:
 
 def _precision(math: str) -> str:
     return "tf32" if math == "tf32" else "ieee"
-
-
-@functools.cache
-def capability_of(device: torch.device) -> int:
-    """Ten times the compute capability; in the interpreter that of the oldest GPU."""
-    if device.type != "cuda":
-        return 80
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def name_of(device: torch.device) -> str:

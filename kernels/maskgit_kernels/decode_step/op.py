@@ -199,7 +199,8 @@ def _decode_step(
     if resolve(backend, logits.device, unsupported) == "triton":
         from maskgit_kernels.decode_step.triton import decode_step_triton
 
-        return decode_step_triton(*arguments, counters_may_outlive=not compiled)
+        with torch.cuda.device_of(logits):  # Triton launches on the current device
+            return decode_step_triton(*arguments, counters_may_outlive=not compiled)
     return decode_step_eager(*arguments)
 
 

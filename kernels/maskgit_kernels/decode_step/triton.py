@@ -76,7 +76,9 @@ def _load_quads(
         wanted = codes < NUM_CODES
     if BLOCK_R > 1:
         wanted = wanted & open_rows[:, None, None]  # [BLOCK_R, BLOCK_Q, 4]
-    z = tl.load(logits[:, None, None] + codes.to(tl.int64) * stride_v, wanted, other=float("-inf"))  # [BLOCK_R, BLOCK_Q, 4]
+    z = tl.load(
+        logits[:, None, None] + codes.to(tl.int64) * stride_v, wanted, other=float("-inf")
+    )  # [BLOCK_R, BLOCK_Q, 4]
     unguided = z
     if GUIDED:
         unguided = tl.load(guidance[:, None, None] + codes.to(tl.int64) * guidance_stride_v, wanted, other=0.0)

@@ -167,7 +167,8 @@ def _head_sample(
     if resolve(backend, hidden.device, unsupported) == "triton":
         from maskgit_kernels.head_sample.triton import head_sample_triton
 
-        return head_sample_triton(*arguments)
+        with torch.cuda.device_of(hidden):  # Triton launches on the current device
+            return head_sample_triton(*arguments)
     return head_sample_eager(*arguments)
 
 

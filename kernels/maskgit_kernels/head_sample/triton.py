@@ -11,7 +11,7 @@ columns of one thread, and each call is made once.
 
 Known rows cost next to nothing. A program looks up which masked positions of its image are its own, so that tiles are
 full of masked rows however those are scattered, and programs beyond the last end at once. All rows of a tile are of one
-image, whose result can't depend on the batch then.
+image, so that a program needs one mask and one seed. A row's result depends on no other row in any case.
 
 Finishing. One program an image joins the tiles of each row, works out the confidences and selects.
 """
@@ -25,26 +25,19 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import libdevice
 
 from maskgit_kernels.aot import Build
 from maskgit_kernels.attention.launch import math_for
-from maskgit_kernels.backend import OLDEST_CAPABILITY, interpreting
+from maskgit_kernels.backend import capability_of, interpreting
 from maskgit_kernels.decode_step.triton import select
 from maskgit_kernels.philox import STREAM_TOKEN
 from maskgit_kernels.philox_triton import gumbel, philox_4x32, seed_halves
+from maskgit_kernels.tf32_triton import round_to_tf32
 
 _LN2 = tl.constexpr(math.log(2))
 _LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 _FAR = tl.constexpr(2.0**100)  # beyond any logit, and finite times any sharpness
 _STREAM_TOKEN = tl.constexpr(STREAM_TOKEN)
-
-
-@triton.jit
-def _exp2(x, FAST: tl.constexpr):
-    if FAST:
-        return libdevice.exp2(x)  # one instruction where tl.exp2, which minds denormal numbers, takes four
-    return tl.exp2(x)
 
 
 @triton.jit
@@ -117,6 +110,8 @@ def _logits(
             h = (h32 + guidance_scale * (h32 - g32)).to(h.dtype)
         code_offsets = weight_rows[None, :].to(tl.int64) * width + d[:, None]  # [BLOCK_D, BLOCK_V]
         w = _load(weight + code_offsets, inside[:, None], EVEN_WIDTH)  # [BLOCK_D, BLOCK_V]
+        if PRECISION == "tf32":
+            h, w = round_to_tf32(h), round_to_tf32(w)
         sums = tl.dot(h, w, sums, input_precision=PRECISION)
     if NUM_CODES % BLOCK_V != 0:
         sums = tl.where((codes < NUM_CODES)[None, :], sums, float("-inf"))
@@ -146,10 +141,10 @@ def _noise(
 
 
 @triton.jit
-def _weigh(logits, sharpness, FAST: tl.constexpr):
+def _weigh(logits, sharpness):
     """Of each row of a tile the largest logit * sharpness, `top`, and the sum of 2 ** (logit * sharpness - top)."""
     top = tl.maximum(tl.max(logits, 1), -_FAR) * sharpness  # [BLOCK_M]; finite even where no code is possible
-    return top, tl.sum(_exp2(logits * sharpness - top[:, None], FAST), 1)
+    return top, tl.sum(tl.exp2(logits * sharpness - top[:, None]), 1)
 
 
 @triton.jit
@@ -250,7 +245,7 @@ def draw_from_tiles(
             logits = _logits(
                 head, positions, first_code, NUM_CODES, BIAS, EVEN_WIDTH, PRECISION, BLOCK_M, BLOCK_V, BLOCK_D, SPAN
             )  # [BLOCK_M, BLOCK_V]
-            tile_top, tile_total = _weigh(logits, sharpness, FAST)
+            tile_top, tile_total = _weigh(logits, sharpness)
             top, total = _join(top, total, tile_top, tile_total)
         best = tl.full([BLOCK_M], float("-inf"), tl.float32)
         code = tl.zeros([BLOCK_M], tl.int32)
@@ -258,7 +253,7 @@ def draw_from_tiles(
             logits = _logits(
                 head, positions, first_code, NUM_CODES, BIAS, EVEN_WIDTH, PRECISION, BLOCK_M, BLOCK_V, BLOCK_D, SPAN
             )  # [BLOCK_M, BLOCK_V]
-            scores = _exp2(logits * sharpness - top[:, None], FAST) * (1.0 / total)[:, None]  # [BLOCK_M, BLOCK_V]
+            scores = tl.exp2(logits * sharpness - top[:, None]) * (1.0 / total)[:, None]  # [BLOCK_M, BLOCK_V]
             if NOISY:
                 noise = _noise(key0, key1, positions, first_code, step, FAST, BLOCK_M, BLOCK_V, SPAN)
                 scores = tl.where(logits == float("-inf"), float("-inf"), scores + choice_temperature * noise)
@@ -274,7 +269,7 @@ def draw_from_tiles(
             noise = _noise(key0, key1, positions, first_code, step, FAST, BLOCK_M, BLOCK_V, SPAN)
             scores = logits + softmax_temperature * noise  # [BLOCK_M, BLOCK_V]
         best, code = _best(scores, first_code, NUM_CODES, BLOCK_V, SPAN)
-        top, total = _weigh(logits, sharpness, FAST)  # now, so as not to take up registers while noise is made
+        top, total = _weigh(logits, sharpness)  # now, so as not to take up registers while noise is made
 
     top, total, best = top.to(tl.int32, bitcast=True), total.to(tl.int32, bitcast=True), best.to(tl.int32, bitcast=True)
     quadruples = tl.join(tl.join(top, best), tl.join(total, code))  # [BLOCK_M, 2, 2]
@@ -371,30 +366,27 @@ class _Tiles:
 def _tiles(capability: int, arithmetic: str, draw: str, guided: bool) -> _Tiles:
     """Tiles that leave room for two programs on a multiprocessor, one to multiply while the other draws.
 
-    SPAN follows from which columns a thread holds. On Ampere and Ada, where warps share the columns of a tile in strips
-    of 8, those 32 further are the same warp's again. On Hopper and Blackwell a warp has more columns than that on end,
-    those 16 further included. Without tensor cores a thread has four adjacent ones, and codes stay in order.
+    SPAN follows from which columns a thread holds. On Ampere, Ada and consumer Blackwell, where warps share the columns
+    of a tile in strips of 8, those 32 further are the same warp's again. On Hopper and datacenter Blackwell a warp has
+    more columns than that on end, those 16 further included. Without tensor cores a thread has four adjacent ones, and
+    codes stay in order.
     """
-    ampere = capability < 90
-    little_shared_memory = capability in (86, 89)
+    strips = capability < 90 or capability >= 120
+    narrow = draw == "perturbed" and capability >= 90
+    crowded = arithmetic == "ieee" and capability >= 120  # all sums in registers: 8 warps are room for one program only
+    little_shared_memory = capability in (86, 89) or capability >= 120
     return _Tiles(
         rows=64,
-        codes=64 if draw == "perturbed" and not ampere else 128,
+        codes=64 if narrow else 128,
         width={"half": 64, "tf32": 32, "ieee": 16}[arithmetic],
-        span=2 if arithmetic == "ieee" else 32 if ampere else 16,
-        num_warps=8 if ampere else 4,
+        span=2 if arithmetic == "ieee" else 32 if strips else 16,
+        num_warps=8 if strips and not narrow and not crowded else 4,
         num_stages=2 if guided and little_shared_memory else 3,
     )
 
 
 def _finishing_warps(block_n: int) -> int:
     return 4 if block_n <= 512 else 8
-
-
-def _capability(device: torch.device) -> int:
-    """Ten times the compute capability; that of the oldest GPU that will do where kernels are interpreted."""
-    major, minor = OLDEST_CAPABILITY if interpreting() else torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def head_sample_triton(
@@ -441,7 +433,7 @@ def head_sample_triton(
     choice_temperature = min(choice_temperature, _LARGEST.value)
 
     arithmetic = math_for(hidden.dtype)
-    tiles = _tiles(_capability(hidden.device), arithmetic, draw, guidance is not None)
+    tiles = _tiles(capability_of(hidden.device), arithmetic, draw, guidance is not None)
     blocks = triton.cdiv(length, tiles.rows)
     tiles_of_row = 1 if draw == "perturbed" else triton.cdiv(num_codes, tiles.codes)
     block_n = triton.next_power_of_2(length)
