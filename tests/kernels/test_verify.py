@@ -171,6 +171,18 @@ def test_a_check_that_raises_is_a_failure_and_the_rest_goes_on(monkeypatch, veri
     assert suite.find("testcase/failure").get("message") == "RuntimeError: no such instruction"
 
 
+def test_an_interrupted_run_leaves_what_it_has(monkeypatch, tmp_path):
+    def interrupt(device):
+        raise KeyboardInterrupt
+
+    tasks = [Task("philox", "words", TASKS["philox"]), Task("philox", "never", interrupt)]
+    monkeypatch.setattr(catalogue, "tasks", lambda *_: tasks)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--jobs", "1", "--json", str(tmp_path / "report.json")])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["tasks"], report["done"], report["passed"]) == (2, 1, 1)
+
+
 def crash(device):
     yield Measurement("philox", "before", 0.0, 0.0, 0.0)
     os._exit(3)

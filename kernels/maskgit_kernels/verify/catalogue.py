@@ -82,17 +82,18 @@ def _attention_tasks(on_gpu: bool, quick: bool) -> Iterator[Task]:
 
 def _decode_step_tasks(on_gpu: bool, quick: bool) -> Iterator[Task]:
     some, more = ((3, 65), (17, 257)) if on_gpu else ((2, 17), (3, 63))
+    share = 0.1 if on_gpu else 0.6  # of more: the reference takes its time
     drawings = [  # and whether a position's logits lie apart in memory
         (Drawing("categorical", "log_prob", "bf16", 1025, some), False),
         (Drawing("categorical", "prob", "fp32", 129, some, guided=True, softmax_temperature=0.7), True),
         (Drawing("greedy", "log_prob", "fp16", 129, some), False),
         (Drawing("perturbed", "prob", "fp32", 129, some, choice_temperature=0.3), False),
-        (Drawing("categorical", "log_prob", "fp32", 5, more, choice_temperature=0.0), False),
+        (Drawing("categorical", "log_prob", "fp32", 5, more, choice_temperature=0.0, share=share), False),
         (Drawing("categorical", "log_prob", "fp16", 1025, some, guided=True), False),
         (Drawing("categorical", "log_prob", "fp32", 1025, some, softmax_temperature=1.7), True),
         (Drawing("greedy", "prob", "bf16", 1025, some, guided=True), False),
         (Drawing("perturbed", "prob", "bf16", 1025, some, guided=True), False),
-        (Drawing("perturbed", "prob", "fp16", 5, more, choice_temperature=0.0), True),
+        (Drawing("perturbed", "prob", "fp16", 5, more, choice_temperature=0.0, share=share), True),
     ]
     for drawing, codes_first in drawings[:4] if quick else drawings:
         run = functools.partial(samplers.check_decode_step, drawing, codes_first)
@@ -119,8 +120,9 @@ def _head_sample_tasks(on_gpu: bool, quick: bool) -> Iterator[Task]:
 
 
 def _frequency_tasks(operator: str, on_gpu: bool, quick: bool) -> Iterator[Task]:
+    images = 64 if on_gpu else 8 if quick else 17
     for temperature in (1.0,) if quick else (1.0, 0.5):
-        run = functools.partial(samplers.check_frequencies, operator, temperature, 64 if on_gpu else 16)
+        run = functools.partial(samplers.check_frequencies, operator, temperature, images)
         yield Task(operator, f"frequencies at temperature {temperature:g}", run)
 
 

@@ -39,7 +39,8 @@ def check_words(rounds: int, device: torch.device) -> Iterator[Measurement]:
     seeds = (0, 5, -1, -(2**40) - 7, 2**62 + 1, -(2**63))
     steps = (3, 2**31 + 3, 2**32 - 1)
     wrong = 0
-    for seed in torch.tensor(seeds, device=device)[:, None]:
+    for number in seeds:
+        seed = torch.tensor([number], device=device)
         for step in steps:
             with poisoned():
                 out = torch.empty(4, 8, 8, dtype=torch.int64, device=device)

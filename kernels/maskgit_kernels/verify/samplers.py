@@ -48,6 +48,7 @@ class Drawing:
     guided: bool = False
     softmax_temperature: float = 1.0
     choice_temperature: float = 2.0
+    share: float = 0.6  # of positions that are masked
 
     def __str__(self) -> str:
         parts = [self.draw, self.confidence, self.arithmetic, f"V={self.num_codes}", "B={}, N={}".format(*self.size)]
@@ -158,11 +159,11 @@ def _statistic(tokens: Tensor, p: Tensor) -> float:
 
 def _state(drawing: Drawing, generator: torch.Generator) -> dict[str, Tensor]:
     size = batch, length = drawing.size
-    masked = torch.rand(size, generator=generator) < 0.6
+    masked = torch.rand(size, generator=generator) < drawing.share
     return dict(
         tokens=torch.randint(drawing.num_codes, size, generator=generator).masked_fill(masked, drawing.num_codes),
         masked=masked,
-        n_keep_masked=torch.randint(length * 2 // 3 + 1, (batch,), generator=generator),
+        n_keep_masked=torch.randint(int(length * drawing.share) + 2, (batch,), generator=generator),
         seeds=torch.randint(-(2**63), 2**63 - 1, (batch,), generator=generator),
     )
 

@@ -54,7 +54,9 @@ def run(tasks: list[Task], jobs: int, device: torch.device, patience: float) -> 
         else:
             connection.close()  # which ends the process
 
-    context = multiprocessing.get_context("spawn")  # CUDA can't be forked
+    # CUDA can't be forked: all processes are copies of one that has imported everything but not started it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["maskgit_kernels.verify.catalogue"])
     for _ in range(min(jobs, len(tasks))):
         start()
     while running:
