@@ -48,12 +48,12 @@ def plan(out: Path, *, on_gpu: bool, quick: bool, minutes: float = MINUTES) -> l
 
     verify, tuned = out / "verify.json", out / "tuned.json"
     return [
-        own("environment", "what machine this is", 20),
+        own("environment", "what machine this is", 10),
         Step(
             "verify",
             "every operator, forward and backward, agrees with its reference",
             ["-m", "maskgit_kernels.verify", "--json", str(verify), *small],
-            scale * 60,
+            scale * 50,
             verify,
             interpreted,
         ),
@@ -66,7 +66,7 @@ def plan(out: Path, *, on_gpu: bool, quick: bool, minutes: float = MINUTES) -> l
             tests if run_tests else None,
             {"OMP_NUM_THREADS": "1"},
         ),
-        own("comparisons", "times of the kernels and the models against their baselines", 180, "--seconds", SECONDS),
+        own("comparisons", "times of the kernels and the models against their baselines", 200, "--seconds", SECONDS),
         Step(
             "tuning",
             "which tiles are fastest here",
