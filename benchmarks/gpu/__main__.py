@@ -59,10 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = Summary(out, options.quick, options.minutes)
     deadline = time.monotonic() + 60 * options.minutes
     for step in steps:
-        limit = min(step.seconds, deadline - time.monotonic())
-        if limit < LEAST_SECONDS:
+        left = deadline - time.monotonic()
+        if left < LEAST_SECONDS:
             summary.not_started(step)
             continue
+        limit = min(step.seconds, left)
         print(f"{step.name}: {step.proves} (at most {limit:.0f} s)", flush=True)
         if step.result is not None:
             step.result.unlink(missing_ok=True)  # of an earlier run

@@ -32,7 +32,7 @@ QUICK = Setting(torch.device("cpu"), quick=True)
 def steps(folder: Path, **codes: str) -> list[Step]:
     """Steps that are a few lines of Python; RESULT is their file."""
     return [
-        Step(name, f"proves {name}", ["-c", code.replace("RESULT", repr(str(result)))], 3, result)
+        Step(name, f"proves {name}", ["-c", code.replace("RESULT", repr(str(result)))], 8, result)
         for name, code in codes.items()
         for result in [folder / f"{name}.json"]
     ]
@@ -101,15 +101,13 @@ def test_limits_fill_the_time_and_shrink_with_it(tmp_path: Path) -> None:
 
 def test_every_test_marked_gpu_is_run(tmp_path: Path) -> None:
     """The files are found by their text, which must not miss any that pytest would."""
-    collect = ["-m", "pytest", "--collect-only", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-    whole = subprocess.run([sys.executable, *collect, "tests"], cwd=ROOT, capture_output=True, text=True)
-    ours = subprocess.run(
-        [sys.executable, *pytest_command(tmp_path / "x.xml", collect_only=True)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    names = [{line for line in done.stdout.splitlines() if "::" in line} for done in (whole, ours)]
+    ours = pytest_command(tmp_path / "x.xml", collect_only=True)
+    whole = ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests", "--collect-only", "-q"]
+    runs = [
+        subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+        for command in (whole, ours)
+    ]
+    names = [{line for line in done.stdout.splitlines() if "::" in line} for done in runs]
     assert names[0] == names[1] and len(names[0]) > 100
     assert len(gpu_test_files()) < 15
 
