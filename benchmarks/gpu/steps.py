@@ -15,6 +15,7 @@ MINUTES = 9.0
 LOG = "log.txt"
 SECONDS = "SECONDS"
 """Stands in a command for the seconds that the step should fill."""
+SLOWER_ON_A_CPU = 3  # where kernels are interpreted
 WORKERS = 12  # processes for the tests; more would only wait for the GPU
 
 
@@ -39,7 +40,7 @@ def plan(out: Path, *, on_gpu: bool, quick: bool, minutes: float = MINUTES) -> l
     # Without a GPU the kernels are checked in Triton's interpreter, never timed.
     interpreted = {} if on_gpu else {"TRITON_INTERPRET": "1"}
     run_tests, tests = on_gpu and not quick, out / "gpu-tests.xml"
-    scale = minutes / MINUTES
+    scale = minutes / MINUTES * (1 if on_gpu else SLOWER_ON_A_CPU)
 
     def own(name: str, proves: str, seconds: float, *options: str) -> Step:
         result = out / f"{name}.json"
