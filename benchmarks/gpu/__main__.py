@@ -45,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--minutes must be positive, got {options.minutes:g}")
     out = options.out.resolve()
     on_gpu = torch.cuda.is_available()
-    steps = plan(out, on_gpu=on_gpu, quick=options.quick, minutes=options.minutes)
     if options.dry_run:
-        print(dry_run.report(steps, options.minutes))
+        print(dry_run.report(plan(out, on_gpu=True, quick=False, minutes=options.minutes), options.minutes))
         return 0
+    steps = plan(out, on_gpu=on_gpu, quick=options.quick, minutes=options.minutes)
     if not (on_gpu or options.quick):
         parser.error("there is no NVIDIA GPU here; --quick rehearses on a CPU")
 
@@ -59,10 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = Summary(out, options.quick, options.minutes)
     deadline = time.monotonic() + 60 * options.minutes
     for step in steps:
-        limit = min(step.seconds, deadline - time.monotonic())
-        if limit < LEAST_SECONDS:
+        left = deadline - time.monotonic()
+        if left < LEAST_SECONDS:
             summary.not_started(step)
             continue
+        limit = min(step.seconds, left)
         print(f"{step.name}: {step.proves} (at most {limit:.0f} s)", flush=True)
         if step.result is not None:
             step.result.unlink(missing_ok=True)  # of an earlier run

@@ -129,7 +129,7 @@ def _wrong(entry: Entry) -> Iterator[str]:
     results = entry.results or {}
     if entry.name == "verify":
         for check in results.get("checks", []):
-            if check["status"] == "failed":
+            if check["status"] != "pass":
                 yield f"{check['operator']}, {check['case']}: {check['reason']}"
     elif entry.name == "tests":
         yield from results.get("failures", [])
