@@ -64,6 +64,7 @@ CASES = [
     ((2, 2, 17, 15, 48), torch.float16, 0.0),
     ((1, 2, 63, 65, 48), torch.float32, 0.25),
     ((1, 1, 65, 63, 48), torch.bfloat16, 0.0),
+    ((1, 1, 128, 40, 48), torch.bfloat16, 0.0),
     ((1, 1, 257, 257, 48), torch.bfloat16, 0.1),
     ((1, 2, 7, 90, 64), torch.float16, 0.5),
     ((2, 1, 64, 64, 80), torch.bfloat16, 0.0),
@@ -343,7 +344,13 @@ on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), rea
 
 class TestOnGpu:
     pytestmark = on_gpu
-    LARGE = [(4, 16, 257, 257, 48), (2, 8, 1025, 1025, 96), (3, 5, 100, 1000, 128), (2, 4, 512, 63, 80)]
+    LARGE = [
+        (4, 16, 256, 256, 48),
+        (4, 16, 257, 257, 48),
+        (2, 8, 1025, 1025, 96),
+        (3, 5, 100, 1000, 128),
+        (2, 4, 512, 63, 80),
+    ]
 
     @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
