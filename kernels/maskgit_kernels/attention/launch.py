@@ -16,6 +16,7 @@ from torch import Tensor
 from maskgit_kernels.aot import Build
 from maskgit_kernels.attention.reference import drops_in_256
 from maskgit_kernels.attention.tiling import Tiling, candidates, fixed
+from maskgit_kernels.attention.triton_tiles import TAIL, few_left, programs
 from maskgit_kernels.backend import interpreting
 
 
@@ -36,7 +37,7 @@ def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
         length, block = (num_keys, meta["BLOCK_N"]) if name == "dk_dv" else (num_queries, meta["BLOCK_M"])
-        return (batch * heads * triton.cdiv(length, block),)
+        return (batch * heads * programs(length, block),)
 
     capability = _capability(q.device)
     with torch.cuda.device_of(q):
@@ -48,17 +49,23 @@ def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale
             kernel[grid](*arguments, *numbers, **constants, **_blocks(tiling, head_dim), **_options(tiling))
 
 
-def build(name: str, kernel: Any, capability: int, head_dim: int, math: str, dropout: bool) -> Build:
-    """What `launch` compiles for packed projections on GPUs of some capability, without tuning."""
+def build(name: str, kernel: Any, capability: int, head_dim: int, math: str, dropout: bool, few: bool = False) -> Build:
+    """What `launch` compiles for packed projections on GPUs of some capability, without tuning.
+
+    Args:
+        few: whether a row is left that fills no block; see `triton_tiles.few_left`.
+    """
+    kernel = kernel.fn  # without the heuristics
     tiling = fixed(name, capability, head_dim, math, dropout)
     constants = {"D": head_dim, "DROPOUT": dropout, "PRECISION": _precision(math), **_blocks(tiling, head_dim)}
+    constants["FEW_LEFT"] = few_left(2 * TAIL.value + 1, 2 * TAIL.value, constants["PARTS"]) if few else None
     constants |= {argument: 1 for argument in kernel.arg_names if argument.endswith("_column")}
     constants |= {} if dropout else {"seed_ptr": None}
     types = {"lse_ptr": "*fp32", "delta_ptr": "*fp32", "seed_ptr": "*i64", "scale": "fp32", "keep_scale": "fp32"}
     element = "*bf16" if math == "half" else "*fp32"
     products = {"forward": 2, "dq": 3, "dk_dv": 4}[name]
     return Build(
-        f"attention {name}, head_dim {head_dim}, {math}{', dropout' if dropout else ''}",
+        f"attention {name}, head_dim {head_dim}, {math}{', dropout' * dropout}{', few left' * few}",
         kernel,
         signature={
             argument: types.get(argument, element if argument.endswith("_ptr") else "i32")
