@@ -431,12 +431,16 @@ class TestOnGpu:
     def test_the_host_never_waits(self, device, request):
         tensors = inputs((2, 4, 130, 130, 48), torch.bfloat16, device)
         seed = torch.tensor(1, device=device)
-        for given in (seed, 5):
-            with_gradients(functools.partial(attention, dropout_p=0.1, seed=given), tensors)  # compiles
+        runs = [
+            functools.partial(any_attention, dropout_p=0.1, seed=given, backend=backend)
+            for given, backend in itertools.product((seed, 5), ("triton", "torch"))
+        ]
+        for run in runs:
+            with_gradients(run, tensors)  # compiles
         request.addfinalizer(lambda: torch.cuda.set_sync_debug_mode("default"))
         torch.cuda.set_sync_debug_mode("error")
-        for given in (seed, 5):
-            with_gradients(functools.partial(attention, dropout_p=0.1, seed=given), tensors)
+        for run in runs:
+            with_gradients(run, tensors)
 
     def test_tuned(self, device, monkeypatch):
         monkeypatch.setenv("MASKGIT_AUTOTUNE", "1")
