@@ -1,9 +1,14 @@
 """float32 on tensor cores: the attention kernels round every factor of a product to the nearest tf32.
 
-Triton's interpreter multiplies in full float32 whatever it is told, so there the results show the rounding alone.
+Triton's interpreter multiplies in full float32 whatever it is told, so there the results show the rounding alone. That
+compiled kernels round too, and that no warp does it for another, is read from their PTX.
 """
 
 import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +18,9 @@ if importlib.util.find_spec("triton") is None:
 
 from maskgit_kernels import attention
 from maskgit_kernels.attention.reference import drops_in_256, keep_mask
+from maskgit_kernels.attention.tiling import fixed
+
+KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 
 
 @pytest.fixture
@@ -72,3 +80,27 @@ def test_not_a_number_stays_one(device, tensor_cores, value):
         v.view(torch.int32)[0, 0, 3, 5] = 0x7FFFFFFF
     out = attention(q, k, v, backend="triton")
     assert not out[..., 5].isfinite().any() and out[..., :5].isfinite().all()
+
+
+def test_compiled_kernels_round_each_factor_once(tmp_path):
+    """Conversions in the code of a thread, of which there are 128: for the rows that a program has of its own, and, in
+    each of two loops, for the rows it goes through and for the weights and what else is made of the two."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(KERNELS), environment.get("PYTHONPATH", "")])}
+    command = "-m maskgit_kernels.aot --capability 80 --kernel".split()
+    subprocess.run(
+        [sys.executable, *command, "head_dim 48, tf32", "--jobs", "1"],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},  # so that it is this that is compiled, and nothing else
+        capture_output=True,
+        check=True,
+    )
+    for kernel, own_tensors, made in (("forward", 1, 1), ("dq", 2, 1), ("dk_dv", 2, 2)):
+        tiling = fixed(kernel, 80, 48, "tf32", dropout=True)
+        own, others = tiling.block_m, tiling.block_n
+        if kernel == "dk_dv":
+            own, others = others, own
+        factors = own_tensors * own * 48
+        for rows in (others, 16):
+            factors += 2 * rows * 48 + made * own * rows
+        (code,) = tmp_path.rglob(f"attention_{kernel}_kernel.ptx")
+        assert code.read_text().count("cvt.rna.tf32.f32") == factors / 128, kernel

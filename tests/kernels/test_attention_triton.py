@@ -16,6 +16,7 @@ from maskgit_kernels import attention as any_attention
 from maskgit_kernels.attention.reference import attention_reference, drops_in_256, keep_mask
 from maskgit_kernels.attention.tiling import HEAD_DIMS, KERNELS, MATH, candidates, fixed
 from maskgit_kernels.attention.triton_op import attention_backward, attention_forward
+from maskgit_kernels.attention.triton_tiles import programs
 
 attention = functools.partial(any_attention, backend="triton")
 
@@ -71,6 +72,12 @@ CASES = [
     ((1, 1, 90, 7, 96), torch.float32, 0.1),
     ((1, 1, 33, 80, 112), torch.bfloat16, 0.2),
     ((1, 1, 70, 33, 128), torch.float32, 0.0),
+    # Rows that fill no block of 64 or 32, few and many, of queries and of keys.
+    ((1, 1, 79, 113, 16), torch.bfloat16, 0.1),
+    ((1, 1, 81, 97, 48), torch.float16, 0.2),
+    ((1, 2, 1, 80, 32), torch.float32, 0.0),
+    ((1, 1, 113, 80, 48), torch.bfloat16, 0.0),
+    ((1, 1, 97, 81, 32), torch.float32, 0.3),
 ]
 
 
@@ -99,7 +106,7 @@ def test_scale(device, scale):
     ours = with_gradients(functools.partial(attention, scale=scale), tensors)
     exact = with_gradients(functools.partial(attention_reference, scale=scale), tensors, torch.float64)
     for x, truth in zip(ours, exact, strict=True):
-        torch.testing.assert_close(x.double(), truth, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(x.double(), truth, rtol=1e-5, atol=1e-5)
 
 
 def strided(shape, device):
@@ -322,17 +329,40 @@ def test_tilings():
             assert not choice.padded
 
 
-@pytest.mark.parametrize("tokens, limit", [(256, 1.0), (257, 1.35), (1024, 1.0), (1025, 1.1)])
+@pytest.mark.parametrize("tokens, limit", [(256, 1.0), (257, 1.15), (1024, 1.0), (1025, 1.05)])
 def test_ragged_lengths_cost_little(tokens, limit):
-    """Query-key pairs that the tiles cover, against those that there are."""
+    """Query-key pairs that the programs of a kernel cover, against those that there are."""
     for setting in itertools.product(*SETTINGS):
         tiling = fixed(*setting, tokens)
         rows, columns = tiling.block_m, tiling.block_n
         if setting[0] == "dk_dv":
             rows, columns = columns, rows
-        whole = tokens // columns * columns
-        covered = round_up(tokens, rows) * (whole + round_up(tokens - whole, 16))
+        whole, few = tokens // rows, programs(tokens, rows) - tokens // rows
+        covered = whole * rows * (tokens // columns * columns + round_up(tokens % columns, 16))
+        covered += few * 16 * round_up(tokens, 32)
         assert covered <= limit * tokens**2, setting
+
+
+def test_one_token_more_costs_little(device, monkeypatch):
+    """Multiply-adds that the interpreter is asked for, forward and backward, for each query-key pair."""
+    if device.type == "cuda":
+        pytest.skip("counted in the interpreter")
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    dot, counted = InterpreterBuilder.create_dot, []
+
+    def counting_dot(self, a, b, *rest):
+        counted.append(a.data.shape[0] * a.data.shape[1] * b.data.shape[1])
+        return dot(self, a, b, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", counting_dot)
+    costs = []
+    for tokens in (256, 257):
+        counted.clear()
+        with_gradients(attention, inputs((1, 1, tokens, tokens, 32), torch.bfloat16, device))
+        costs.append(sum(counted) / tokens**2)
+    assert costs[0] == (2 + 3 + 4) * 32  # forward, dq, dk and dv
+    assert costs[1] < 1.15 * costs[0]
 
 
 def round_up(x, step):
@@ -408,12 +438,16 @@ class TestOnGpu:
     def test_the_host_never_waits(self, device, request):
         tensors = inputs((2, 4, 130, 130, 48), torch.bfloat16, device)
         seed = torch.tensor(1, device=device)
-        for given in (seed, 5):
-            with_gradients(functools.partial(attention, dropout_p=0.1, seed=given), tensors)  # compiles
+        runs = [
+            functools.partial(any_attention, dropout_p=0.1, seed=given, backend=backend)
+            for given, backend in itertools.product((seed, 5), ("triton", "torch"))
+        ]
+        for run in runs:
+            with_gradients(run, tensors)  # compiles
         request.addfinalizer(lambda: torch.cuda.set_sync_debug_mode("default"))
         torch.cuda.set_sync_debug_mode("error")
-        for given in (seed, 5):
-            with_gradients(functools.partial(attention, dropout_p=0.1, seed=given), tensors)
+        for run in runs:
+            with_gradients(run, tensors)
 
     def test_tuned(self, device, monkeypatch):
         monkeypatch.setenv("MASKGIT_AUTOTUNE", "1")

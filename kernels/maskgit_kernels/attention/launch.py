@@ -19,6 +19,7 @@ from maskgit_kernels.aot import Build
 from maskgit_kernels.attention import tuned
 from maskgit_kernels.attention.reference import drops_in_256
 from maskgit_kernels.attention.tiling import Tiling, candidates, fixed
+from maskgit_kernels.attention.triton_tiles import Parts, few_left, programs
 from maskgit_kernels.backend import capability_of, interpreting
 
 
@@ -39,7 +40,7 @@ def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
         length, block = (num_keys, meta["BLOCK_N"]) if name == "dk_dv" else (num_queries, meta["BLOCK_M"])
-        return (batch * heads * triton.cdiv(length, block),)
+        return (batch * heads * programs(length, block),)
 
     size = head_dim, math, dropped > 0
     with torch.cuda.device_of(q):
@@ -75,23 +76,30 @@ def impose(name: str, tiling: Tiling) -> Iterator[None]:
         del _imposed[name]
 
 
-_EVEN, _ODD = 256, 192  # lengths that the largest tiles divide, and that they don't
+# Lengths that all tiles divide, that leave a row to a small program, and that the largest tiles don't divide.
+_LENGTHS = (256, 257, 192)
 
 
 def builds_of(name: str, kernel: Any, capability: int, shipped: list[tuple[int, str, bool]]) -> list[Build]:
-    """What `launch` compiles without tuning for each (head_dim, math, dropout), at lengths that get different tiles."""
-    builds = []
+    """What `launch` compiles without tuning for each (head_dim, math, dropout), at lengths that get different code."""
+    builds: dict[tuple[Any, ...], Build] = {}
     for size in shipped:
-        even, odd = (fixed(name, capability, *size, length) for length in (_EVEN, _ODD))
-        builds.append(build(name, kernel, even, *size))
-        if odd != even:
-            builds.append(build(name, kernel, odd, *size, f", N={_ODD}"))
-    return builds
+        for length in _LENGTHS if size[1] == "half" else _LENGTHS[:1]:
+            tiling = fixed(name, capability, *size, length)
+            rows = tiling.block_n if name == "dk_dv" else tiling.block_m
+            few = few_left(length, rows, tiling.parts(size[0]))
+            remark = f", N={length}" if length != _LENGTHS[0] else ""
+            builds.setdefault((size, tiling, few), build(name, kernel, tiling, few, *size, remark))
+    return list(builds.values())
 
 
-def build(name: str, kernel: Any, tiling: Tiling, head_dim: int, math: str, dropout: bool, remark: str = "") -> Build:
-    """What `launch` compiles for packed projections; `remark` goes into the build's name."""
+def build(
+    name: str, kernel: Any, tiling: Tiling, few: Parts | None, head_dim: int, math: str, dropout: bool, remark: str
+) -> Build:
+    """What `launch` compiles for packed projections; `remark` goes into the build's name. For `few` see `few_left`."""
+    kernel = kernel.fn  # without the heuristics
     constants = {"D": head_dim, "DROPOUT": dropout, "PRECISION": _precision(math), **_blocks(tiling, head_dim)}
+    constants["FEW_LEFT"] = few
     constants |= {argument: 1 for argument in kernel.arg_names if argument.endswith("_column")}
     constants |= {} if dropout else {"seed_ptr": None}
     types = {"lse_ptr": "*fp32", "delta_ptr": "*fp32", "seed_ptr": "*i64", "scale": "fp32", "keep_scale": "fp32"}

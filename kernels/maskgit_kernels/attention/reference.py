@@ -52,9 +52,10 @@ def keep_mask(q: Tensor, k: Tensor, dropout_p: float, seed: int | Tensor) -> Ten
         uint8 [B, H, Nq, Nk], 1 where a weight is kept and 0 where it is dropped.
     """
     batch, heads, queries, _ = q.shape
-    seeds = torch.as_tensor(seed, dtype=torch.int64, device=q.device).view(1, 1)
+    # Filled, not copied from the host: a copy waits for a GPU, and a CUDA graph can't hold it.
+    seeds = seed.to(q.device) if isinstance(seed, Tensor) else q.new_full((), seed, dtype=torch.int64)
     positions = torch.arange(queries, device=q.device)[None, :]
     pairs = torch.arange(batch * heads, device=q.device)[:, None]
-    noise = random_bytes(seeds, positions, pairs, STREAM_DROPOUT, k.shape[2])  # [B * H, Nq, Nk]
+    noise = random_bytes(seeds.view(1, 1), positions, pairs, STREAM_DROPOUT, k.shape[2])  # [B * H, Nq, Nk]
     # In place: on a CPU, making bools of bytes takes many times as long.
     return noise.ge_(drops_in_256(dropout_p)).view(batch, heads, queries, k.shape[2])

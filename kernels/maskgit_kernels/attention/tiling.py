@@ -67,8 +67,9 @@ def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool,
             return Tiling(block_n=32 if head_dim <= 64 else 16, num_stages=stages, max_registers=few)
         return Tiling(block_m=32 if head_dim <= 48 else 16, num_stages=stages, max_registers=255)
 
-    # Half the bytes of 64 rows for each score, with as many warps on a multiprocessor. Not where rows would be wasted.
-    tall = Tiling(block_m=128, num_warps=8, max_registers=128) if length % 128 == 0 else None
+    # Half the bytes of 64 rows for each score, with as many warps on a multiprocessor. Not where rows would be wasted:
+    # up to 16 that fill no block cost little (see `triton_tiles.few_left`).
+    tall = Tiling(block_m=128, num_warps=8, max_registers=128) if length >= 128 and length % 128 <= 16 else None
     if 90 <= capability < 100:  # Hopper: tensor cores that read shared memory
         if kernel == "dk_dv":
             block_m = 64 if head_dim <= 64 else 16 if dropout and head_dim > 112 else 32

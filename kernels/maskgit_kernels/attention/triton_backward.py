@@ -22,15 +22,18 @@ from torch import Tensor
 from maskgit_kernels.aot import Build
 from maskgit_kernels.attention.launch import builds_of, launch
 from maskgit_kernels.attention.triton_tiles import (
+    FEW_COLUMNS,
     LOG2_E,
     TAIL,
     add_products,
     factors,
+    few_left,
     keep_by_columns,
     keep_by_rows,
     keys_as_columns,
     load_rows,
     noise_of,
+    own_rows,
     product,
     skip_rows,
     store_rows,
@@ -75,6 +78,57 @@ def _add_to_dq(
     return add_products(dq, dscores, k, PRECISION)
 
 
+@triton.jit
+def _dq_rows(
+    given,
+    numbers,
+    first_query,
+    noise,
+    PARTS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    FEW: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dq, and delta / c, of BLOCK_M queries, from `first_query` on; see `triton_forward._forward_rows`."""
+    q_matrix, k_matrix, v_matrix, out_matrix, grad_matrix, lse_ptr, delta_ptr, dq_matrix = given
+    num_queries, num_keys, scale, keep_scale = numbers
+    offsets = tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    queries = first_query + offsets  # [BLOCK_M]
+    q_matrix, grad_matrix = skip_rows(q_matrix, first_query), skip_rows(grad_matrix, first_query)
+    out_matrix, dq_matrix = skip_rows(out_matrix, first_query), skip_rows(dq_matrix, first_query)
+
+    q = load_rows(q_matrix, offsets, num_queries - first_query, PARTS, D, True)  # [BLOCK_M, D_i]
+    grad = load_rows(grad_matrix, offsets, num_queries - first_query, PARTS, D, True)  # [BLOCK_M, D_i]
+    out = load_rows(out_matrix, offsets, num_queries - first_query, PARTS, D, True)  # [BLOCK_M, D_i]
+    delta = tl.zeros([BLOCK_M], tl.float32)
+    for i in tl.static_range(len(PARTS)):
+        delta += tl.sum(out[i].to(tl.float32) * grad[i].to(tl.float32), 1)
+    delta = delta / keep_scale
+    tl.store(delta_ptr + queries, delta, mask=queries < num_queries)
+    lse = tl.load(lse_ptr + queries, mask=queries < num_queries, other=float("inf"))  # [BLOCK_M]
+
+    own = (factors(q, PRECISION), factors(grad, PRECISION), lse, delta, queries)
+    log2_scale = scale * LOG2_E
+    dq = zeros(BLOCK_M, PARTS)
+    whole = 0 if FEW else num_keys // BLOCK_N * BLOCK_N
+    for first_key in range(0, whole, BLOCK_N):
+        dq = _add_to_dq(
+            dq, own, k_matrix, v_matrix, first_key, num_keys, log2_scale, noise, PARTS, D, BLOCK_N, False, PRECISION
+        )
+        k_matrix, v_matrix = skip_rows(k_matrix, BLOCK_N), skip_rows(v_matrix, BLOCK_N)
+    STEP: tl.constexpr = FEW_COLUMNS if FEW else TAIL
+    for first_key in tl.range(whole, num_keys, STEP, num_stages=1):
+        dq = _add_to_dq(
+            dq, own, k_matrix, v_matrix, first_key, num_keys, log2_scale, noise, PARTS, D, STEP, True, PRECISION
+        )
+        k_matrix, v_matrix = skip_rows(k_matrix, STEP), skip_rows(v_matrix, STEP)
+    dq = [x * (scale * keep_scale) for x in dq]
+    store_rows(dq_matrix, offsets, num_queries - first_query, dq, PARTS, D)
+
+
+@triton.heuristics({"FEW_LEFT": lambda given: few_left(given["num_queries"], given["BLOCK_M"], given["PARTS"])})
 @triton.jit(do_not_specialize=["heads", "num_queries", "num_keys", "last_dropped"])
 def attention_dq_kernel(
     q_ptr,
@@ -114,20 +168,17 @@ def attention_dq_kernel(
     BLOCK_N: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
+    FEW_LEFT: tl.constexpr,
 ):
-    """One program for each (image, head) pair and BLOCK_M queries: dq, and delta / c for the other kernel.
+    """dq, and delta / c for the other kernel. Programs as of `attention_forward_kernel`.
 
     Args: as of `attention_forward_kernel`, and
         grad_ptr: [B, H, Nq, D], the gradient of out, with the four strides of its name.
         delta_ptr: float32 [B, H, Nq], contiguous.
         dq_ptr: [B, Nq, H, D], contiguous like out_ptr.
     """
-    blocks = tl.cdiv(num_queries, BLOCK_M)
-    pair = tl.program_id(0) // blocks
+    pair, first_query, first_left, few = own_rows(num_queries, BLOCK_M, FEW_LEFT)
     image, head = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)
-    first_query = tl.program_id(0) % blocks * BLOCK_M
-    offsets = tl.arange(0, BLOCK_M)  # [BLOCK_M]
-    queries = first_query + offsets  # [BLOCK_M]
     q_matrix = (q_ptr + image * q_image + head * q_head, q_row, q_column)
     k_matrix = (k_ptr + image * k_image + head * k_head, k_row, k_column)
     v_matrix = (v_ptr + image * v_image + head * v_head, v_row, v_column)
@@ -137,36 +188,13 @@ def attention_dq_kernel(
     dq_matrix = (dq_ptr + own, heads * D, 1)
     lse_ptr += pair.to(tl.int64) * num_queries
     delta_ptr += pair.to(tl.int64) * num_queries
-    q_matrix, grad_matrix = skip_rows(q_matrix, first_query), skip_rows(grad_matrix, first_query)
-    out_matrix, dq_matrix = skip_rows(out_matrix, first_query), skip_rows(dq_matrix, first_query)
     noise = noise_of(seed_ptr, pair, last_dropped) if DROPOUT else None
-
-    q = load_rows(q_matrix, offsets, num_queries - first_query, PARTS, D, True)  # [BLOCK_M, D_i]
-    grad = load_rows(grad_matrix, offsets, num_queries - first_query, PARTS, D, True)  # [BLOCK_M, D_i]
-    out = load_rows(out_matrix, offsets, num_queries - first_query, PARTS, D, True)  # [BLOCK_M, D_i]
-    delta = tl.zeros([BLOCK_M], tl.float32)
-    for i in tl.static_range(len(PARTS)):
-        delta += tl.sum(out[i].to(tl.float32) * grad[i].to(tl.float32), 1)
-    delta = delta / keep_scale
-    tl.store(delta_ptr + queries, delta, mask=queries < num_queries)
-    lse = tl.load(lse_ptr + queries, mask=queries < num_queries, other=float("inf"))  # [BLOCK_M]
-
-    own = (factors(q, PRECISION), factors(grad, PRECISION), lse, delta, queries)
-    log2_scale = scale * LOG2_E
-    dq = zeros(BLOCK_M, PARTS)
-    whole = num_keys // BLOCK_N * BLOCK_N
-    for first_key in range(0, whole, BLOCK_N):
-        dq = _add_to_dq(
-            dq, own, k_matrix, v_matrix, first_key, num_keys, log2_scale, noise, PARTS, D, BLOCK_N, False, PRECISION
-        )
-        k_matrix, v_matrix = skip_rows(k_matrix, BLOCK_N), skip_rows(v_matrix, BLOCK_N)
-    for first_key in tl.range(whole, num_keys, TAIL, num_stages=1):
-        dq = _add_to_dq(
-            dq, own, k_matrix, v_matrix, first_key, num_keys, log2_scale, noise, PARTS, D, TAIL, True, PRECISION
-        )
-        k_matrix, v_matrix = skip_rows(k_matrix, TAIL), skip_rows(v_matrix, TAIL)
-    dq = [x * (scale * keep_scale) for x in dq]
-    store_rows(dq_matrix, offsets, num_queries - first_query, dq, PARTS, D)
+    given = (q_matrix, k_matrix, v_matrix, out_matrix, grad_matrix, lse_ptr, delta_ptr, dq_matrix)
+    numbers = (num_queries, num_keys, scale, keep_scale)
+    if few is not None and few:
+        _dq_rows(given, numbers, first_left, noise, FEW_LEFT, D, TAIL, BLOCK_N, True, PRECISION)
+    else:
+        _dq_rows(given, numbers, first_query, noise, PARTS, D, BLOCK_M, BLOCK_N, False, PRECISION)
 
 
 @triton.jit
@@ -221,6 +249,63 @@ def _add_to_dk_dv(
     return add_products(dk, dscores, q, PRECISION), add_products(dv, kept, grad, PRECISION)
 
 
+@triton.jit
+def _dk_dv_rows(
+    given,
+    numbers,
+    first_key,
+    noise,
+    PARTS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    FEW: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dk and dv of BLOCK_N keys, from `first_key` on; see `triton_forward._forward_rows`."""
+    k_matrix, v_matrix, theirs, dk_matrix, dv_matrix = given
+    num_queries, num_keys, scale, keep_scale = numbers
+    keys = tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    k_matrix, dk_matrix = skip_rows(k_matrix, first_key), skip_rows(dk_matrix, first_key)
+    v_matrix, dv_matrix = skip_rows(v_matrix, first_key), skip_rows(dv_matrix, first_key)
+
+    k = factors(load_rows(k_matrix, keys, num_keys - first_key, PARTS, D, True), PRECISION)  # [BLOCK_N, D_i]
+    v = factors(load_rows(v_matrix, keys, num_keys - first_key, PARTS, D, True), PRECISION)  # [BLOCK_N, D_i]
+    log2_scale = scale * LOG2_E
+    sums = (zeros(BLOCK_N, PARTS), zeros(BLOCK_N, PARTS))
+    whole = 0 if FEW else num_queries // BLOCK_M * BLOCK_M
+    for first_query in range(0, whole, BLOCK_M):
+        sums = _add_to_dk_dv(
+            sums,
+            k,
+            v,
+            theirs,
+            first_query,
+            num_queries,
+            first_key,
+            log2_scale,
+            noise,
+            PARTS,
+            D,
+            BLOCK_M,
+            False,
+            PRECISION,
+        )
+        theirs = _skip_queries(theirs, BLOCK_M)
+    STEP: tl.constexpr = FEW_COLUMNS if FEW else TAIL
+    for first_query in tl.range(whole, num_queries, STEP, num_stages=1):
+        sums = _add_to_dk_dv(
+            sums, k, v, theirs, first_query, num_queries, first_key, log2_scale, noise, PARTS, D, STEP, True, PRECISION
+        )
+        theirs = _skip_queries(theirs, STEP)
+    dk, dv = sums
+    dk = [x * (scale * keep_scale) for x in dk]
+    dv = [x * keep_scale for x in dv]
+    store_rows(dk_matrix, keys, num_keys - first_key, dk, PARTS, D)
+    store_rows(dv_matrix, keys, num_keys - first_key, dv, PARTS, D)
+
+
+@triton.heuristics({"FEW_LEFT": lambda given: few_left(given["num_keys"], given["BLOCK_N"], given["PARTS"])})
 @triton.jit(do_not_specialize=["heads", "num_queries", "num_keys", "last_dropped"])
 def attention_dk_dv_kernel(
     q_ptr,
@@ -260,17 +345,15 @@ def attention_dk_dv_kernel(
     BLOCK_N: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
+    FEW_LEFT: tl.constexpr,
 ):
-    """One program for each (image, head) pair and BLOCK_N keys: dk and dv. Runs after `attention_dq_kernel`.
+    """dk and dv, by programs for BLOCK_N keys or few; see `own_rows`. Runs after `attention_dq_kernel`.
 
     Args: as of `attention_dq_kernel`, and
         dk_ptr, dv_ptr: [B, Nk, H, D], contiguous.
     """
-    blocks = tl.cdiv(num_keys, BLOCK_N)
-    pair = tl.program_id(0) // blocks
+    pair, first_key, first_left, few = own_rows(num_keys, BLOCK_N, FEW_LEFT)
     image, head = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)
-    first_key = tl.program_id(0) % blocks * BLOCK_N
-    keys = tl.arange(0, BLOCK_N)  # [BLOCK_N]
     q_matrix = (q_ptr + image * q_image + head * q_head, q_row, q_column)
     k_matrix = (k_ptr + image * k_image + head * k_head, k_row, k_column)
     v_matrix = (v_ptr + image * v_image + head * v_head, v_row, v_column)
@@ -280,44 +363,14 @@ def attention_dk_dv_kernel(
     dv_matrix = (dv_ptr + own, heads * D, 1)
     lse_ptr += pair.to(tl.int64) * num_queries
     delta_ptr += pair.to(tl.int64) * num_queries
-    k_matrix, dk_matrix = skip_rows(k_matrix, first_key), skip_rows(dk_matrix, first_key)
-    v_matrix, dv_matrix = skip_rows(v_matrix, first_key), skip_rows(dv_matrix, first_key)
     noise = noise_of(seed_ptr, pair, last_dropped) if DROPOUT else None
-
-    k = factors(load_rows(k_matrix, keys, num_keys - first_key, PARTS, D, True), PRECISION)  # [BLOCK_N, D_i]
-    v = factors(load_rows(v_matrix, keys, num_keys - first_key, PARTS, D, True), PRECISION)  # [BLOCK_N, D_i]
     theirs = (q_matrix, grad_matrix, lse_ptr, delta_ptr)
-    log2_scale = scale * LOG2_E
-    sums = (zeros(BLOCK_N, PARTS), zeros(BLOCK_N, PARTS))
-    whole = num_queries // BLOCK_M * BLOCK_M
-    for first_query in range(0, whole, BLOCK_M):
-        sums = _add_to_dk_dv(
-            sums,
-            k,
-            v,
-            theirs,
-            first_query,
-            num_queries,
-            first_key,
-            log2_scale,
-            noise,
-            PARTS,
-            D,
-            BLOCK_M,
-            False,
-            PRECISION,
-        )
-        theirs = _skip_queries(theirs, BLOCK_M)
-    for first_query in tl.range(whole, num_queries, TAIL, num_stages=1):
-        sums = _add_to_dk_dv(
-            sums, k, v, theirs, first_query, num_queries, first_key, log2_scale, noise, PARTS, D, TAIL, True, PRECISION
-        )
-        theirs = _skip_queries(theirs, TAIL)
-    dk, dv = sums
-    dk = [x * (scale * keep_scale) for x in dk]
-    dv = [x * keep_scale for x in dv]
-    store_rows(dk_matrix, keys, num_keys - first_key, dk, PARTS, D)
-    store_rows(dv_matrix, keys, num_keys - first_key, dv, PARTS, D)
+    given = (k_matrix, v_matrix, theirs, dk_matrix, dv_matrix)
+    numbers = (num_queries, num_keys, scale, keep_scale)
+    if few is not None and few:
+        _dk_dv_rows(given, numbers, first_left, noise, FEW_LEFT, D, BLOCK_M, TAIL, True, PRECISION)
+    else:
+        _dk_dv_rows(given, numbers, first_key, noise, PARTS, D, BLOCK_M, BLOCK_N, False, PRECISION)
 
 
 def backward(

@@ -13,14 +13,17 @@ from torch import Tensor
 from maskgit_kernels.aot import Build
 from maskgit_kernels.attention.launch import builds_of, launch
 from maskgit_kernels.attention.triton_tiles import (
+    FEW_COLUMNS,
     LOG2_E,
     TAIL,
     add_products,
     factors,
+    few_left,
     keep_by_columns,
     keys_as_columns,
     load_rows,
     noise_of,
+    own_rows,
     product,
     skip_rows,
     store_rows,
@@ -65,6 +68,65 @@ def _attend(
     return new_top, total, add_products(sums, weights, v, PRECISION)
 
 
+@triton.jit
+def _forward_rows(
+    given,
+    numbers,
+    first_query,
+    noise,
+    PARTS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    FEW: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The output and the log-sum-exp of BLOCK_M queries, from `first_query` on.
+
+    FEW: whether these are the few that fill no block. The other arguments are the kernel's.
+    """
+    q_matrix, k_matrix, v_matrix, out_matrix, lse_ptr = given
+    num_queries, num_keys, scale, keep_scale = numbers
+    offsets = tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    queries = first_query + offsets  # [BLOCK_M]
+    q_matrix, out_matrix = skip_rows(q_matrix, first_query), skip_rows(out_matrix, first_query)
+
+    q = factors(load_rows(q_matrix, offsets, num_queries - first_query, PARTS, D, True), PRECISION)  # [BLOCK_M, D_i]
+    top = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    state = (top, total, zeros(BLOCK_M, PARTS))
+    whole = 0 if FEW else num_keys // BLOCK_N * BLOCK_N
+    for first_key in range(0, whole, BLOCK_N):
+        state = _attend(
+            state,
+            q,
+            k_matrix,
+            v_matrix,
+            queries,
+            first_key,
+            num_keys,
+            scale,
+            noise,
+            PARTS,
+            D,
+            BLOCK_N,
+            False,
+            PRECISION,
+        )
+        k_matrix, v_matrix = skip_rows(k_matrix, BLOCK_N), skip_rows(v_matrix, BLOCK_N)
+    STEP: tl.constexpr = FEW_COLUMNS if FEW else TAIL
+    for first_key in tl.range(whole, num_keys, STEP, num_stages=1):  # too few turns for a pipeline to be worth its cost
+        state = _attend(
+            state, q, k_matrix, v_matrix, queries, first_key, num_keys, scale, noise, PARTS, D, STEP, True, PRECISION
+        )
+        k_matrix, v_matrix = skip_rows(k_matrix, STEP), skip_rows(v_matrix, STEP)
+    top, total, sums = state
+    out = [x * (keep_scale / total)[:, None] for x in sums]
+    store_rows(out_matrix, offsets, num_queries - first_query, out, PARTS, D)
+    tl.store(lse_ptr + queries, top + tl.log2(total), mask=queries < num_queries)
+
+
+@triton.heuristics({"FEW_LEFT": lambda given: few_left(given["num_queries"], given["BLOCK_M"], given["PARTS"])})
 @triton.jit(do_not_specialize=["heads", "num_queries", "num_keys", "last_dropped"])
 def attention_forward_kernel(
     q_ptr,
@@ -97,8 +159,9 @@ def attention_forward_kernel(
     BLOCK_N: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
+    FEW_LEFT: tl.constexpr,
 ):
-    """One program for each (image, head) pair and BLOCK_M queries.
+    """Programs for each (image, head) pair and BLOCK_M queries, or the few queries that are left; see `own_rows`.
 
     Args:
         q_ptr: [B, H, Nq, D]; k_ptr, v_ptr: [B, H, Nk, D]; each with the four strides of its name.
@@ -109,53 +172,20 @@ def attention_forward_kernel(
         keep_scale: 1 / (1 - dropout_p).
         last_dropped: see `noise_of`.
     """
-    blocks = tl.cdiv(num_queries, BLOCK_M)
-    pair = tl.program_id(0) // blocks
+    pair, first_query, first_left, few = own_rows(num_queries, BLOCK_M, FEW_LEFT)
     image, head = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)
-    first_query = tl.program_id(0) % blocks * BLOCK_M
-    offsets = tl.arange(0, BLOCK_M)  # [BLOCK_M]
-    queries = first_query + offsets  # [BLOCK_M]
     q_matrix = (q_ptr + image * q_image + head * q_head, q_row, q_column)
     k_matrix = (k_ptr + image * k_image + head * k_head, k_row, k_column)
     v_matrix = (v_ptr + image * v_image + head * v_head, v_row, v_column)
     out_matrix = (out_ptr + (image * num_queries * heads + head) * D, heads * D, 1)
     lse_ptr += pair.to(tl.int64) * num_queries
-    q_matrix, out_matrix = skip_rows(q_matrix, first_query), skip_rows(out_matrix, first_query)
     noise = noise_of(seed_ptr, pair, last_dropped) if DROPOUT else None
-    scale = scale * LOG2_E
-
-    q = factors(load_rows(q_matrix, offsets, num_queries - first_query, PARTS, D, True), PRECISION)  # [BLOCK_M, D_i]
-    top = tl.full([BLOCK_M], -float("inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    state = (top, total, zeros(BLOCK_M, PARTS))
-    whole = num_keys // BLOCK_N * BLOCK_N
-    for first_key in range(0, whole, BLOCK_N):
-        state = _attend(
-            state,
-            q,
-            k_matrix,
-            v_matrix,
-            queries,
-            first_key,
-            num_keys,
-            scale,
-            noise,
-            PARTS,
-            D,
-            BLOCK_N,
-            False,
-            PRECISION,
-        )
-        k_matrix, v_matrix = skip_rows(k_matrix, BLOCK_N), skip_rows(v_matrix, BLOCK_N)
-    for first_key in tl.range(whole, num_keys, TAIL, num_stages=1):  # too few turns for a pipeline to be worth its cost
-        state = _attend(
-            state, q, k_matrix, v_matrix, queries, first_key, num_keys, scale, noise, PARTS, D, TAIL, True, PRECISION
-        )
-        k_matrix, v_matrix = skip_rows(k_matrix, TAIL), skip_rows(v_matrix, TAIL)
-    top, total, sums = state
-    out = [x * (keep_scale / total)[:, None] for x in sums]
-    store_rows(out_matrix, offsets, num_queries - first_query, out, PARTS, D)
-    tl.store(lse_ptr + queries, top + tl.log2(total), mask=queries < num_queries)
+    given = (q_matrix, k_matrix, v_matrix, out_matrix, lse_ptr)
+    numbers = (num_queries, num_keys, scale * LOG2_E, keep_scale)
+    if few is not None and few:
+        _forward_rows(given, numbers, first_left, noise, FEW_LEFT, D, TAIL, BLOCK_N, True, PRECISION)
+    else:
+        _forward_rows(given, numbers, first_query, noise, PARTS, D, BLOCK_M, BLOCK_N, False, PRECISION)
 
 
 def forward(

@@ -18,9 +18,51 @@ from maskgit_kernels.philox_triton import philox_4x32, seed_halves
 from maskgit_kernels.tf32_triton import round_to_tf32
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-TAIL = tl.constexpr(16)  # rows at a time of what a main loop leaves: the fewest that tl.dot sums over
+TAIL = tl.constexpr(16)  # rows at a time of what fills no block: the fewest that tl.dot multiplies, or sums over
+FEW_COLUMNS = tl.constexpr(32)  # at a time of what a program of TAIL rows goes through: more would take registers
 _ROUNDS = tl.constexpr(philox.DROPOUT_ROUNDS)
 _STREAM = tl.constexpr(philox.STREAM_DROPOUT)
+
+
+# Rows that fill no block of a program's own. If they would fill no more than half of one, they go to programs of TAIL
+# rows, which do that much less work: 257 tokens then cost little more than 256, and not a fifth more.
+
+Parts = tuple[tuple[int, int], ...]
+
+
+def few_left(length: int, block: int, parts: Parts) -> Parts | None:
+    """PARTS for such programs; None if `length` rows, `block` at a time, leave none or too many for them.
+
+    They have no part of 16 columns: four warps share out 16 by 32 numbers, but each do all of 16 by 16.
+    """
+    if block <= TAIL.value or not 0 < length % block <= block // 2:
+        return None
+    return tuple((start, max(end, start + 32)) for start, end in parts)
+
+
+def programs(length: int, block: int) -> int:
+    """How many programs take `length` rows."""
+    whole, left = divmod(length, block)
+    return whole + triton.cdiv(left, TAIL.value if few_left(length, block, ()) is not None else block)
+
+
+@triton.jit
+def own_rows(length, BLOCK: tl.constexpr, FEW_LEFT: tl.constexpr):
+    """The rows of a program, where there are `programs` of them for each (image, head) pair.
+
+    Returns:
+        The index of the pair; the first row if it has BLOCK rows; the first row if it has TAIL, and whether that is
+        so, both None unless `few_left`.
+    """
+    program = tl.program_id(0)
+    if FEW_LEFT is not None:
+        whole = length // BLOCK
+        count = whole + tl.cdiv(length % BLOCK, TAIL)
+        block = program % count
+        return program // count, block * BLOCK, whole * BLOCK + (block - whole) * TAIL, block >= whole
+    else:
+        count = tl.cdiv(length, BLOCK)
+        return program // count, program % count * BLOCK, None, None
 
 
 @triton.jit
