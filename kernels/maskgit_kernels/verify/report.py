@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from maskgit_kernels.verify.workers import Outcome
 
-_COLUMNS = "{:<18} {:>9} {:>9} {:>6} {:>9}  {:<4} {:>5}  {}"
+_COLUMNS = "{:<18} {:>9} {:>9} {:>8} {:>9}  {:<4} {:>5}  {}"
 HEADING = _COLUMNS.format("operator", "error", "PyTorch's", "ratio", "limit", "", "s", "case")
 
 
@@ -34,7 +34,7 @@ class Check:
         if self.error is None or self.reference_error is None or self.limit is None:
             numbers = ["-"] * 4
         else:
-            ratio = "-" if self.reference_error == 0 else f"{self.error / self.reference_error:.2f}"
+            ratio = "-" if self.reference_error == 0 else f"{self.error / self.reference_error:.3g}"
             numbers = [f"{self.error:.2e}", f"{self.reference_error:.2e}", ratio, f"{self.limit:.2e}"]
         case = f"{self.case} ({self.reason})" if self.reason else self.case
         return _COLUMNS.format(self.operator, *numbers, self.status, f"{self.seconds:.1f}", case)
