@@ -95,7 +95,7 @@ def test_compiled_kernels_round_each_factor_once(tmp_path):
         check=True,
     )
     for kernel, own_tensors, made in (("forward", 1, 1), ("dq", 2, 1), ("dk_dv", 2, 2)):
-        tiling = fixed(kernel, 80, 48, "tf32", dropout=True)
+        tiling = fixed(kernel, 80, 48, "tf32", dropout=True, length=256)
         own, others = tiling.block_m, tiling.block_n
         if kernel == "dk_dv":
             own, others = others, own

@@ -64,7 +64,8 @@ def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool,
             return Tiling(block_n=block_n, num_stages=stages, max_registers=None if head_dim <= 64 else 255)
         if kernel == "dq":
             few = None if head_dim <= 64 and not dropout else 255
-            return Tiling(block_n=32 if head_dim <= 64 else 16, num_stages=stages, max_registers=few)
+            widest = 16 if stages == 1 and head_dim > 64 else 64
+            return Tiling(block_n=32 if head_dim <= 64 else 16, widest=widest, num_stages=stages, max_registers=few)
         return Tiling(block_m=32 if head_dim <= 48 else 16, num_stages=stages, max_registers=255)
 
     # Half the bytes of 64 rows for each score, with as many warps on a multiprocessor. Not where rows would be wasted:
