@@ -75,7 +75,13 @@ def plan(out: Path, *, on_gpu: bool, quick: bool, minutes: float = MINUTES) -> l
             scale * 30,
             tuned if on_gpu else None,
         ),
-        own("figures", "images per second, host time per call, pictures that depend on the batch", 60),
+        own(
+            "figures",
+            "images per second, host time per call, pictures that depend on the batch",
+            60,
+            "--seconds",
+            SECONDS,
+        ),
     ]
 
 
