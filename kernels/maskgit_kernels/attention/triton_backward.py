@@ -191,7 +191,7 @@ def attention_dq_kernel(
     noise = noise_of(seed_ptr, pair, last_dropped) if DROPOUT else None
     given = (q_matrix, k_matrix, v_matrix, out_matrix, grad_matrix, lse_ptr, delta_ptr, dq_matrix)
     numbers = (num_queries, num_keys, scale, keep_scale)
-    if few is not None and few:
+    if FEW_LEFT is not None and few:
         _dq_rows(given, numbers, first_left, noise, FEW_LEFT, D, TAIL, BLOCK_N, True, PRECISION)
     else:
         _dq_rows(given, numbers, first_query, noise, PARTS, D, BLOCK_M, BLOCK_N, False, PRECISION)
@@ -367,7 +367,7 @@ def attention_dk_dv_kernel(
     theirs = (q_matrix, grad_matrix, lse_ptr, delta_ptr)
     given = (k_matrix, v_matrix, theirs, dk_matrix, dv_matrix)
     numbers = (num_queries, num_keys, scale, keep_scale)
-    if few is not None and few:
+    if FEW_LEFT is not None and few:
         _dk_dv_rows(given, numbers, first_left, noise, FEW_LEFT, D, BLOCK_M, TAIL, True, PRECISION)
     else:
         _dk_dv_rows(given, numbers, first_key, noise, PARTS, D, BLOCK_M, BLOCK_N, False, PRECISION)

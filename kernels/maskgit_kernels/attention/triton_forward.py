@@ -182,7 +182,7 @@ def attention_forward_kernel(
     noise = noise_of(seed_ptr, pair, last_dropped) if DROPOUT else None
     given = (q_matrix, k_matrix, v_matrix, out_matrix, lse_ptr)
     numbers = (num_queries, num_keys, scale * LOG2_E, keep_scale)
-    if few is not None and few:
+    if FEW_LEFT is not None and few:
         _forward_rows(given, numbers, first_left, noise, FEW_LEFT, D, TAIL, BLOCK_N, True, PRECISION)
     else:
         _forward_rows(given, numbers, first_query, noise, PARTS, D, BLOCK_M, BLOCK_N, False, PRECISION)

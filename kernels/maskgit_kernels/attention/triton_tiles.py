@@ -51,8 +51,7 @@ def own_rows(length, BLOCK: tl.constexpr, FEW_LEFT: tl.constexpr):
     """The rows of a program, where there are `programs` of them for each (image, head) pair.
 
     Returns:
-        The index of the pair; the first row if it has BLOCK rows; the first row if it has TAIL, and whether that is
-        so, both None unless `few_left`.
+        The index of the pair; the first row if it has BLOCK rows; the first row if it has TAIL; whether that is so.
     """
     program = tl.program_id(0)
     if FEW_LEFT is not None:
@@ -62,7 +61,7 @@ def own_rows(length, BLOCK: tl.constexpr, FEW_LEFT: tl.constexpr):
         return program // count, block * BLOCK, whole * BLOCK + (block - whole) * TAIL, block >= whole
     else:
         count = tl.cdiv(length, BLOCK)
-        return program // count, program % count * BLOCK, None, None
+        return program // count, program % count * BLOCK, 0, False
 
 
 @triton.jit
