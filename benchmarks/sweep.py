@@ -467,7 +467,7 @@ def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, 
     chosen, seeds = settings(options, model.decoding), range(options.seed, options.seed + options.seeds)
     images, machine = load_images(model, options), describe(model.device)
     ledger, judge = Ledger(options.output / "cells.jsonl"), Judge(networks, images)
-    digest, precision = weights_digest(model), "bf16" if model.autocast else "float32"
+    digest, precision = weights_digest(model), model.precision
     context = {
         "weights": digest,
         "images": images.digest,
