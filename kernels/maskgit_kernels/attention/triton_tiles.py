@@ -86,7 +86,7 @@ def load_rows(matrix, rows, count, PARTS: tl.constexpr, D: tl.constexpr, MASK: t
     blocks = ()
     for i in tl.static_range(len(PARTS)):
         columns = tl.arange(PARTS[i][0], PARTS[i][1])  # [D_i]
-        places = rows.to(tl.int64)[:, None] * row_stride + columns[None, :] * column_stride  # [ROWS, D_i]
+        places = rows.to(tl.int64)[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride  # [ROWS, D_i]
         inside = columns[None, :] < D  # [1, D_i]
         if MASK:
             inside = inside & (rows[:, None] < count)  # [ROWS, D_i]
@@ -103,7 +103,7 @@ def store_rows(matrix, rows, count, blocks, PARTS: tl.constexpr, D: tl.constexpr
     pointer, row_stride, column_stride = matrix
     for i in tl.static_range(len(PARTS)):
         columns = tl.arange(PARTS[i][0], PARTS[i][1])  # [D_i]
-        places = rows.to(tl.int64)[:, None] * row_stride + columns[None, :] * column_stride  # [ROWS, D_i]
+        places = rows.to(tl.int64)[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride  # [ROWS, D_i]
         inside = (rows[:, None] < count) & (columns[None, :] < D)  # [ROWS, D_i]
         tl.store(pointer + places, blocks[i].to(pointer.dtype.element_ty), mask=inside)
 
