@@ -129,7 +129,7 @@ def report(build: Build, capability: int) -> Report:
     listing = _disassemble(compiled.asm["cubin"])
     code = sass.parse(listing)
     loop_bytes = _loop_bytes(compiled.asm["ttgir"])
-    main, epilogue = _main_loop(code, reads=loop_bytes > 0)
+    main, epilogue = _main_loop(code, build.num_warps, reads=loop_bytes > 0)
     names = Counter(instruction.name for instruction in code)
     kinds = sass.matrix_instructions(main)
     if kinds:
@@ -232,11 +232,11 @@ def _loop_bytes(ir: str) -> int:
 _Code = frozenset[sass.Instruction]
 
 
-def _main_loop(code: list[sass.Instruction], reads: bool) -> tuple[_Code, _Code]:
+def _main_loop(code: list[sass.Instruction], num_warps: int, reads: bool) -> tuple[_Code, _Code]:
     """The main loop (see Report), and what the next loop around it has besides or, if there is none, what follows.
 
     Args:
-        code: of the kernel.
+        code: of the kernel, which runs in `num_warps` warps.
         reads: whether the source has a loop that reads global memory.
     """
     whole = frozenset(instruction for instruction in code if instruction.name != "NOP")
@@ -249,13 +249,24 @@ def _main_loop(code: list[sass.Instruction], reads: bool) -> tuple[_Code, _Code]
     reading = [loop for loop in loops if sass.loaded_bytes(loop)]
     if matrix:
         innermost = [loop for loop in matrix if not any(inner < loop for inner in matrix)]
-        main = max(innermost, key=lambda loop: (sum(sass.matrix_instructions(loop).values()), len(loop)))
+
+        def work(loop: _Code) -> tuple[int, int, int]:
+            macs, utchmma = _done_by(sass.matrix_instructions(loop), num_warps)
+            return utchmma, macs, len(loop)
+
+        main = max(innermost, key=work)
     elif candidates := (reading if reads else loops):
         main = max(candidates, key=lambda loop: len(own(loop)))
     else:
         main = whole
     around = [loop for loop in loops if main < loop]
     return main, own(min(around, key=len)) if around else sass.after(code, main)
+
+
+def _done_by(kinds: Counter[str], num_warps: int) -> tuple[int, int]:
+    """MACs of these instructions, and the number of UTCHMMA, of whose MACs the machine code says nothing."""
+    utchmma = sum(count for kind, count in kinds.items() if kind.startswith("UTCHMMA"))
+    return sass.tensor_core_macs(kinds, num_warps), utchmma
 
 
 def _tensor_core_work(kinds: Counter[str], num_warps: int, ir: str) -> tuple[int, float, float, int]:
@@ -270,15 +281,11 @@ def _tensor_core_work(kinds: Counter[str], num_warps: int, ir: str) -> tuple[int
     """
     groups = [[dot for dot in dots if dot.on_tensor_cores] for dots in ttgir.dots(ir)]
     due = max([dots for dots in groups[1:] if dots] or groups, key=lambda dots: sum(dot.macs for dot in dots))
-    # The machine code does not say what an UTCHMMA multiplies, so those are compared by their number.
     asked = (
         round(sum(dot.macs * dot.replication for dot in due if not dot.blackwell)),
         sum(dot.utchmma for dot in due),
     )
-    done = (
-        sass.tensor_core_macs(kinds, num_warps),
-        sum(count for kind, count in kinds.items() if kind.startswith("UTCHMMA")),
-    )
+    done = _done_by(kinds, num_warps)
     unrolled = sum(done) // max(1, sum(asked))
     if unrolled < 1 or done != (unrolled * asked[0], unrolled * asked[1]):
         raise ValueError(
