@@ -76,15 +76,17 @@ def impose(name: str, tiling: Tiling) -> Iterator[None]:
         del _imposed[name]
 
 
-# Lengths that all tiles divide, that leave a row to a small program, and that the largest tiles don't divide.
+# Lengths that all tiles divide, that leave a row to a small program, and that the largest tiles don't divide. The last
+# two are compiled for the head_dims of models that have them.
 _LENGTHS = (256, 257, 192)
+_ALL_LENGTHS = (48, 96)
 
 
 def builds_of(name: str, kernel: Any, capability: int, shipped: list[tuple[int, str, bool]]) -> list[Build]:
     """What `launch` compiles without tuning for each (head_dim, math, dropout), at lengths that get different code."""
     builds: dict[tuple[Any, ...], Build] = {}
     for size in shipped:
-        for length in _LENGTHS if size[1] == "half" else _LENGTHS[:1]:
+        for length in _LENGTHS if size[0] in _ALL_LENGTHS and size[1] == "half" else _LENGTHS[:1]:
             tiling = fixed(name, capability, *size, length)
             rows = tiling.block_n if name == "dk_dv" else tiling.block_m
             few = few_left(length, rows, tiling.parts(size[0]))
