@@ -31,8 +31,8 @@ _FOR_TWO_BLOCKS = (
     "spills up to 13 registers for 128 rows to fit twice on a multiprocessor, as they do without spills before 3.9. "
     "64 rows would not spill, and wait for twice the bytes: 24 instructions' time a score at head_dim 96 instead of 12"
 )
-# What is faulty all the same, and why, by version of Triton, architecture and build.
 _FOR_A_THIRD_BLOCK = "spills one register for a third block to fit"
+# What is faulty all the same, and why, by version of Triton, architecture and build.
 FAULTY = {
     ("3.6", 120, "attention dq, head_dim 48, half, dropout"): _FOR_A_THIRD_BLOCK,
     ("3.6", 120, "attention dq, head_dim 48, N=257, half, dropout"): _FOR_A_THIRD_BLOCK,
@@ -226,6 +226,7 @@ def compiled(*options: str) -> str:
 REPRESENTATIVE = (
     "head_dim 48, half",
     "forward, head_dim 96, half",
+    "forward, head_dim 96, N=257, half",
     "decode step, categorical",
     "head sample, categorical, V=1024, bf16",
     "head sample, categorical, V=16384",
