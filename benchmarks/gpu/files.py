@@ -31,7 +31,8 @@ def read(path: Path) -> Any:
 def clean(value: Any) -> Any:
     """The same without the paths and the host name of this machine, wherever they are in it."""
     if isinstance(value, str):
-        for private in (f"{ROOT}{os.sep}", f"{sys.prefix}{os.sep}", f"{Path.home()}{os.sep}"):
+        folders = (f"{folder}{os.sep}" for folder in (ROOT, sys.prefix, Path.home()))
+        for private in sorted(folders, key=len, reverse=True):  # one may lie in another
             if len(private) > 2:
                 value = value.replace(private, "")
         host = platform.node()

@@ -117,6 +117,8 @@ def test_results_name_no_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     write(tmp_path / "x.json", {"at": [f"{ROOT}/benchmarks/clock.py on secret-host", 3]})
     assert read(tmp_path / "x.json") == {"at": ["benchmarks/clock.py on HOST", 3]}
     assert clean(f"{sys.prefix}/lib") == "lib"
+    monkeypatch.setattr(sys, "prefix", f"{ROOT}/.venv")
+    assert clean(f"{ROOT}/.venv/lib") == "lib"
 
 
 def test_what_pytest_reports_is_taken_in(tmp_path: Path) -> None:
@@ -188,14 +190,14 @@ with standin.install():
         attention(x, x, x)
         return len(standin.compiled) - before
 
-    print(attend(48, 64), attend(48, 128), attend(48, 64, torch.float16), attend(96, 64))
+    print(attend(48, 256), attend(48, 384), attend(48, 64, torch.float16), attend(96, 64))
     with torch.no_grad():
         print(attend(112, 64))
 """
 
 
 def test_a_stand_in_counts_what_would_be_compiled(tmp_path: Path) -> None:
-    """Forward, dq, dk and dv; another length that 16 divides is the same kernel, another dtype or width isn't."""
+    """Forward, dq, dk and dv; another length that 128 divides is the same kernel, another dtype or width isn't."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", COMPILED_FILE: str(tmp_path / "x.json")}
     done = subprocess.run([sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True)

@@ -177,8 +177,9 @@ KERNELS = {
 
 def builds(capability):
     return [
-        launch.build(case.kernel, KERNELS[case.kernel], tiling, case.head_dim, "half", case.dropout, f": {tiling}")
+        launch.build(case.kernel, KERNELS[case.kernel], tiling, None, *size, f": {tiling}")
         for case in tune.CASES
+        for size in [(case.head_dim, "half", case.dropout)]
         for tiling in case.candidates(capability)
     ]
 """
