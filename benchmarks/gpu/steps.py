@@ -32,6 +32,8 @@ class Step:
     result: Path | None
     """The file that it leaves; None: it only passes or fails."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    kept: bool = False
+    """Whether the file is of use by itself; else it goes when summary.json has taken it in."""
 
 
 def plan(out: Path, *, on_gpu: bool, quick: bool, minutes: float = MINUTES) -> list[Step]:
@@ -66,6 +68,7 @@ def plan(out: Path, *, on_gpu: bool, quick: bool, minutes: float = MINUTES) -> l
             scale * 150,
             tests if run_tests else None,
             {"OMP_NUM_THREADS": "1"},
+            kept=True,
         ),
         own("comparisons", "times of the kernels and the models against their baselines", 200, "--seconds", SECONDS),
         Step(
@@ -74,6 +77,7 @@ def plan(out: Path, *, on_gpu: bool, quick: bool, minutes: float = MINUTES) -> l
             ["-m", "maskgit_kernels.tune"] + (["--output", str(tuned), "--seconds", SECONDS] if on_gpu else ["--help"]),
             scale * 30,
             tuned if on_gpu else None,
+            kept=True,
         ),
         own(
             "figures",

@@ -54,6 +54,8 @@ class Summary:
         if step.result is not None:
             results = _tests(step.result) if step.result.suffix == ".xml" else read(step.result)
         self._add(Entry(step.name, step.proves, status, round(ended.seconds, 1), last_line, ended.compiled, results))
+        if step.result is not None and results is not None and not step.kept:
+            step.result.unlink()
 
     def not_started(self, step: Step) -> None:
         """The time was up before this step."""

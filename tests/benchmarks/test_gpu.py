@@ -55,6 +55,7 @@ def test_a_failing_step_stops_no_other(tmp_path: Path, monkeypatch: pytest.Monke
     expected = ["passed", "failed", "failed", "out of time", "passed"]  # silent: there is no result
     assert [entry["status"] for entry in entries] == expected
     assert entries[1]["last_line"] == "ValueError: what went wrong" and entries[3]["results"] == [1]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["log.txt", "summary.json", "summary.md"]
     markdown = (tmp_path / "summary.md").read_text()
     assert "what went wrong" in markdown and "no GPU figure exists" in markdown
     monkeypatch.setattr(command, "plan", lambda *_, **__: these[:1])
@@ -129,7 +130,7 @@ def test_what_pytest_reports_is_taken_in(tmp_path: Path) -> None:
         '<testcase classname="b" name="left"><skipped/></testcase></testsuite></testsuites>'
     )
     summary = Summary(tmp_path, quick=False, minutes=9)
-    step = Step("tests", "", [], 1, xml)
+    step = Step("tests", "", [], 1, xml, kept=True)
     summary.add(step, run(["-c", "raise SystemExit(1)"], 20, tmp_path / "log.txt", {}, tmp_path))
     (entry,) = read(tmp_path / "summary.json")["steps"]
     assert entry["results"] == {"passed": 1, "failed": 1, "skipped": 1, "failures": ["a::bad: off by 3"]}
