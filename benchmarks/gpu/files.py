@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.hardware import ROOT
+from maskgit_kernels import files
 
 
 def write(path: Path, value: Any) -> None:
     """Write JSON; a process that is killed meanwhile leaves the older file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(json.dumps(clean(value), indent=1) + "\n")
-    new.replace(path)
+    files.write(path, json.dumps(clean(value), indent=1) + "\n")
 
 
 def read(path: Path) -> Any:

@@ -58,9 +58,10 @@ def _run(task: _Task) -> Report | Failure:
     try:
         return report(build, capability)
     except Exception as error:  # whatever it was, the other builds still want their rows
-        while error.__cause__ is not None:  # Triton's says of each call that it failed, and of the innermost why
-            error = error.__cause__  # type: ignore[assignment]
-        return Failure(name, capability, [f"{type(error).__name__}: {error}"])
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # Triton's says of each call that it failed, and of the innermost why
+            cause = cause.__cause__
+        return Failure(name, capability, [f"{type(cause).__name__}: {cause}"])
 
 
 def _run_all(tasks: list[_Task], jobs: int) -> Iterator[Report | Failure]:

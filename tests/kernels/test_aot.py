@@ -6,20 +6,17 @@ Kernels are compiled in a process of its own, because under TRITON_INTERPRET, as
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from maskgit_kernels import aot
-from maskgit_kernels.architectures import ARCHITECTURES, bounds, occupancy, standing_for, why_not_analysed
+from maskgit_kernels.architectures import ARCHITECTURES
 
 triton = pytest.importorskip("triton")
 
@@ -48,154 +45,6 @@ FAULTY = {
     ("3.9", 120, "attention dq, head_dim 48, N=257, half, dropout"): _FOR_A_THIRD_BLOCK,
 }
 
-ROOT = Path(__file__).resolve().parents[2]
-
-# Kernels of which it is known what must be found in their machine code.
-SAMPLES = '''
-from dataclasses import replace
-from importlib import import_module
-
-import triton
-import triton.language as tl
-from maskgit_kernels.aot import Build
-
-
-@triton.jit
-def product(a_ptr, b_ptr, out_ptr, depth, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr):
-    rows, columns, inner = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
-    total = tl.zeros([M, N], tl.float32)
-    for start in range(0, depth, K):
-        a = tl.load(a_ptr + rows * depth + start + inner[None, :])  # [M, K]
-        b = tl.load(b_ptr + (start + inner[:, None]) * N + columns)  # [K, N]
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-    tl.store(out_ptr + rows * N + columns, total)
-
-
-@triton.jit
-def products(a_ptr, b_ptr, out_ptr, count, depth, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
-    """Many products in a loop, with an epilogue that costs more than the products do."""
-    rows, columns, inner = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
-    for _ in range(count):
-        total = tl.zeros([M, N], tl.float32)
-        for start in range(0, depth, K):
-            a = tl.load(a_ptr + rows * depth + start + inner[None, :])  # [M, K]
-            b = tl.load(b_ptr + (start + inner[:, None]) * N + columns)  # [K, N]
-            total = tl.dot(a, b, total)
-        for _ in tl.static_range(20):
-            total = tl.exp2(total)
-        tl.store(out_ptr + rows * N + columns, total)
-        b_ptr += depth * N
-        out_ptr += M * N
-
-
-@triton.jit
-def total(x_ptr, out_ptr, count, BLOCK: tl.constexpr, TRAP: tl.constexpr):
-    offsets = tl.arange(0, BLOCK)
-    sums = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, count, BLOCK):
-        sums += tl.load(x_ptr + start + offsets).to(tl.float32)
-    if TRAP:
-        sums = tl.inline_asm_elementwise("trap; mov.b32 $0, $1;", "=f,f", [sums], tl.float32, is_pure=False, pack=1)
-    tl.atomic_add(out_ptr, tl.sum(sums, 0))
-
-
-@triton.jit
-def passed_on(x_ptr, room_ptr, counter_ptr, out_ptr, BLOCK: tl.constexpr, WAIT: tl.constexpr):
-    """Numbers that each thread gets from another through memory, and a count of the blocks that have left theirs."""
-    offsets = tl.arange(0, BLOCK)
-    tl.store(room_ptr + offsets, tl.load(x_ptr + offsets))
-    if WAIT:
-        tl.debug_barrier()
-    total = tl.load(room_ptr + BLOCK - 1 - offsets)
-    tl.store(x_ptr + offsets, total)
-    if WAIT:
-        tl.debug_barrier()
-    if tl.atomic_add(counter_ptr, 1, sem="acq_rel") == tl.num_programs(0) - 1:
-        tl.store(out_ptr + offsets, total)
-
-
-def build(name, m, n, k, dtype="bf16", precision="tf32", **options):
-    return Build(
-        name,
-        product,
-        {"a_ptr": f"*{dtype}", "b_ptr": f"*{dtype}", "out_ptr": "*fp32", "depth": "i32"},
-        {"M": m, "N": n, "K": k, "PRECISION": precision},
-        aligned=("depth",),
-        elements=m * n,
-        ideal_macs=m * n * k,
-        **options,
-    )
-
-
-def builds(capability):
-    plain = build("product 64x64x32", 64, 64, 32)
-    nested = Build(
-        "products in a loop",
-        products,
-        {"a_ptr": "*bf16", "b_ptr": "*bf16", "out_ptr": "*fp32", "count": "i32", "depth": "i32"},
-        {"M": 64, "N": 64, "K": 32},
-        aligned=("depth",),
-        elements=64 * 64,
-        ideal_macs=64 * 64 * 32,
-    )
-    if capability != 80:
-        return [plain, nested]
-    sums = {"x_ptr": "*bf16", "out_ptr": "*fp32", "count": "i32"}
-    passing = dict.fromkeys(("x_ptr", "room_ptr", "out_ptr"), "*fp32") | {"counter_ptr": "*i32"}
-    # The shipped kernel where nothing else makes its threads wait: elsewhere a reduction does, through shared memory.
-    steps = import_module("maskgit_kernels.decode_step.triton").builds(80)
-    (step,) = (x for x in steps if x.name == "decode step, categorical, one launch, V=1024, bf16")
-    tiny = {"NUM_CODES": 4, "BLOCK_R": 4, "BLOCK_Q": 1, "BLOCK_N": 4}
-    return [
-        plain,
-        nested,
-        build("tf32", 64, 64, 32, dtype="fp32"),
-        build("exact float32", 64, 64, 16, dtype="fp32", precision="ieee"),
-        build("too many accumulators", 128, 128, 32, num_warps=1),
-        build("too many stages", 128, 128, 128, num_stages=4),
-        build("too many warps", 16, 16, 16, num_warps=8),
-        build("too short a sum", 64, 64, 8),
-        Build("total", total, sums, {"BLOCK": 1024, "TRAP": False}, elements=1024, aligned=("count",)),
-        Build("trap", total, sums, {"BLOCK": 1024, "TRAP": True}, elements=1024, aligned=("count",)),
-        Build("passed on", passed_on, passing, {"BLOCK": 256, "WAIT": True}),
-        Build("passed on without waiting", passed_on, passing, {"BLOCK": 256, "WAIT": False}),
-        replace(step, name="a decoding step of few codes", constants=step.constants | tiny),
-    ]
-'''
-
-# What `python -m maskgit_kernels.tune` tries.
-CANDIDATES = """
-from maskgit_kernels import tune
-from maskgit_kernels.attention import launch, triton_backward, triton_forward
-
-KERNELS = {
-    "forward": triton_forward.attention_forward_kernel,
-    "dq": triton_backward.attention_dq_kernel,
-    "dk_dv": triton_backward.attention_dk_dv_kernel,
-}
-
-
-def builds(capability):
-    return [
-        launch.build(case.kernel, KERNELS[case.kernel], tiling, None, *size, f": {tiling}")
-        for case in tune.CASES
-        for size in [(case.head_dim, "half", case.dropout)]
-        for tiling in case.candidates(capability)
-    ]
-"""
-
-
-def command_line(*options: str, python_path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `python -m maskgit_kernels.aot` where Triton compiles."""
-    paths = [str(ROOT / "kernels"), *([str(python_path)] if python_path else []), os.environ.get("PYTHONPATH", "")]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, "-m", "maskgit_kernels.aot", "--jobs", "1", *options],
-        env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
 
 def as_report(row: dict[str, Any]) -> aot.Report | aot.Failure:
     if "registers" not in row:
@@ -203,24 +52,14 @@ def as_report(row: dict[str, Any]) -> aot.Report | aot.Failure:
     return aot.Report(**{name: value for name, value in row.items() if name != "faults"})
 
 
-def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[], str]) -> Any:
-    """The JSON that `make` returns, made only once however many processes run the tests."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    file = folder / f"{name}.json"
-    with open(file.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not file.exists():
-            file.write_text(make())
-    return json.loads(file.read_text())
-
-
 Rows = dict[str, Any]  # of the JSON report, by the build's name
 
 
-def compiled(*options: str) -> str:
-    run = command_line("--json", *options)
+RunAot = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def compiled(run_aot: RunAot, *options: str) -> str:
+    run = run_aot("--json", *options)
     assert run.returncode in (0, 1), run.stderr
     return run.stdout
 
@@ -239,13 +78,13 @@ REPRESENTATIVE = (
 
 
 @pytest.fixture(scope="session")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Rows]:
+def shipped(run_aot: RunAot, reports_once: Any) -> Callable[[int], Rows]:
     """The reports on REPRESENTATIVE for an architecture."""
 
     @functools.cache
     def of(capability: int) -> Rows:
         options = ("--capability", str(capability), "--kernel", *REPRESENTATIVE)
-        rows = once(tmp_path_factory, f"aot_{capability}", lambda: compiled(*options))
+        rows = reports_once(f"aot_{capability}", lambda: compiled(run_aot, *options))
         return {row["name"]: row for row in rows}
 
     return of
@@ -256,153 +95,6 @@ def only(rows: Rows, *words: str) -> Any:
     found = [row for name, row in rows.items() if all(word in name for word in words)]
     assert len(found) == 1, f"{words}: {len(found)} of {list(rows)}"
     return found[0]
-
-
-@pytest.fixture(scope="session")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], dict[str, Any]]:
-    """The reports on SAMPLES, by name and architecture."""
-
-    def make() -> str:
-        folder = tmp_path_factory.mktemp("samples")
-        (folder / "sample_kernels.py").write_text(SAMPLES)
-        options = ("--module", "sample_kernels", "--capability", "80", "90", "100", "--json")
-        run = command_line(*options, python_path=folder)
-        assert run.returncode == 1, run.stderr  # because some of them are faulty
-        return run.stdout
-
-    return {(row["name"], row["capability"]): row for row in once(tmp_path_factory, "aot_samples", make)}
-
-
-class TestAnalysis:
-    """What is read from kernels whose cost is known."""
-
-    @pytest.mark.parametrize(
-        "capability, instructions", [(80, {"HMMA.16816": 16}), (90, {"HGMMA.64x64x16": 2}), (100, {"UTCHMMA": 2})]
-    )
-    def test_tensor_core_work(self, samples: Any, capability: int, instructions: dict[str, int]) -> None:
-        for name in ("product 64x64x32", "products in a loop"):
-            row = samples[name, capability]
-            assert row["matrix_instructions"] == instructions
-            assert (row["macs"], row["other_macs"]) == (64 * 64 * 32, 0)
-            assert (row["padding"], row["replication"], row["faults"]) == (1, 1, [])
-            assert row["bytes_per_element"] == 2 * 2 * 64 * 32 / (64 * 64)
-            assert row["stored_per_element"] == 4
-
-    def test_tf32_products_are_half_as_deep(self, samples: Any) -> None:
-        row = samples["tf32", 80]
-        assert row["matrix_instructions"] == {"HMMA.1688": 32}
-        assert row["macs"] == 64 * 64 * 32
-        assert row["padding"] == 1
-
-    @pytest.mark.parametrize("capability", [80, 90, 100])
-    def test_an_epilogue_is_told_from_the_main_loop(self, samples: Any, capability: int) -> None:
-        alone, nested = samples["product 64x64x32", capability], samples["products in a loop", capability]
-        assert nested["per_element"] < 1.5 * alone["per_element"]
-        assert alone["epilogue_per_element"] < 20 < nested["epilogue_per_element"] < 60  # 20 exponentials
-
-    def test_spills(self, samples: Any) -> None:
-        row = samples["too many accumulators", 80]
-        assert row["local_stores"] > 100 and row["local_loads"] > 100 and row["stack"] > 0
-        assert [fault.split(":")[0] for fault in row["faults"]] == ["spills"]
-
-    def test_shared_memory_beyond_the_limit(self, samples: Any) -> None:
-        row = samples["too many stages", 80]
-        assert row["shared"] > 163 * 1024
-        assert (row["blocks"], row["blocks_limit"]) == (0, "shared memory")
-        assert any("shared memory" in fault for fault in row["faults"])
-
-    def test_replicated_tensor_core_work(self, samples: Any) -> None:
-        row = samples["too many warps", 80]
-        assert (row["macs"], row["replication"], row["padding"]) == (4 * 16 * 16 * 16, 4, 1)
-        assert row["faults"] == ["tensor-core work done 4 times"]
-
-    @pytest.mark.parametrize("name", ["total", "too many warps"])
-    def test_unrolled_loops_count_as_they_were_written(self, samples: Any, name: str) -> None:
-        row = samples[name, 80]
-        assert row["unrolled"] == 4  # as LLVM likes it for loops this short
-        per_pass = {"total": 1024 * 2, "too many warps": 2 * 16 * 16 * 2}[name]  # bytes
-        per_element = {"total": 1024, "too many warps": 16 * 16}[name]
-        assert row["bytes_per_element"] == per_pass / per_element
-
-    def test_missing_tensor_core_work(self, samples: Any) -> None:
-        row = samples["exact float32", 80]
-        assert (row["macs"], row["matrix_instructions"]) == (0, {})
-        assert "no tensor-core work" in row["faults"]
-
-    def test_atomics_and_traps(self, samples: Any) -> None:
-        assert (samples["total", 80]["atomics"], samples["total", 80]["traps"]) == (1, 0)
-        assert samples["total", 80]["faults"] == []
-        assert samples["trap", 80]["traps"] > 0
-        assert any("traps" in fault for fault in samples["trap", 80]["faults"])
-        assert samples["product 64x64x32", 80]["atomics"] == 0
-
-    def test_a_kernel_that_does_not_compile_is_a_fault_not_the_end(self, samples: Any) -> None:
-        assert samples["too short a sum", 80].keys() == {"name", "capability", "faults"}
-        assert "Error" in samples["too short a sum", 80]["faults"][0]
-
-    @pytest.mark.parametrize(
-        "capability, num_warps, registers, shared, expected",
-        [  # as NVIDIA's occupancy calculator has it
-            (80, 4, 128, 18 * 1024, (4, "registers")),
-            (80, 4, 129, 18 * 1024, (3, "registers")),
-            (80, 8, 24, 0, (8, "threads")),
-            (80, 1, 32, 0, (32, "blocks")),
-            (86, 4, 64, 30 * 1024, (3, "shared memory")),
-            (86, 8, 32, 0, (6, "threads")),
-            (89, 1, 16, 0, (24, "blocks")),
-            (90, 4, 168, 41 * 1024, (3, "registers")),
-            (90, 4, 64, 227 * 1024, (1, "shared memory")),
-            (90, 4, 64, 227 * 1024 + 1, (0, "shared memory")),
-        ],
-    )
-    def test_occupancy(self, capability: int, num_warps: int, registers: int, shared: int, expected: Any) -> None:
-        assert occupancy(ARCHITECTURES[capability], num_warps, registers, shared) == expected
-
-    def test_what_limits_a_loop(self, samples: Any) -> None:
-        row = samples["product 64x64x32", 90]
-        # An element has 32 multiply-adds, of 2048 a clock, and 2 bytes, of 32; instructions are 128 a clock.
-        assert row["limits"]["tensor"] == 2 and row["limits"]["L2"] == 8
-        assert row["limits"]["issue"] == row["slots_per_element"] >= row["per_element"] > 0
-        assert "special" not in row["limits"] and row["special_per_element"] == 0
-        assert samples["tf32", 80]["limits"]["tensor"] == 2 * samples["product 64x64x32", 80]["limits"]["tensor"] == 8
-
-    def test_bounds(self) -> None:
-        limits = bounds(ARCHITECTURES[90], slots=9.0, special=1.0, loaded=3.0, macs=96.0)
-        assert limits == {"issue": 9.0, "special": 8.0, "L2": 12.0, "tensor": 6.0}
-        assert bounds(ARCHITECTURES[90], slots=9.0, special=0.0, loaded=0.0, macs=0.0) == {"issue": 9.0}
-
-    def test_what_is_passed_on_through_memory(self, samples: Any) -> None:
-        row = samples["passed on", 80]
-        assert row["handed_over"] == ["room_ptr, published", "room_ptr, read", "x_ptr, published"]
-        assert (row["races"], row["faults"]) == ([], [])
-
-    def test_a_missing_barrier_is_a_fault(self, samples: Any) -> None:
-        row = samples["passed on without waiting", 80]
-        # Since 3.9 Triton puts a barrier before an atomic operation that releases by itself; none before a load.
-        published = [] if VERSION == "3.9" else ["room_ptr, published", "x_ptr, published"]
-        assert row["races"] == sorted(["room_ptr, read", *published])
-        assert [fault.split(":")[0] for fault in row["faults"]] == [
-            "no barrier between what one thread stores and another needs"
-        ]
-
-    def test_occupancy_by_tensor_memory(self) -> None:
-        assert occupancy(ARCHITECTURES[100], 4, 64, 1024, tensor_memory=256) == (2, "tensor memory")
-        assert occupancy(ARCHITECTURES[100], 4, 64, 1024, tensor_memory=1024) == (0, "tensor memory")
-
-
-class TestArchitectures:
-    @pytest.mark.parametrize(
-        "capability, known",
-        [(75, None), (80, 80), (86, 86), (87, 86), (89, 89), (90, 90), (100, 100), (103, 100), (110, 100), (121, 120)],
-    )
-    def test_which_stands_for_another(self, capability: int, known: int | None) -> None:
-        assert standing_for(capability) == known
-
-    def test_the_unknown_is_told_apart(self) -> None:
-        assert [why_not_analysed(capability) for capability in ARCHITECTURES] == [None] * len(ARCHITECTURES)
-        assert why_not_analysed(75) == "compute capability 7.5 is too old: the kernels need 8.0 or later"
-        assert "12.1 is supported but not analysed: 12.0 (RTX 50, " in str(why_not_analysed(121))
-        assert "13.0 is newer than any" in str(why_not_analysed(130))
 
 
 class TestCommandLine:
@@ -470,8 +162,8 @@ class TestShippedKernels:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("capability", ARCHITECTURES)
-    def test_are_all_fit(self, capability: int) -> None:
-        rows = json.loads(compiled("--capability", str(capability)))
+    def test_are_all_fit(self, run_aot: RunAot, capability: int) -> None:
+        rows = json.loads(compiled(run_aot, "--capability", str(capability)))
         self.check(rows)
         known = {name for version, other, name in FAULTY if (version, other) == (VERSION, capability)}
         assert known <= {row["name"] for row in rows}
@@ -502,9 +194,8 @@ class TestShippedKernels:
 
 
 @pytest.mark.slow
-def test_what_tuning_tries_is_fit_for_hopper(tmp_path: Path) -> None:
-    (tmp_path / "candidate_builds.py").write_text(CANDIDATES)
-    run = command_line("--module", "candidate_builds", "--capability", "90", "--json", python_path=tmp_path)
+def test_what_tuning_tries_is_fit_for_hopper(run_aot: RunAot) -> None:
+    run = run_aot("--module", "candidate_builds", "--capability", "90", "--json")
     assert run.stdout, run.stderr
     assert {row["name"]: row["faults"] for row in json.loads(run.stdout) if row["faults"]} == {}
 

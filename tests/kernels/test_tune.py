@@ -93,10 +93,11 @@ def test_a_table_is_written_whole_or_not_at_all(table: Path, monkeypatch: pytest
     def killed(*paths: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuned.os, "replace", killed)
+    monkeypatch.setattr("maskgit_kernels.files.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         tuned.save({"Another GPU": []}, table)
     assert tuned.load(table) == {"Fake GPU": []}
+    assert list(table.parent.iterdir()) == [table]
 
 
 def a_clock(*microseconds: float) -> Callable[[list[Callable[[], None]]], list[float]]:

@@ -234,3 +234,8 @@ def test_where_nothing_can_run():
 def test_unknown_operators(capsys):
     assert main(["--only", "attention", "softmax"]) == 2
     assert "not softmax" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there(capsys, tmp_path):
+    assert main(["--json", str(tmp_path / "none" / "report.json")]) == 2
+    assert f"there is no folder {tmp_path / 'none'}" in capsys.readouterr().err

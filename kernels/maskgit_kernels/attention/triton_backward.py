@@ -110,18 +110,18 @@ def _dq_rows(
     lse = tl.load(lse_ptr + queries, mask=queries < num_queries, other=float("inf"))  # [BLOCK_M]
 
     own = (factors(q, PRECISION), factors(grad, PRECISION), lse, delta, queries)
-    log2_scale = scale * LOG2_E
+    scale2 = scale * LOG2_E  # of scores that count in powers of two
     dq = zeros(BLOCK_M, PARTS)
     whole = 0 if FEW else num_keys // BLOCK_N * BLOCK_N
     for first_key in range(0, whole, BLOCK_N):
         dq = _add_to_dq(
-            dq, own, k_matrix, v_matrix, first_key, num_keys, log2_scale, noise, PARTS, D, BLOCK_N, False, PRECISION
+            dq, own, k_matrix, v_matrix, first_key, num_keys, scale2, noise, PARTS, D, BLOCK_N, False, PRECISION
         )
         k_matrix, v_matrix = skip_rows(k_matrix, BLOCK_N), skip_rows(v_matrix, BLOCK_N)
     STEP: tl.constexpr = FEW_COLUMNS if FEW else TAIL
     for first_key in tl.range(whole, num_keys, STEP, num_stages=1):
         dq = _add_to_dq(
-            dq, own, k_matrix, v_matrix, first_key, num_keys, log2_scale, noise, PARTS, D, STEP, True, PRECISION
+            dq, own, k_matrix, v_matrix, first_key, num_keys, scale2, noise, PARTS, D, STEP, True, PRECISION
         )
         k_matrix, v_matrix = skip_rows(k_matrix, STEP), skip_rows(v_matrix, STEP)
     dq = [x * (scale * keep_scale) for x in dq]
@@ -271,31 +271,18 @@ def _dk_dv_rows(
 
     k = factors(load_rows(k_matrix, keys, num_keys - first_key, PARTS, D, True), PRECISION)  # [BLOCK_N, D_i]
     v = factors(load_rows(v_matrix, keys, num_keys - first_key, PARTS, D, True), PRECISION)  # [BLOCK_N, D_i]
-    log2_scale = scale * LOG2_E
+    scale2 = scale * LOG2_E  # of scores that count in powers of two
     sums = (zeros(BLOCK_N, PARTS), zeros(BLOCK_N, PARTS))
     whole = 0 if FEW else num_queries // BLOCK_M * BLOCK_M
     for first_query in range(0, whole, BLOCK_M):
         sums = _add_to_dk_dv(
-            sums,
-            k,
-            v,
-            theirs,
-            first_query,
-            num_queries,
-            first_key,
-            log2_scale,
-            noise,
-            PARTS,
-            D,
-            BLOCK_M,
-            False,
-            PRECISION,
+            sums, k, v, theirs, first_query, num_queries, first_key, scale2, noise, PARTS, D, BLOCK_M, False, PRECISION
         )
         theirs = _skip_queries(theirs, BLOCK_M)
     STEP: tl.constexpr = FEW_COLUMNS if FEW else TAIL
     for first_query in tl.range(whole, num_queries, STEP, num_stages=1):
         sums = _add_to_dk_dv(
-            sums, k, v, theirs, first_query, num_queries, first_key, log2_scale, noise, PARTS, D, STEP, True, PRECISION
+            sums, k, v, theirs, first_query, num_queries, first_key, scale2, noise, PARTS, D, STEP, True, PRECISION
         )
         theirs = _skip_queries(theirs, STEP)
     dk, dv = sums

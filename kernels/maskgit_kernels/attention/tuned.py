@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from maskgit_kernels import files
 from maskgit_kernels.attention.tiling import Tiling
 
 TABLE = Path(__file__).with_name("tuned.json")
@@ -39,10 +39,8 @@ def load(file: Path) -> Table:
 
 
 def save(table: Table, file: Path) -> None:
-    """Write a table, whole or not at all: a process that is killed meanwhile leaves the file as it was."""
-    scratch = file.with_name(f"{file.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(table, indent=1) + "\n")
-    os.replace(scratch, file)
+    """Write a table, whole or not at all."""
+    files.write(file, json.dumps(table, indent=1) + "\n")
 
 
 def lookup(device_name: str, sought: dict[str, Any]) -> Tiling | None:

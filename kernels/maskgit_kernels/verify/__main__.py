@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from maskgit_kernels import files
 from maskgit_kernels.backend import interpreting, why_not_triton
 
 _PATIENCE = {"cuda": 60.0, "cpu": 600.0}  # seconds for one task: minutes are usual where kernels are interpreted
@@ -37,13 +38,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     # Not before: these import Triton.
     from maskgit_kernels.verify.catalogue import OPERATORS, tasks
-    from maskgit_kernels.verify.report import HEADING, Report, write
+    from maskgit_kernels.verify.report import HEADING, Report
     from maskgit_kernels.verify.workers import run
 
     unknown = set(options.only) - set(OPERATORS)
     if unknown:
         print(f"--only knows {', '.join(OPERATORS)}, not {', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
+    for path in filter(None, (options.json, options.junit)):
+        if not path.parent.is_dir():
+            print(f"{path}: there is no folder {path.parent}", file=sys.stderr)
+            return 2
     on_gpu = device.type == "cuda"
     todo = tasks(on_gpu, options.quick, tuple(options.only or OPERATORS))
     name = torch.cuda.get_device_name(device) if on_gpu else "CPU, in Triton's interpreter"
@@ -56,9 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
         for check in report.add(outcome):
             print(check, flush=True)
         if options.json:
-            write(options.json, report.as_json())
+            files.write(options.json, report.as_json())
         if options.junit:
-            write(options.junit, report.as_junit())
+            files.write(options.junit, report.as_junit())
     seconds = time.perf_counter() - start
     print(
         f"{report.passed} passed, {report.failed} failed in {seconds:.0f} s, "

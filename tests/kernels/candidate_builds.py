@@ -1,0 +1,19 @@
+"""What `python -m maskgit_kernels.tune` tries: for `maskgit_kernels.aot --module`."""
+
+from maskgit_kernels import tune
+from maskgit_kernels.attention import launch, triton_backward, triton_forward
+
+KERNELS = {
+    "forward": triton_forward.attention_forward_kernel,
+    "dq": triton_backward.attention_dq_kernel,
+    "dk_dv": triton_backward.attention_dk_dv_kernel,
+}
+
+
+def builds(capability):
+    return [
+        launch.build(case.kernel, KERNELS[case.kernel], tiling, None, *size, f": {tiling}")
+        for case in tune.CASES
+        for size in [(case.head_dim, "half", case.dropout)]
+        for tiling in case.candidates(capability)
+    ]
