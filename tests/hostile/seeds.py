@@ -1,0 +1,127 @@
+"""Sound inputs that hostile ones are made from, and the tiny model that they meet."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+
+from maskgit import MaskGIT
+from maskgit.data import AugmentConfig, ImageFolder
+from maskgit.data.tokens import tokenize
+from maskgit.tokenizer import VQGAN
+from maskgit.transformer import Transformer
+
+CANARY = "canary"
+"""The file, beside an input's folder, that code in an input would make."""
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Seeds:
+    """Made once, before any process is forked."""
+
+    model: MaskGIT
+    """16x16 pixels, 4x4 tokens, 16 codes, 3 classes: red, green, blue."""
+    folder: Path
+    """Holds `model`, a model folder; `tokens`, token shards with holes; and `pictures`, in two classes."""
+    checkpoints: dict[str, dict[str, torch.Tensor]]
+    """Tensors of other systems' tokenizers and transformers, by name."""
+    picture: np.ndarray
+    """uint8 [20, 24, 3]."""
+    originals: ModuleType
+    tiny_train: ModuleType
+
+    def take(self, name: str) -> Path:
+        """Copy one of the folders into the current one."""
+        shutil.copytree(self.folder / name, name)
+        return Path(name)
+
+    def png(self, image: Image.Image | None = None) -> bytes:
+        """A picture as a file."""
+        file = io.BytesIO()
+        (Image.fromarray(self.picture) if image is None else image).save(file, "PNG")
+        return file.getvalue()
+
+    def write_model(self, folder: Path, tensors: dict[str, dict[str, torch.Tensor]], config: str | bytes) -> None:
+        """A model folder of these tensors, by file, without their digests."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in tensors.items():
+            (folder / name).write_bytes(safetensors.torch.save(table))
+        (folder / "config.json").write_bytes(config.encode() if isinstance(config, str) else config)
+
+
+def load_module(path: Path) -> ModuleType:
+    """A module of the tests by its file: it is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_seeds(folder: Path) -> Seeds:
+    """Make all of them in an empty folder, which stays as it is from then on."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    originals = load_module(TESTS / "maskgit/convert/originals.py")
+    tiny_train = load_module(TESTS / "maskgit/training/tiny_train.py")
+    tokenizer = VQGAN(tiny_train.TOKENIZER).eval()
+    with torch.no_grad():
+        latents = tokenizer.latents(torch.rand(16, 3, 16, 16) * 2 - 1)
+        tokenizer.codebook.weight.copy_(latents[:, :, 1, 2])  # so that several codes are in use
+    names = ["red", "green", "blue"]
+    values: dict[str, Any] = {**vars(tiny_train.TRANSFORMER), "num_classes": len(names)}
+    transformer = Transformer(type(tiny_train.TRANSFORMER)(**values)).eval()
+    model = MaskGIT(tokenizer, transformer, names, {"made": "for tests"}, device="cpu", precision="float32")
+    model.save_pretrained(folder / "model")
+    tiny_train.make_pictures(folder / "pictures")
+    with contextlib.redirect_stderr(io.StringIO()):
+        images = ImageFolder(folder / "pictures", 16)
+        for split in ("train", "val"):
+            arguments = {"views": 2, "augment": AugmentConfig(), "seed": 0, "device": torch.device("cpu")}
+            tokenize(tokenizer, images, folder / "tokens" / split, hole_share=1.0, holes=1, processes=0, **arguments)
+    checkpoints = {
+        name: getattr(originals, name)().tensors
+        for name in ("lab_vqgan", "lab_transformer", "taming", "valeo_maskgit", "halton", "google_tokenizer")
+    }
+    picture = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    return Seeds(model, folder, checkpoints, picture, originals, tiny_train)
+
+
+def preload() -> None:
+    """Import what commands import when they run, so that no forked process has to."""
+    import accelerate  # noqa: F401
+    import torch._dynamo  # noqa: F401
+    import torch.utils.flop_counter  # noqa: F401
+
+    import maskgit.convert.cli
+    import maskgit.inpaint_cli
+    import maskgit.training.cli  # noqa: F401
+
+
+def plant_programs(folder: Path) -> None:
+    """Put programs that files could make others start (Ghostscript) first in the PATH: each makes the canary."""
+    folder.mkdir()
+    for name in ("gs", "gswin64c", "sh-canary"):
+        (folder / name).write_text(f"#!/bin/sh\n: > ../{CANARY}\n")
+        (folder / name).chmod(0o755)
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def scratch() -> Path:
+    return Path(tempfile.mkdtemp(prefix="hostile-"))

@@ -1,0 +1,116 @@
+"""`train.py --config`: a run's run.json with hostile settings. Always with --dry-run, so that nothing is trained."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from maskgit.config import PRESETS
+from maskgit.training.run_file import describe_run
+from maskgit.training.tokenizer import TokenizerTraining
+from maskgit.training.transformer import TransformerTraining
+
+from .bending import NESTED, as_json, bend_json, pipe, put_odd
+from .cases import Case, Group, command
+from .seeds import Seeds
+
+FILE = Path("run.json")
+COMMON = {"steps": 4, "batch_size": 4, "device": "cpu", "model": "tiny", "data": "pictures", "precision": "float32"}
+SLOW = ("workers", "compile", "perceptual", "validation_images", "eval_every", "wandb")
+"""Settings whose sound values start processes, compile or download."""
+
+
+def run_json(stage: str, **changes: Any) -> dict[str, Any]:
+    """A run.json as training writes it, of the tiny presets, with changed settings."""
+    common = COMMON | {"output": Path("run")}
+    if stage == "tokenizer":
+        content = describe_run(TokenizerTraining(**common))
+    else:
+        content = describe_run(TransformerTraining(**common, tokenizer=Path("model"), ema=0.9))
+    content["settings"] |= changes
+    return content
+
+
+def use(seeds: Seeds, *words: str) -> Case:
+    PRESETS.clear()  # the others would be measured for minutes
+    for name in ("model", "pictures", "tokens"):
+        seeds.take(name)
+    return command(seeds.tiny_train.run, [*words, "--config", str(FILE), "--dry-run"])
+
+
+def changed(stage: str = "tokenizer", **changes: Any) -> Callable[[Seeds], Case]:
+    def known(seeds: Seeds) -> Case:
+        FILE.write_bytes(as_json(run_json(stage, **changes)))
+        return use(seeds)
+
+    return known
+
+
+def text(content: bytes) -> Callable[[Seeds], Case]:
+    def known(seeds: Seeds) -> Case:
+        FILE.write_bytes(content)
+        return use(seeds)
+
+    return known
+
+
+def _pipe(seeds: Seeds) -> Case:
+    pipe(FILE)
+    return use(seeds)
+
+
+def _option(*words: str) -> Callable[[Seeds], Case]:
+    def known(seeds: Seeds) -> Case:
+        FILE.write_bytes(as_json(run_json("tokenizer")))
+        return use(seeds, "tokenizer", *words)
+
+    return known
+
+
+KNOWN: dict[str, Callable[[Seeds], Case]] = {
+    "F10 pipe": _pipe,
+    "F12 lr 10^400": changed(lr=10**400),
+    "F12 ema 10^400": changed("transformer", ema=10**400),
+    "F12 nested": text(NESTED.encode()),
+    "F12 nested settings": text(
+        b'{"stage": "tokenizer", "settings": ' + b'{"augment":' * 100_000 + b"1" + b"}" * 100_001
+    ),
+    "F12 10^30 steps": changed(steps=10**30),
+    "F12 batch of 10^30": changed(batch_size=10**30),
+    "F12 batch of 10^30, transformer": changed("transformer", batch_size=10**30),
+    "F12 10^30 steps, transformer": changed("transformer", steps=10**30),
+    "F12 device privateuseone": changed(device="privateuseone"),
+    "F12 number of 5000 digits": text(
+        as_json(run_json("tokenizer")).replace(b'"steps": 4', b'"steps": 4' + b"0" * 5000)
+    ),
+    "F9 10^9 names of archives": changed(data="{000000000..999999999}.tar"),
+    "option of 5000 digits": _option("--steps", "9" * 5000),
+    "option of 400 digits": _option("--lr", "9" * 400),
+    "seed 10^30": changed(seed=10**30),
+    "image_size 10^9": changed("transformer", image_size=10**9),
+    "10^12 views": changed("transformer", views=10**12),
+    "accumulate 10^30": changed(accumulate=10**30, batch_size=10**30),
+    "both": _option("--recipe", "valeo"),
+}
+
+
+def random_case(rng: random.Random, seeds: Seeds) -> Case:
+    stage = rng.choice(("tokenizer", "transformer"))
+    content = run_json(stage)
+    if stage == "transformer" and rng.random() < 0.4:
+        content["settings"]["tokens"] = "tokens"
+    kept = {name: content["settings"].pop(name) for name in SLOW if name in content["settings"]}
+    if rng.random() < 0.8:
+        bent = bend_json(rng, content["settings"])
+        whole = as_json({**content, "settings": "PART"})
+        FILE.write_bytes(whole.replace(b'"PART"', bent))
+    else:
+        FILE.write_bytes(bend_json(rng, {**content, "settings": content["settings"] | kept}))
+    if rng.random() < 0.03:
+        put_odd(rng, FILE)
+    return use(seeds, *rng.choice(((), (), (), (stage,), ("tokens",))))
+
+
+GROUP = Group("train.py --config", KNOWN, random_case)

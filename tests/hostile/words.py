@@ -1,0 +1,191 @@
+"""The words of the inpaint command, with files that its options name."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from maskgit.decoding import DECODERS
+from maskgit.inpaint_cli import main
+
+from .bending import TEXTS, bend_bytes, pipe, put_odd
+from .cases import Case, Group, Status, command, expect
+from .pictures import png, random_file
+from .seeds import Seeds
+
+LENGTHS = (
+    "0",
+    "1",
+    "8",
+    "25%",
+    "100%",
+    "12.5%",
+    "-1",
+    "1e9",
+    "0%",
+    "999999999",
+    "1" + "0" * 30,
+    "9" * 400 + "%",
+    "x",
+    "%",
+    "٣",
+    "²",
+    "",
+)
+COUNTS = ("1", "2", "0", "-1", "1.5", "1e3", "nan", "9" * 30, "9" * 5000, "²", "٣", "x", "")
+NUMBERS = ("0", "1", "0.5", "-1", "nan", "inf", "-inf", "1e400", "1e308", "9" * 400, "x", "")
+PLACES = (
+    "x.png",
+    "pictures",
+    "masks",
+    "nowhere",
+    "model",
+    "/dev/null",
+    "/dev/zero",
+    "/proc/self/mem",
+    ".",
+    "/",
+    "x" * 5000,
+    "a/../b",
+)
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "images": (*PLACES, "pictures/0.png"),
+    "mask": (*PLACES, "center", "strokes", "half", "mask.png"),
+    "class": ("red", "0", "2", "3", "-1", "Red", *COUNTS),
+    "output": ("out", "pictures", "x.png", "out/deeper", "/dev/null/x", "/proc/x", "x" * 5000, "model", "mask.png"),
+    "model": ("model", "pictures", "a/b", "../x", "embedded/", "x.png", "x" * 5000, "~nobody/x", "", "hf://x"),
+    "decoder": (*DECODERS, "", "x"),
+    "steps": COUNTS,
+    "schedule": ("cosine", "arccos", "linear", "x", ""),
+    "temperature": NUMBERS,
+    "softmax-temperature": NUMBERS,
+    "guidance": NUMBERS,
+    "remask": NUMBERS,
+    "reuse": COUNTS,
+    "seed": ("0", "-1", "9" * 30, "x"),
+    "batch-size": COUNTS,
+    "device": (
+        "cpu",
+        "cpu:0",
+        "cpu:7",
+        "cuda",
+        "meta",
+        "privateuseone",
+        "mkldnn",
+        "hpu",
+        "xla",
+        "vulkan",
+        "",
+        "x",
+        "cpu:9" * 9,
+    ),
+    "kernels": ("auto", "torch", "x"),
+    "precision": ("float32", "bf16", "fp16", "x"),
+}
+FLAGS = (
+    "--invert-mask",
+    "--no-paste",
+    "--no-save-steps",
+    "--maps",
+    "--help",
+    "--no-such-option",
+    "--paste",
+    "--",
+    "-x",
+    "word",
+)
+
+
+def use(seeds: Seeds, *words: str) -> Case:
+    """Run the command on the tiny model, with two pictures and a mask; later words override."""
+    seeds.take("model")
+    for i in range(2):
+        Path(f"pictures/{i}.png").parent.mkdir(exist_ok=True)
+        Path(f"pictures/{i}.png").write_bytes(seeds.png())
+    Path("mask.png").write_bytes(png(24, 20, 8, 0))
+    given = {word for word in words if word.startswith("--")}
+    sound = {"--images": "pictures", "--output": "out", "--model": "model", "--steps": "2", "--device": "cpu"}
+    if "--generate" in given:
+        del sound["--images"]
+    start = [word for option, value in sound.items() if option not in given for word in (option, value)]
+    case = command(main, [*start, *words], keeps=True)
+    first = case.check
+
+    def check(status: Status) -> None:
+        first(status)
+        files = [path for path in Path("out").rglob("*") if path.is_file()]
+        expect(status.code != 2 or not files, "files of a command that was refused")
+
+    case.check = check
+    return case
+
+
+def named(*words: str) -> Callable[[Seeds], Case]:
+    return lambda seeds: use(seeds, *words)
+
+
+def picture(data: Callable[[], bytes], name: str) -> Callable[[Seeds], Case]:
+    def known(seeds: Seeds) -> Case:
+        Path("pictures").mkdir()
+        Path("pictures", name).write_bytes(data())
+        return use(seeds)
+
+    return known
+
+
+def _pipe(seeds: Seeds) -> Case:
+    Path("pictures").mkdir()
+    pipe(Path("pictures/x.png"))
+    return use(seeds)
+
+
+KNOWN: dict[str, Callable[[Seeds], Case]] = {
+    "F1 177 megapixels": picture(lambda: png(13300, 13300, 1, 0), "x.png"),
+    "F10 pipe": _pipe,
+    "F12 box of 400 digits": named("--box", "9" * 400 + "%", "0", "1", "1"),
+    "F12 box of 5000 digits": named("--box", "9" * 5000, "0", "1", "1"),
+    "F12 margins of 400 digits": named("--outpaint", "9" * 400 + "%", "0", "1", "1"),
+    "F12 point of 5000 digits": named("--maps", "--map-at", "9" * 5000, "0"),
+    "F12 device privateuseone": named("--device", "privateuseone"),
+    "F15 name that steers a terminal": picture(lambda: b"no picture", "e\x1b[31mvil\nname.png"),
+    "F15 good name that steers a terminal": picture(lambda: png(16, 16), "e\x1b[31mvil\nname.png"),
+    "class of 5000 digits": named("--class", "9" * 5000),
+    "class that is no digit": named("--class", "²"),
+    "steps of 5000 digits": named("--steps", "9" * 5000),
+    "margins of 0": named("--outpaint", "0", "0", "0", "0"),
+    "mask is a model": named("--mask", "model/config.json"),
+}
+
+
+def random_case(rng: random.Random, seeds: Seeds) -> Case:
+    words: list[Any] = []
+    for option in rng.sample(sorted(OPTIONS), rng.choice((1, 1, 2, 4))):
+        odd = [text for text in TEXTS if "\ud800" not in text]
+        words += [f"--{option}", rng.choice(OPTIONS[option] if rng.random() < 0.85 else odd)]
+    how = rng.random()
+    if how < 0.15:
+        words += ["--box", *(rng.choice(LENGTHS) for _ in range(4))]
+    elif how < 0.3:
+        words += ["--outpaint", *(rng.choice(LENGTHS[:7]) for _ in range(4))]
+    elif how < 0.4:
+        words += ["--maps", "--map-at", *(rng.choice(LENGTHS) for _ in range(2))]
+    elif how < 0.5:
+        words += ["--generate", rng.choice(COUNTS[:7])]
+    if rng.random() < 0.3:
+        words.insert(rng.randrange(len(words) + 1), rng.choice(FLAGS))
+    if rng.random() < 0.4:
+        Path("pictures").mkdir()
+        name = rng.choice(
+            ("a.png", "\x1b[31m.png", "two\nlines.jpg", "0.jpg", "x" * 240 + ".png", "\u202e.png", "overview.grid.png")
+        )
+        Path("pictures", name).write_bytes(bend_bytes(rng, random_file(rng)))
+        if rng.random() < 0.2:
+            put_odd(rng, Path("pictures", name))
+    if rng.random() < 0.2:
+        put_odd(rng, Path(rng.choice(("masks", "masks/0.png", "x.png", "out", "out/0.png", "pictures/deep/er.png"))))
+    return use(seeds, *words)
+
+
+GROUP = Group("inpaint's words", KNOWN, random_case)
