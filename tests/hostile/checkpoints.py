@@ -209,7 +209,7 @@ def with_tensor(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[See
 
 KNOWN: dict[str, Callable[[Seeds], Case]] = {
     "F2 30^14 names in 7 kB": named(lambda: _acyclic(30, 14)),
-    "F2 12^5 names": named(lambda: _acyclic(12, 5)),
+    "12^5 names": named(lambda: _acyclic(12, 5)),
     "F10 pipe": _pipe,
     "F15 meta tensor": with_tensor(lambda tensor: tensor.to("meta")),
     "F15 msgpack shape of 2^63 - 1": named(_huge_flax),

@@ -55,8 +55,8 @@ def _pipe(seeds: Seeds) -> Case:
 KNOWN: dict[str, Callable[[Seeds], Case]] = {
     "F1 177 megapixels": named(lambda: png(13300, 13300, 1, 0)),
     "F10 pipe": _pipe,
-    "F15 picture without pixels": lambda seeds: make("center", 0, 16, 0),
-    "F15 strokes without pixels": lambda seeds: make("strokes", 16, 0, 0),
+    "picture without pixels": lambda seeds: make("center", 0, 16, 0),
+    "strokes without pixels": lambda seeds: make("strokes", 16, 0, 0),
     "16 bits": named(lambda: png(16, 16, 16, 0)),
     "palette that is too short": named(lambda: png(16, 16, 8, 3)),
     "other proportions": named(lambda: png(16, 17)),

@@ -78,13 +78,12 @@ KNOWN: dict[str, Callable[[Seeds], Case]] = {
         b'{"stage": "tokenizer", "settings": ' + b'{"augment":' * 100_000 + b"1" + b"}" * 100_001
     ),
     "F12 10^30 steps": changed(steps=10**30),
-    "F12 batch of 10^30": changed(batch_size=10**30),
-    "F12 batch of 10^30, transformer": changed("transformer", batch_size=10**30),
+    "F12 batch of 10^400": changed(batch_size=10**400),
+    "F12 batch of 10^400, transformer": changed("transformer", batch_size=10**400),
+    "batch of 10^30": changed(batch_size=10**30),
     "F12 10^30 steps, transformer": changed("transformer", steps=10**30),
-    "F12 device privateuseone": changed(device="privateuseone"),
-    "F12 number of 5000 digits": text(
-        as_json(run_json("tokenizer")).replace(b'"steps": 4', b'"steps": 4' + b"0" * 5000)
-    ),
+    "device privateuseone": changed(device="privateuseone"),
+    "number of 5000 digits": text(as_json(run_json("tokenizer")).replace(b'"steps": 4', b'"steps": 4' + b"0" * 5000)),
     "F9 10^9 names of archives": changed(data="{000000000..999999999}.tar"),
     "option of 5000 digits": _option("--steps", "9" * 5000),
     "option of 400 digits": _option("--lr", "9" * 400),

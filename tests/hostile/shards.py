@@ -39,6 +39,8 @@ def use(seeds: Seeds) -> Case:
         expect(isinstance(names, list) and all(isinstance(name, str) for name in names), "class names that aren't text")
         expect(np.shape(shards.families) == (len(train),), "another number of families than of images")
         expect(np.asarray(shards.families).dtype.kind in "iu", "families that aren't numbers")
+        for codes_of in (train.tokens, train.holes):
+            expect(codes_of.dtype.kind in "iu", "tokens that aren't whole numbers")
         for i in range(len(train)):
             for position in range(4):
                 sample = train[i, position]
@@ -219,7 +221,7 @@ KNOWN: dict[str, Callable[[Seeds], Case]] = {
     "F4 part with a lying header": part(_huge),
     "F4 part without a dimension": part(lambda values: npy(np.array(3, dtype=np.uint16))),
     "F4 part of another shape": part(lambda values: npy(values[:1])),
-    "F4 part of floats": part(lambda values: npy(values + 0.5)),
+    "F4 part of floats": part(lambda values: npy(values + 1.0)),
     "F10 pipe": _pipe,
     "objects": array("labels.npy", lambda values: npy(np.array([Evil()], dtype=object), True)),
 }

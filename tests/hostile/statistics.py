@@ -19,10 +19,11 @@ from .seeds import Seeds
 from .shards import Evil, npy
 
 
-def use() -> Case:
+def use(refused: bool = False) -> Case:
     from maskgit.metrics.__main__ import read_statistics
 
     def check(gaussian: Any) -> None:
+        expect(not refused, "what are no statistics was taken for some")
         for tensor in gaussian:
             if isinstance(tensor, torch.Tensor):
                 expect(not tensor.is_complex() and tensor.isfinite().all(), "statistics that aren't finite numbers")
@@ -39,7 +40,7 @@ def npz(**arrays: Any) -> bytes:
 def named(make: Callable[[], bytes]) -> Callable[[Seeds], Case]:
     def known(seeds: Seeds) -> Case:
         Path("x.npz").write_bytes(make())
-        return use()
+        return use(refused=True)
 
     return known
 
@@ -49,7 +50,7 @@ def _pipe(seeds: Seeds) -> Case:
     return use()
 
 
-MEAN, COVARIANCE = np.zeros(2048), np.eye(2048)
+MEAN, COVARIANCE = np.zeros(64), np.eye(64)
 
 KNOWN: dict[str, Callable[[Seeds], Case]] = {
     "F12 npy": named(lambda: npy(MEAN)),
@@ -63,7 +64,7 @@ KNOWN: dict[str, Callable[[Seeds], Case]] = {
 
 
 def random_case(rng: random.Random, seeds: Seeds) -> Case:
-    size = rng.choice((0, 1, 3, 2048))
+    size = rng.choice((0, 1, 3, 64))
     mean, covariance = np.zeros(size), np.eye(size)
     bent: tuple[Any, ...] = (
         *(covariance, covariance[:1], mean, -covariance, covariance * 1e308, np.full((size, size), np.inf)),
