@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ from . import (  # noqa: E402
 )
 from .cases import Group  # noqa: E402
 from .sandbox import OUTCOMES, Limits, Outcome, run_all  # noqa: E402
-from .seeds import make_seeds, plant_programs, preload, scratch  # noqa: E402
+from .seeds import make_seeds, plant_programs, preload  # noqa: E402
 
 GROUPS: list[Group] = [
     module.GROUP
@@ -102,7 +103,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="inputs that are used at the same time")
     options = parser.parse_args()
     started = time.monotonic()
-    base = scratch()
+    base = Path(tempfile.mkdtemp(prefix="hostile-"))
     (base / "seeds").mkdir()
     seeds = make_seeds(base / "seeds")
     plant_programs(base / "programs")

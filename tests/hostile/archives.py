@@ -14,10 +14,10 @@ from typing import Any
 from maskgit.data import ImageError, ImageShards
 from maskgit.data.images import DataError
 
-from .bending import NESTED, TEXTS, bend_bytes, bend_json, pipe, put_odd
-from .cases import Case, Group, expect
+from .bending import NAMES, NESTED, TEXTS, bend_bytes, bend_json, put_odd
+from .cases import Case, Content, Group, Known, expect, with_file
 from .pictures import png, random_file
-from .seeds import Seeds
+from .seeds import PICTURE, Seeds
 
 Member = tuple[str, bytes, dict[str, Any]]
 """Name, content, and fields of the header; those called pax_headers among them."""
@@ -60,57 +60,43 @@ def patch_header(data: bytes, place: int, value: bytes, header: int = 0) -> byte
     return data[:header] + bytes(block) + data[header + 512 :]
 
 
-def samples(seeds: Seeds) -> list[Member]:
-    """Three pictures with classes."""
-    members: list[Member] = []
-    for i in range(3):
-        members += [(f"a/{i}.png", seeds.png(), {}), (f"a/{i}.cls", b"%d" % i, {})]
-    return [*members, ("a/2.json", b'{"label": 1}', {})]
+SAMPLES: list[Member] = [
+    *((f"a/{i}.{suffix}", data, {}) for i in range(3) for suffix, data in (("png", PICTURE), ("cls", b"%d" % i))),
+    ("a/2.json", b'{"label": 1}', {}),
+]
+SOUND = tar(SAMPLES)
 
 
-def written(make: Callable[[Seeds], bytes]) -> Callable[[Seeds], Case]:
-    def known(seeds: Seeds) -> Case:
-        Path("x.tar").write_bytes(make(seeds))
-        return use()
-
-    return known
+def archive(content: Content) -> Callable[[Seeds], Case]:
+    return with_file(lambda seeds: use(), "x.tar", content)
 
 
-def with_pax(**headers: str) -> Callable[[Seeds], Case]:
-    """A PAX header before the second member; '__' stands for a dot."""
-    values = {name.replace("__", "."): value for name, value in headers.items()}
-    return written(lambda seeds: tar([*samples(seeds), ("b.png", seeds.png(), {"pax_headers": values})]))
+def member(name: str, content: bytes, **pax: str) -> Callable[[Seeds], Case]:
+    """The samples and another file, with PAX headers, in whose names '__' stands for a dot."""
+    headers = {key.replace("__", "."): value for key, value in pax.items()}
+    return archive(tar([*SAMPLES, (name, content, {"pax_headers": headers} if pax else {})]))
 
 
-def with_file(name: str, content: bytes) -> Callable[[Seeds], Case]:
-    return written(lambda seeds: tar([*samples(seeds), (name, content, {})]))
+def record(text: bytes) -> Callable[[Seeds], Case]:
+    """A PAX record as it is, before the samples."""
+    return archive(patch_header(tar([("p", text, {})])[:1024], 156, b"x") + SOUND)
 
 
-def _pipe(seeds: Seeds) -> Case:
-    pipe(Path("x.tar"))
-    return use()
-
-
-def with_record(record: bytes) -> Callable[[Seeds], Case]:
-    """A PAX record as it is, before a member."""
-    return written(lambda seeds: patch_header(tar([("p", record, {})])[:1024], 156, b"x") + tar(samples(seeds)))
-
-
-KNOWN: dict[str, Callable[[Seeds], Case]] = {
-    "F9 GNU.sparse.map": with_pax(GNU__sparse__map="a,b"),
-    "F9 GNU.sparse.size": with_pax(GNU__sparse__size="abc", GNU__sparse__major="1", GNU__sparse__minor="0"),
-    "F9 hdrcharset": with_record(b"17 hdrcharset=\xff\n"),
-    "F9 length of a record": with_record(b"99999999999999999999 path=x\n"),
-    "F9 nested": with_file("a/3.json", NESTED.encode()),
-    "F9 size of -512": written(lambda seeds: patch_header(tar(samples(seeds)), 124, b"\xff" * 10 + b"\xfe\0")),
+KNOWN: Known = {
+    "F9 GNU.sparse.map": member("b.png", PICTURE, GNU__sparse__map="a,b"),
+    "F9 GNU.sparse.size": member("b.png", b"", GNU__sparse__size="abc", GNU__sparse__major="1"),
+    "F9 hdrcharset": record(b"17 hdrcharset=\xff\n"),
+    "F9 length of a record": record(b"99999999999999999999 path=x\n"),
+    "F9 nested": member("a/3.json", NESTED),
+    "F9 size of -512": archive(patch_header(SOUND, 124, b"\xff" * 10 + b"\xfe\0")),
     "F9 10^9 names": lambda seeds: use("{000000000..999999999}.tar"),
     "10^12 names": lambda seeds: use("{0000..9999}{0000..9999}{0000..9999}.tar"),
-    "F10 pipe": _pipe,
-    "label of 10^5000": with_file("a/3.cls", b"1" + b"0" * 5000),
-    "177 megapixels": written(lambda seeds: tar([("a.png", png(13300, 13300, 1, 0), {})])),
-    "mtime of 1e308": with_pax(mtime="1e308"),
-    "mtime of nan": with_pax(mtime="nan", size="-1"),
-    "nothing": with_file("a/4.png", b""),
+    "F10 pipe": archive(None),
+    "label of 10^5000": member("a/3.cls", b"1" + b"0" * 5000),
+    "177 megapixels": archive(lambda _: tar([("a.png", png(13300, 13300, 1, 0), {})])),
+    "mtime of 1e308": member("b.png", PICTURE, mtime="1e308"),
+    "mtime of nan": member("b.png", PICTURE, mtime="nan", size="-1"),
+    "nothing": member("a/4.png", b""),
 }
 
 
@@ -119,43 +105,32 @@ def random_case(rng: random.Random, seeds: Seeds) -> Case:
         numbers = ("0..3", "3..0", "0..99999999", "a,b", "", "x", "0.." + "9" * 50, "{0..2", "..", "1..2..3")
         spec = "".join(f"{{{rng.choice(numbers)}}}" for _ in range(rng.choice((1, 2, 5))))
         return use(rng.choice(("", "*", "[", "**/", "/proc/*/", "x" * 300)) + spec + ".tar")
-    members = samples(seeds)
+    members = list(SAMPLES)
     for _ in range(rng.choice((0, 1, 1, 2))):
         texts = [text for text in TEXTS if "\ud800" not in text]
-        labels = (b"0", b"-1", b"x", b"", b"1" * 30, b"\xff", b"70000", "²".encode(), b" 1\n", b"1.5", NESTED.encode())
         fields: dict[str, Any] = rng.choice(
             (
-                *(
-                    {},
-                    {
-                        "type": rng.choice(
-                            (b"1", b"2", b"3", b"5", b"6", b"7", b"S", b"L", b"K", b"x", b"g", b"V", b"\0")
-                        )
-                    },
-                ),
-                *({"linkname": "a/0.png", "type": tarfile.SYMTYPE}, {"linkname": "/dev/zero", "type": tarfile.LNKTYPE}),
+                {},
+                {"type": bytes([rng.choice(b"123567SLKxgV\0")])},
+                {
+                    "linkname": rng.choice(("a/0.png", "/dev/zero")),
+                    "type": bytes([rng.choice(b"12")]),
+                },
                 {"pax_headers": {rng.choice(("size", "path", "mtime", "uid", "GNU.sparse.map")): rng.choice(texts)}},
                 {"mode": 0, "mtime": rng.choice((0, -1, 2**40, 1.5))},
             )
         )
         name = rng.choice(
-            ("a/0.png", "a/9.png", "/a/9.png", "../9.png", ".png", "a/9", "a/", "9.PNG", "9.a.png", *texts)
+            ("a/0.png", "/a/9.png", "../9.png", ".png", "a/9", "a/", "9.PNG", "a/1.cls", "a/2.json", *NAMES)
         )
-        content = rng.choice((seeds.png(), random_file(rng), rng.choice(labels), bend_bytes(rng, seeds.png())))
-        member: Member = (name, content, fields)
-        if rng.random() < 0.4:
-            kind = rng.choice(("cls", "json"))
-            tree = {"label": rng.choice((1, "x")), "more": [1, {"label": 2}]}
-            member = (
-                f"a/{rng.randrange(4)}.{kind}",
-                rng.choice(labels) if kind == "cls" else bend_json(rng, tree),
-                fields,
-            )
-        members.insert(rng.randrange(len(members) + 1), member)
+        labels = (b"0", b"-1", b"x", b"", b"1" * 30, b"\xff", b"70000", "²".encode(), b" 1\n", b"1.5", NESTED)
+        tree = bend_json(rng, {"label": rng.choice((1, "x")), "more": [1, {"label": 2}]})
+        content = rng.choice((PICTURE, random_file(rng), bend_bytes(rng, PICTURE), rng.choice(labels), tree, tree))
+        members.insert(rng.randrange(len(members) + 1), (name, content, fields))
     try:
         data = tar(members, rng.choice((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)))
     except (ValueError, UnicodeError, OverflowError):  # what the format has no place for
-        data = tar(samples(seeds))
+        data = SOUND
     how = rng.random()
     if how < 0.2:
         values = (b"\xff" * 12, b"\x80" + b"\0" * 10 + b"\1", b"77777777777\0", b"-0000000001\0", b"\0" * 12, b"9" * 12)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from maskgit.decoding import DECODERS
 
-from .cases import Case, Group, expect
+from .cases import Case, Group, Known, expect
 from .pictures import random_image
 from .seeds import Seeds
 
@@ -96,7 +96,7 @@ def _empty(width: int, height: int) -> Callable[[Seeds], Case]:
     return lambda seeds: inpaint(seeds, [image], [np.ones((height, width), dtype=bool)], steps=1)
 
 
-KNOWN: dict[str, Callable[[Seeds], Case]] = {
+KNOWN: Known = {
     "F15 no width": _empty(0, 5),
     "F15 no height": _empty(5, 0),
     "F15 outpainting from nothing": lambda seeds: outpaint(seeds, Image.new("RGB", (0, 0)), (4, 4, 4, 4), steps=1),

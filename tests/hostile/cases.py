@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -38,14 +39,42 @@ class Case:
     """The call may change or remove files that are there, because they are its own from an earlier time."""
 
 
+Known = dict[str, Callable[[Seeds], Case]]
+Content = bytes | Callable[[bytes], bytes] | None
+
+
 class Group(NamedTuple):
     """A kind of input."""
 
     name: str
-    known: dict[str, Callable[[Seeds], Case]]
-    """Those that failed once, by name."""
+    known: Known
+    """Those that failed once, and what is like them, by name."""
     random: Callable[[random.Random, Seeds], Case]
     """Any other: writes its files into the current folder."""
+
+
+def with_file(use: Callable[[Seeds], Case], path: str, content: Content, folder: str = "") -> Callable[[Seeds], Case]:
+    """A known input by what one of its files holds: bytes, or what is made of the sound file's; None for a pipe.
+
+    Args:
+        use: makes the case once the file is there.
+        folder: sound files that the case needs, copied first.
+    """
+
+    def known(seeds: Seeds) -> Case:
+        if folder:
+            seeds.take(folder)
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sound = file.read_bytes() if file.exists() else b""
+        if content is None:  # that nobody writes into
+            file.unlink(missing_ok=True)
+            os.mkfifo(file)
+        else:
+            file.write_bytes(content if isinstance(content, bytes) else content(sound))
+        return use(seeds)
+
+    return known
 
 
 class Status(NamedTuple):

@@ -20,8 +20,8 @@ import torch
 from maskgit.convert import ConvertError, Hints, convert
 from maskgit.model_folder import load_model, load_tokenizer
 
-from .bending import NESTED, bend_bytes, bend_json, pipe, put_odd
-from .cases import Case, Group, expect
+from .bending import NAMES, NESTED, bend_bytes, bend_json, put_odd
+from .cases import Case, Content, Group, Known, expect, with_file
 from .seeds import CANARY, Seeds
 from .weights import damage, header, with_header
 
@@ -71,23 +71,17 @@ class Pickler(pickle._Pickler):  # Python's own, whose opcodes can be written by
 SHELL = f": > ../{CANARY}"
 PYTHON = f"open('../{CANARY}', 'w')"
 EVIL: dict[str, Any] = {
-    "os.system": Call("os.system", SHELL),
-    "posix.system": Call("posix.system", SHELL),
-    "nt.system": Call("nt.system", SHELL),
-    "subprocess": Call("subprocess.check_output", ["sh", "-c", SHELL]),
-    "Popen": Call("subprocess.Popen", ["sh", "-c", SHELL]),
-    "eval": Call("builtins.eval", PYTHON),
-    "exec": Call("builtins.exec", PYTHON),
-    "__builtin__": Call("__builtin__.eval", PYTHON),
-    "open": Call("builtins.open", f"../{CANARY}", "w"),
-    "io.open": Call("io.open", f"../{CANARY}", "w"),
+    **{f"{module}.system": Call(f"{module}.system", SHELL) for module in ("os", "posix", "nt")},
+    **{name: Call(name, ["sh", "-c", SHELL]) for name in ("subprocess.check_output", "subprocess.Popen")},
+    **{f"{module}.eval": Call(f"{module}.eval", PYTHON) for module in ("builtins", "__builtin__")},
+    **{name: Call(name, PYTHON) for name in ("builtins.exec", "timeit.timeit", "torch._dynamo.eval_frame.exec")},
+    **{name: Call(name, f"../{CANARY}", "w") for name in ("builtins.open", "io.open")},
     "pathlib": Call("pathlib.Path.touch", Call("pathlib.PosixPath", f"../{CANARY}")),
     "getattr": Call("builtins.getattr", Call("builtins.__import__", "os"), "system"),
     "runpy": Call("runpy._run_code", PYTHON, {}),
-    "timeit": Call("timeit.timeit", PYTHON),
-    "torch's own": Call("torch.serialization.load", "x"),
-    "torch's reduction": Call("torch._utils._rebuild_wrapper_subclass", "os", SHELL),
-    "numpy's eval": Call("numpy.testing._private.utils.runstring", PYTHON, {}),
+    "torch.load": Call("torch.serialization.load", "x"),
+    "torch's subclass": Call("torch._utils._rebuild_wrapper_subclass", "os", SHELL),
+    "numpy's runstring": Call("numpy.testing._private.utils.runstring", PYTHON, {}),
     "numpy's scalar": Call("numpy.core.multiarray.scalar", np.dtype("O"), pickle.dumps(1)),
     "operator": Call("operator.methodcaller", "system", SHELL),
     "codecs": Call("_codecs.encode", SHELL, "utf-8"),
@@ -169,12 +163,8 @@ def stored(rng: random.Random, seeds: Seeds, table: dict[str, torch.Tensor], nam
     return torch_file(content, rng.random() < 0.7)
 
 
-def named(make: Callable[[], bytes]) -> Callable[[Seeds], Case]:
-    def known(seeds: Seeds) -> Case:
-        Path("x.pt").write_bytes(make())
-        return use("x.pt")
-
-    return known
+def checkpoint(content: Content) -> Callable[[Seeds], Case]:
+    return with_file(lambda seeds: use("x.pt"), "x.pt", content)
 
 
 def _acyclic(width: int, depth: int) -> bytes:
@@ -192,11 +182,6 @@ def _huge_flax() -> bytes:
     return msgpack.packb({"params": {"encoder": {"ResBlock_0": {"Conv_0": {"kernel": array}}}}})
 
 
-def _pipe(seeds: Seeds) -> Case:
-    pipe(Path("x.pt"))
-    return use("x.pt")
-
-
 def with_tensor(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Seeds], Case]:
     def known(seeds: Seeds) -> Case:
         table = dict(seeds.checkpoints["taming"])
@@ -207,23 +192,23 @@ def with_tensor(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[See
     return known
 
 
-KNOWN: dict[str, Callable[[Seeds], Case]] = {
-    "F2 30^14 names in 7 kB": named(lambda: _acyclic(30, 14)),
-    "12^5 names": named(lambda: _acyclic(12, 5)),
-    "F10 pipe": _pipe,
+KNOWN: Known = {
+    "F2 30^14 names in 7 kB": checkpoint(lambda _: _acyclic(30, 14)),
+    "12^5 names": checkpoint(lambda _: _acyclic(12, 5)),
+    "F10 pipe": checkpoint(None),
     "F15 meta tensor": with_tensor(lambda tensor: tensor.to("meta")),
-    "F15 msgpack shape of 2^63 - 1": named(_huge_flax),
+    "F15 msgpack shape of 2^63 - 1": checkpoint(lambda _: _huge_flax()),
     "NaN": with_tensor(lambda tensor: tensor * float("nan")),
     "sparse tensor": with_tensor(lambda tensor: tensor.to_sparse()),
     "complex tensor": with_tensor(lambda tensor: tensor + 0j),
     "float8 tensor": with_tensor(lambda tensor: tensor.to(torch.float8_e4m3fn)),
-    "nested": named(lambda: b"0000000\0" + b'{"' + NESTED.encode()),
-    "a zip that unpacks to 1 GB": named(lambda: zipped(bytes(2**28), ("data.pkl", "data/0"), zipfile.ZIP_DEFLATED)),
-    "names that lead out of the folder": named(lambda: zipped(pickled({}), ("../../data.pkl", "/etc/x"))),
-    **{f"evil zip: {name}": named(lambda thing=thing: zipped(pickled(thing))) for name, thing in EVIL.items()},
-    **{f"evil old: {name}": named(lambda thing=thing: legacy(pickled(thing))) for name, thing in EVIL.items()},
-    "evil bare": named(lambda: pickled(EVIL["os.system"])),
-    "evil behind msgpack": named(lambda: b"\x81\xa1a" + pickled(EVIL["os.system"])),
+    "nested": checkpoint(lambda _: b"0000000\0" + b'{"' + NESTED),
+    "a zip that unpacks to 256 MB": checkpoint(lambda _: zipped(bytes(2**28), level=zipfile.ZIP_DEFLATED)),
+    "names that lead out of the folder": checkpoint(lambda _: zipped(pickled({}), ("../../data.pkl", "/etc/x"))),
+    **{f"evil zip: {name}": checkpoint(zipped(pickled(thing))) for name, thing in EVIL.items()},
+    **{f"evil old: {name}": checkpoint(legacy(pickled(thing))) for name, thing in EVIL.items()},
+    "evil bare": checkpoint(lambda _: pickled(EVIL["os.system"])),
+    "evil behind msgpack": checkpoint(lambda _: b"\x81\xa1a" + pickled(EVIL["os.system"])),
 }
 
 
@@ -244,7 +229,7 @@ def random_case(rng: random.Random, seeds: Seeds) -> Case:
         data = with_header(bend_json(rng, tree), rest, rng.choice((None, None, 2**63, 5)))
     elif how > 0.7:
         data = bend_bytes(rng, data)
-    path = Path(rng.choice(("x.pt", "\x1b[31m.pt", "two\nlines", "x" * 200)))
+    path = Path(rng.choice(("x.pt", *NAMES)))
     path.write_bytes(data)
     if how > 0.98:
         put_odd(rng, path)

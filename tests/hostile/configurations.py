@@ -13,14 +13,14 @@ from typing import Any
 from maskgit import MaskGIT
 from maskgit.model_folder import ModelError
 
-from .bending import NESTED, as_json, bend_json, pipe, put_odd
-from .cases import Case, Group, expect
+from .bending import NESTED, as_json, bend_json, put_odd
+from .cases import Case, Content, Group, Known, expect, with_file
 from .seeds import Seeds
 
 FOLDER = Path("model")
 
 
-def use(folder: Path = FOLDER) -> Case:
+def use(seeds: Seeds, folder: Path = FOLDER) -> Case:
     """Load a model and try it."""
 
     def call() -> None:
@@ -53,44 +53,29 @@ def check_types(config: Any) -> None:
 def bent(**changes: Any) -> Callable[[Seeds], Case]:
     """The configuration with changed values, by their path: tokenizer__encoder__0__blocks."""
 
-    def known(seeds: Seeds) -> Case:
-        path = seeds.take("model") / "config.json"
-        config = json.loads(path.read_text())
+    def change(data: bytes) -> bytes:
+        config = json.loads(data)
         for name, value in changes.items():
             *above, last = (int(part) if part.isdigit() else part for part in name.split("__"))
             place = config
             for part in above:
                 place = place[part]
             place[last] = value
-        path.write_bytes(as_json(config))
-        return use()
+        return as_json(config)
 
-    return known
-
-
-def text(content: bytes) -> Callable[[Seeds], Case]:
-    def known(seeds: Seeds) -> Case:
-        (seeds.take("model") / "config.json").write_bytes(content)
-        return use()
-
-    return known
+    return config_file(change)
 
 
-def _pipe(seeds: Seeds) -> Case:
-    pipe(seeds.take("model") / "config.json")
-    return use()
+def config_file(content: Content) -> Callable[[Seeds], Case]:
+    return with_file(use, "model/config.json", content, "model")
 
 
-def _long_name(seeds: Seeds) -> Case:
-    return use(Path("x" * 5000))
-
-
-KNOWN: dict[str, Callable[[Seeds], Case]] = {
-    "F10 pipe": _pipe,
+KNOWN: Known = {
+    "F10 pipe": config_file(None),
     "F11 10^9 layers": bent(transformer__depth=10**9),
     "F11 10^6 blocks": bent(tokenizer__encoder__1__blocks=10**6),
-    "F11 nested": text(NESTED.encode()),
-    "F11 nested 1100 deep": text(b'{"a":' * 1100 + b"1" + b"}" * 1100),
+    "F11 nested": config_file(NESTED),
+    "F11 nested 1100 deep": config_file(b'{"a":' * 1100 + b"1" + b"}" * 1100),
     "F11 image_size 1e308": bent(tokenizer__image_size=1e308),
     "F11 codebook_dim 1.5": bent(tokenizer__codebook_dim=1.5),
     "F11 codebook_dim NaN": bent(tokenizer__codebook_dim=float("nan")),
@@ -101,7 +86,7 @@ KNOWN: dict[str, Callable[[Seeds], Case]] = {
     "F11 norm_eps is text": bent(transformer__norm_eps="x"),
     "F11 groups true": bent(tokenizer__groups=True),
     "F11 unit_pixels is text": bent(tokenizer__unit_pixels="false"),
-    "F11 name of 5000 letters": _long_name,
+    "F11 name of 5000 letters": lambda seeds: use(seeds, Path("x" * 5000)),
     "class names that are numbers": bent(class_names=[1, 2, 3]),
     "norm_eps NaN": bent(transformer__norm_eps=float("nan")),
 }
@@ -110,18 +95,15 @@ KNOWN: dict[str, Callable[[Seeds], Case]] = {
 def random_case(rng: random.Random, seeds: Seeds) -> Case:
     path = seeds.take("model") / "config.json"
     config = json.loads(path.read_text())
-    if rng.random() < 0.03:
+    how = rng.random()
+    if how < 0.03:
         put_odd(rng, path)
-        return use()
-    if rng.random() < 0.9:  # half of the file are names of files and digests
-        part = rng.choice(("tokenizer", "transformer", "decoding"))
-        config[part] = json.loads(path.read_text())[part]
-        bent_part = bend_json(rng, config[part])
-        whole = as_json({**config, part: "PART"})
-        path.write_bytes(whole.replace(b'"PART"', bent_part))
-    else:
+    elif how < 0.15:
         path.write_bytes(bend_json(rng, config))
-    return use()
+    else:  # half of the file are digests and names
+        part = rng.choice(("tokenizer", "transformer", "decoding"))
+        path.write_bytes(as_json({**config, part: "PART"}).replace(b'"PART"', bend_json(rng, config[part])))
+    return use(seeds)
 
 
 GROUP = Group("config.json", KNOWN, random_case)

@@ -16,7 +16,7 @@ import numpy as np
 from maskgit.convert import convert
 from maskgit.model_folder import load_model
 
-from .cases import Case, Group, expect
+from .cases import Case, Group, Known, expect
 from .checkpoints import torch_file
 from .seeds import Seeds
 from .shards import TRAIN, go_on
@@ -114,7 +114,7 @@ def _full_disk(seeds: Seeds) -> Case:
     )
 
 
-KNOWN: dict[str, Callable[[Seeds], Case]] = {
+KNOWN: Known = {
     "F5 full disk": _full_disk,
     **{f"F7 conversion killed at {point}": conversion(point) for point in range(1, 9)},
     **{f"F14 inpainting killed at {point}": inpainting(point) for point in (2, 4, 6)},

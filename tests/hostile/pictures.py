@@ -6,7 +6,6 @@ import io
 import random
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,46 +13,13 @@ from PIL import Image
 
 from maskgit.data.images import ImageError, read_image
 
-from .bending import NESTED, bend_bytes, pipe, put_odd
-from .cases import Case, Group, expect
+from .bending import NESTED, bend_bytes, put_odd
+from .cases import Case, Group, Known, expect, with_file
 from .seeds import Seeds
 
-MODES = (
-    "1",
-    "L",
-    "P",
-    "PA",
-    "LA",
-    "La",
-    "RGB",
-    "RGBA",
-    "RGBa",
-    "CMYK",
-    "YCbCr",
-    "LAB",
-    "HSV",
-    "I",
-    "F",
-    "I;16",
-    "I;16B",
-)
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "BMP",
-    "GIF",
-    "TIFF",
-    "PPM",
-    "AVIF",
-    "TGA",
-    "ICO",
-    "PCX",
-    "SGI",
-    "DDS",
-    "JPEG2000",
-    "IM",
-)
+MODES = "1 L P PA LA La RGB RGBA RGBa CMYK YCbCr LAB HSV I F I;16 I;16B".split()
+FORMATS = "PNG JPEG WEBP BMP GIF TIFF PPM AVIF TGA ICO PCX SGI DDS JPEG2000 IM".split()
+PATH = Path("x.png")
 SUFFIXES = (".png", ".jpg", ".webp", ".bmp", ".gif", ".tif", ".ppm", ".avif")
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x) show\nshowpage\n%%EOF\n"
 
@@ -82,13 +48,15 @@ def png(width: int, height: int, depth: int = 8, colour: int = 2, rows: int | No
     )
 
 
+BOMB = chunk(b"zTXt", b"text\0\0" + zlib.compress(bytes(20_000_000), 9))
+
+
 def random_chunks(rng: random.Random) -> bytes:
     """Chunks of a PNG that describe the picture wrongly."""
-    bomb = zlib.compress(b"\0" * 20_000_000, 9)
     made = (
         chunk(b"iCCP", b"icc\0\0" + zlib.compress(rng.randbytes(rng.choice((0, 10, 3000))))),
-        chunk(b"iCCP", b"icc\0\0" + bomb),
-        chunk(b"zTXt", b"text\0\0" + bomb),
+        BOMB.replace(b"zTXt", b"iCCP"),
+        BOMB,
         chunk(b"eXIf", rng.choice((b"MM\0*\0\0\0\x08", b"II*\0\x08\0\0\0", b"Exif\0\0", b"")) + rng.randbytes(60)),
         chunk(b"tRNS", rng.randbytes(rng.choice((0, 1, 2, 6, 300)))),
         chunk(b"gAMA", rng.randbytes(rng.choice((0, 4)))),
@@ -152,7 +120,7 @@ def random_png(rng: random.Random) -> bytes:
     return data
 
 
-def use(seeds: Seeds, path: Path) -> Case:
+def use(seeds: Seeds, path: Path = PATH) -> Case:
     """Read a picture, and fill its lower half."""
 
     def call() -> None:
@@ -168,35 +136,24 @@ def use(seeds: Seeds, path: Path) -> Case:
     return Case(call, (ImageError,))
 
 
-def named(make: Callable[[], bytes], name: str = "x.png", refused: bool = False) -> Callable[[Seeds], Case]:
-    def known(seeds: Seeds) -> Case:
-        Path(name).write_bytes(make())
-        case = use(seeds, Path(name))
-        if refused:
-            case.check = lambda result: expect(False, "what is no whole picture was taken for one")
-        return case
-
-    return known
+def refused(seeds: Seeds, path: Path = PATH) -> Case:
+    """As `use`, of what is no whole picture."""
+    return Case(lambda: read_image(path), (ImageError,), lambda image: expect(False, "no picture was taken for one"))
 
 
-def _pipe(seeds: Seeds) -> Case:
-    pipe(Path("x.png"))
-    return use(seeds, Path("x.png"))
+STRANGE = "e\x1b[31mvil\nname.png"
 
-
-KNOWN: dict[str, Callable[[Seeds], Case]] = {
-    "F1 177 megapixels in 22 kB, 1 bit": named(lambda: png(13300, 13300, 1, 0)),
-    "F1 177 megapixels, gray": named(lambda: png(13300, 13300, 8, 0)),
-    "F10 pipe": _pipe,
-    "F15 stream of 2 of 1000 rows": named(lambda: png(1000, 1000, rows=2), refused=True),
-    "F15 PostScript": named(lambda: POSTSCRIPT, refused=True),
-    "no width": named(lambda: png(0, 5)),
-    "2^31 pixels wide": named(lambda: png(2**31 - 1, 1, rows=0)),
-    "text that unpacks to 20 MB": named(
-        lambda: png(5, 5, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2 * 10**7))))
-    ),
-    "name that steers a terminal": named(lambda: png(5, 5), "e\x1b[31mvil\nname.png"),
-    "nested": named(lambda: NESTED.encode()),
+KNOWN: Known = {
+    "F1 177 megapixels in 22 kB, 1 bit": with_file(use, "x.png", lambda _: png(13300, 13300, 1, 0)),
+    "F1 177 megapixels, gray": with_file(use, "x.png", lambda _: png(13300, 13300, 8, 0)),
+    "F10 pipe": with_file(use, "x.png", None),
+    "F15 stream of 2 of 1000 rows": with_file(refused, "x.png", lambda _: png(1000, 1000, rows=2)),
+    "F15 PostScript": with_file(refused, "x.png", POSTSCRIPT),
+    "no width": with_file(refused, "x.png", png(0, 5)),
+    "2^31 pixels wide": with_file(refused, "x.png", png(2**31 - 1, 1, rows=0)),
+    "text that unpacks to 20 MB": with_file(use, "x.png", lambda _: png(5, 5, extra=BOMB)),
+    "name that steers a terminal": with_file(lambda seeds: use(seeds, Path(STRANGE)), STRANGE, png(5, 5)),
+    "nested": with_file(refused, "x.png", NESTED),
 }
 
 

@@ -8,14 +8,12 @@ import io
 import os
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image
 
@@ -40,8 +38,6 @@ class Seeds:
     """Holds `model`, a model folder; `tokens`, token shards with holes; and `pictures`, in two classes."""
     checkpoints: dict[str, dict[str, torch.Tensor]]
     """Tensors of other systems' tokenizers and transformers, by name."""
-    picture: np.ndarray
-    """uint8 [20, 24, 3]."""
     originals: ModuleType
     tiny_train: ModuleType
 
@@ -50,18 +46,15 @@ class Seeds:
         shutil.copytree(self.folder / name, name)
         return Path(name)
 
-    def png(self, image: Image.Image | None = None) -> bytes:
-        """A picture as a file."""
-        file = io.BytesIO()
-        (Image.fromarray(self.picture) if image is None else image).save(file, "PNG")
-        return file.getvalue()
 
-    def write_model(self, folder: Path, tensors: dict[str, dict[str, torch.Tensor]], config: str | bytes) -> None:
-        """A model folder of these tensors, by file, without their digests."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, table in tensors.items():
-            (folder / name).write_bytes(safetensors.torch.save(table))
-        (folder / "config.json").write_bytes(config.encode() if isinstance(config, str) else config)
+def as_png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+PICTURE = as_png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)))
+"""A sound picture of 24x20."""
 
 
 def load_module(path: Path) -> ModuleType:
@@ -99,8 +92,7 @@ def make_seeds(folder: Path) -> Seeds:
         name: getattr(originals, name)().tensors
         for name in ("lab_vqgan", "lab_transformer", "taming", "valeo_maskgit", "halton", "google_tokenizer")
     }
-    picture = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-    return Seeds(model, folder, checkpoints, picture, originals, tiny_train)
+    return Seeds(model, folder, checkpoints, originals, tiny_train)
 
 
 def preload() -> None:
@@ -121,7 +113,3 @@ def plant_programs(folder: Path) -> None:
         (folder / name).write_text(f"#!/bin/sh\n: > ../{CANARY}\n")
         (folder / name).chmod(0o755)
     os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
-
-
-def scratch() -> Path:
-    return Path(tempfile.mkdtemp(prefix="hostile-"))

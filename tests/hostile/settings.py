@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,8 @@ from maskgit.training.run_file import describe_run
 from maskgit.training.tokenizer import TokenizerTraining
 from maskgit.training.transformer import TransformerTraining
 
-from .bending import NESTED, as_json, bend_json, pipe, put_odd
-from .cases import Case, Group, command
+from .bending import NESTED, as_json, bend_json, put_odd
+from .cases import Case, Content, Group, Known, command, with_file
 from .seeds import Seeds
 
 FILE = Path("run.json")
@@ -40,41 +41,24 @@ def use(seeds: Seeds, *words: str) -> Case:
     return command(seeds.tiny_train.run, [*words, "--config", str(FILE), "--dry-run"])
 
 
+def settings_file(content: Content, *words: str) -> Callable[[Seeds], Case]:
+    return with_file(lambda seeds: use(seeds, *words), os.fspath(FILE), content)
+
+
 def changed(stage: str = "tokenizer", **changes: Any) -> Callable[[Seeds], Case]:
-    def known(seeds: Seeds) -> Case:
-        FILE.write_bytes(as_json(run_json(stage, **changes)))
-        return use(seeds)
-
-    return known
+    return settings_file(lambda _: as_json(run_json(stage, **changes)))
 
 
-def text(content: bytes) -> Callable[[Seeds], Case]:
-    def known(seeds: Seeds) -> Case:
-        FILE.write_bytes(content)
-        return use(seeds)
-
-    return known
+def option(*words: str) -> Callable[[Seeds], Case]:
+    return settings_file(lambda _: as_json(run_json("tokenizer")), "tokenizer", *words)
 
 
-def _pipe(seeds: Seeds) -> Case:
-    pipe(FILE)
-    return use(seeds)
-
-
-def _option(*words: str) -> Callable[[Seeds], Case]:
-    def known(seeds: Seeds) -> Case:
-        FILE.write_bytes(as_json(run_json("tokenizer")))
-        return use(seeds, "tokenizer", *words)
-
-    return known
-
-
-KNOWN: dict[str, Callable[[Seeds], Case]] = {
-    "F10 pipe": _pipe,
+KNOWN: Known = {
+    "F10 pipe": settings_file(None),
     "F12 lr 10^400": changed(lr=10**400),
     "F12 ema 10^400": changed("transformer", ema=10**400),
-    "F12 nested": text(NESTED.encode()),
-    "F12 nested settings": text(
+    "F12 nested": settings_file(NESTED),
+    "F12 nested settings": settings_file(
         b'{"stage": "tokenizer", "settings": ' + b'{"augment":' * 100_000 + b"1" + b"}" * 100_001
     ),
     "F12 10^30 steps": changed(steps=10**30),
@@ -83,15 +67,17 @@ KNOWN: dict[str, Callable[[Seeds], Case]] = {
     "batch of 10^30": changed(batch_size=10**30),
     "F12 10^30 steps, transformer": changed("transformer", steps=10**30),
     "device privateuseone": changed(device="privateuseone"),
-    "number of 5000 digits": text(as_json(run_json("tokenizer")).replace(b'"steps": 4', b'"steps": 4' + b"0" * 5000)),
+    "number of 5000 digits": settings_file(
+        lambda _: as_json(run_json("tokenizer")).replace(b'"steps": 4', b'"steps": 4' + b"0" * 5000)
+    ),
     "F9 10^9 names of archives": changed(data="{000000000..999999999}.tar"),
-    "option of 5000 digits": _option("--steps", "9" * 5000),
-    "option of 400 digits": _option("--lr", "9" * 400),
+    "option of 5000 digits": option("--steps", "9" * 5000),
+    "option of 400 digits": option("--lr", "9" * 400),
     "seed 10^30": changed(seed=10**30),
     "image_size 10^9": changed("transformer", image_size=10**9),
     "10^12 views": changed("transformer", views=10**12),
     "accumulate 10^30": changed(accumulate=10**30, batch_size=10**30),
-    "both": _option("--recipe", "valeo"),
+    "both": option("--recipe", "valeo"),
 }
 
 

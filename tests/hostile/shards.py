@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
+import os
 import random
 import shutil
 import struct
@@ -14,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskgit.data import AugmentConfig, DataError, ImageFolder
+from maskgit.data import AugmentConfig, DataError, ImageFolder, parts
 from maskgit.data.tokens import tokenize
 from maskgit.training.tokens import open_tokens
 
-from .bending import NESTED, bend_bytes, bend_json, pipe, put_odd
-from .cases import Case, Group, expect
+from .bending import NESTED, bend_bytes, bend_json, put_odd
+from .cases import Case, Content, Group, Known, expect, with_file
 from .seeds import CANARY, Seeds
 
 TRAIN = Path("tokens/train")
@@ -72,25 +74,18 @@ def go_on(seeds: Seeds) -> Case:
 
 def cut_off(seeds: Seeds) -> Path:
     """Make a run of which tokens.npy wasn't put together yet; the path of its one part of view 0."""
-    from maskgit.data import parts
-
     seeds.take("tokens")
     sound = np.load(TRAIN / "tokens.npy")
     (TRAIN / "tokens.npy").unlink()
     description = json.loads((TRAIN / "tokens.json").read_text())
     folder = TRAIN / "tokens.parts"
     folder.mkdir()
-    content = description | {"rows": parts.ROWS, "batch_size": _batch_size()}
+    batch_size = inspect.signature(tokenize).parameters["batch_size"].default
+    content = description | {"rows": parts.ROWS, "batch_size": batch_size}
     (folder / "parts.json").write_text(json.dumps(content, indent=2) + "\n")
     for view in range(2):
         np.save(folder / f"{view}-{0:012d}.npy", sound[view])
     return folder / f"0-{0:012d}.npy"
-
-
-def _batch_size() -> int:
-    import inspect
-
-    return inspect.signature(tokenize).parameters["batch_size"].default
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -111,8 +106,6 @@ class Evil:
     """An object whose pickle makes the canary when it is loaded."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        import os
-
         return os.system, (f": > ../{CANARY}",)
 
 
@@ -156,23 +149,12 @@ def bend_array(rng: random.Random, path: Path) -> None:
     path.write_bytes(rng.choice(made))
 
 
+def shard_file(name: str, content: Content) -> Callable[[Seeds], Case]:
+    return with_file(use, f"tokens/train/{name}", content, "tokens")
+
+
 def array(name: str, make: Callable[[np.ndarray], bytes]) -> Callable[[Seeds], Case]:
-    def known(seeds: Seeds) -> Case:
-        seeds.take("tokens")
-        path = TRAIN / name
-        path.write_bytes(make(np.load(path)))
-        return use(seeds)
-
-    return known
-
-
-def table(name: str, content: bytes) -> Callable[[Seeds], Case]:
-    def known(seeds: Seeds) -> Case:
-        seeds.take("tokens")
-        (TRAIN / name).write_bytes(content)
-        return use(seeds)
-
-    return known
+    return shard_file(name, lambda data: make(np.load(io.BytesIO(data))))
 
 
 def part(make: Callable[[np.ndarray], bytes]) -> Callable[[Seeds], Case]:
@@ -184,12 +166,6 @@ def part(make: Callable[[np.ndarray], bytes]) -> Callable[[Seeds], Case]:
     return known
 
 
-def _pipe(seeds: Seeds) -> Case:
-    seeds.take("tokens")
-    pipe(TRAIN / "tokens.npy")
-    return use(seeds)
-
-
 def _huge(values: np.ndarray) -> bytes:
     return npy_with_header("{'descr': '<u2', 'fortran_order': False, 'shape': (1000000000000000,), }\n")
 
@@ -198,7 +174,7 @@ def _set(value: int) -> Callable[[np.ndarray], bytes]:
     return lambda values: npy(np.where(np.arange(values.size).reshape(values.shape) == 7, value, values))
 
 
-KNOWN: dict[str, Callable[[Seeds], Case]] = {
+KNOWN: Known = {
     "F4 token 16 of 16 codes": array("tokens.npy", lambda values: npy(np.full_like(values, 16))),
     "F4 token -1": array("tokens.npy", lambda values: npy(np.full(values.shape, -1))),
     "F4 token 16 in a hole's": array("holes.npy", lambda values: npy(np.full_like(values, 16))),
@@ -215,14 +191,14 @@ KNOWN: dict[str, Callable[[Seeds], Case]] = {
     "F4 header of 10^15": array("labels.npy", _huge),
     "F4 holes of another shape": array("holes.npy", lambda values: npy(values[..., :3])),
     "F4 holes of another type": array("holes.npy", lambda values: npy(values.astype(np.float64))),
-    "F4 class names of another type": table("images.json", b'{"class_names": 7}'),
-    "F4 nested": table("images.json", NESTED.encode()),
+    "F4 class names of another type": shard_file("images.json", b'{"class_names": 7}'),
+    "F4 nested": shard_file("images.json", NESTED),
     "F4 part of 0 bytes": part(lambda values: b""),
     "F4 part with a lying header": part(_huge),
     "F4 part without a dimension": part(lambda values: npy(np.array(3, dtype=np.uint16))),
     "F4 part of another shape": part(lambda values: npy(values[:1])),
     "F4 part of floats": part(lambda values: npy(values + 1.0)),
-    "F10 pipe": _pipe,
+    "F10 pipe": shard_file("tokens.npy", None),
     "objects": array("labels.npy", lambda values: npy(np.array([Evil()], dtype=object), True)),
 }
 
@@ -234,8 +210,8 @@ def random_case(rng: random.Random, seeds: Seeds) -> Case:
         if how < 0.6:
             bend_array(rng, path)
         elif how < 0.8:
-            parts = path.with_name("parts.json")
-            parts.write_bytes(bend_json(rng, json.loads(parts.read_text())))
+            claim = path.with_name("parts.json")
+            claim.write_bytes(bend_json(rng, json.loads(claim.read_text())))
         elif how < 0.9:
             put_odd(rng, rng.choice((path, path.with_name("parts.json"), TRAIN / "tokens.npy", TRAIN / "labels.npy")))
         else:

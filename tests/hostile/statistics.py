@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,15 @@ import torch
 
 from maskgit.data import DataError
 
-from .bending import bend_bytes, pipe, put_odd
-from .cases import Case, Group, expect
+from .bending import bend_bytes, put_odd
+from .cases import Case, Group, Known, expect, with_file
 from .seeds import Seeds
 from .shards import Evil, npy
 
+PATH = Path("x.npz")
 
-def use(refused: bool = False) -> Case:
+
+def use(seeds: Seeds, refused: bool = False) -> Case:
     from maskgit.metrics.__main__ import read_statistics
 
     def check(gaussian: Any) -> None:
@@ -28,7 +29,11 @@ def use(refused: bool = False) -> Case:
             if isinstance(tensor, torch.Tensor):
                 expect(not tensor.is_complex() and tensor.isfinite().all(), "statistics that aren't finite numbers")
 
-    return Case(lambda: read_statistics(Path("x.npz")), (DataError,), check)
+    return Case(lambda: read_statistics(PATH), (DataError,), check)
+
+
+def refused(seeds: Seeds) -> Case:
+    return use(seeds, True)
 
 
 def npz(**arrays: Any) -> bytes:
@@ -37,51 +42,29 @@ def npz(**arrays: Any) -> bytes:
     return file.getvalue()
 
 
-def named(make: Callable[[], bytes]) -> Callable[[Seeds], Case]:
-    def known(seeds: Seeds) -> Case:
-        Path("x.npz").write_bytes(make())
-        return use(refused=True)
-
-    return known
-
-
-def _pipe(seeds: Seeds) -> Case:
-    pipe(Path("x.npz"))
-    return use()
-
-
 MEAN, COVARIANCE = np.zeros(64), np.eye(64)
 
-KNOWN: dict[str, Callable[[Seeds], Case]] = {
-    "F12 npy": named(lambda: npy(MEAN)),
-    "F12 complex": named(lambda: npz(mu=MEAN + 1j, sigma=COVARIANCE)),
-    "F10 pipe": _pipe,
-    "NaN": named(lambda: npz(mu=MEAN * float("nan"), sigma=COVARIANCE)),
-    "objects": named(lambda: npz(mu=np.array([Evil()], dtype=object), sigma=COVARIANCE)),
-    "no numbers": named(lambda: npz(mu=MEAN.astype(str), sigma=COVARIANCE)),
-    "empty": named(lambda: b""),
+KNOWN: Known = {
+    "F12 npy": with_file(refused, "x.npz", npy(MEAN)),
+    "F12 complex": with_file(refused, "x.npz", npz(mu=MEAN + 1j, sigma=COVARIANCE)),
+    "F10 pipe": with_file(use, "x.npz", None),
+    "NaN": with_file(refused, "x.npz", npz(mu=MEAN * float("nan"), sigma=COVARIANCE)),
+    "objects": with_file(refused, "x.npz", lambda _: npz(mu=np.array([Evil()], dtype=object), sigma=COVARIANCE)),
+    "no numbers": with_file(refused, "x.npz", npz(mu=MEAN.astype(str), sigma=COVARIANCE)),
+    "empty": with_file(refused, "x.npz", b""),
 }
 
 
 def random_case(rng: random.Random, seeds: Seeds) -> Case:
     size = rng.choice((0, 1, 3, 64))
-    mean, covariance = np.zeros(size), np.eye(size)
-    bent: tuple[Any, ...] = (
-        *(covariance, covariance[:1], mean, -covariance, covariance * 1e308, np.full((size, size), np.inf)),
-        *(
-            covariance.astype(bool),
-            covariance.astype("<m8"),
-            covariance.astype(np.float16),
-            np.array(1.0),
-            covariance[None],
-        ),
-    )
-    name = rng.choice(("sigma", "sigma", "sigma", "mu", "Sigma"))
-    data = npz(**{"mu": mean, "sigma": covariance, name: rng.choice(bent)})
-    Path("x.npz").write_bytes(bend_bytes(rng, data) if rng.random() < 0.5 else data)
+    mean, square = np.zeros(size), np.eye(size)
+    dtype = rng.choice((bool, "<m8[s]", np.float16, np.int8, ">f8", "<U3"))
+    changed = (square, square[:1], mean, -square, square * 1e308, np.full((size, size), np.inf), square.astype(dtype))
+    data = npz(**{"mu": mean, "sigma": square, rng.choice(("sigma", "sigma", "mu", "Sigma")): rng.choice(changed)})
+    PATH.write_bytes(bend_bytes(rng, data) if rng.random() < 0.5 else data)
     if rng.random() < 0.05:
-        put_odd(rng, Path("x.npz"))
-    return use()
+        put_odd(rng, PATH)
+    return use(seeds)
 
 
 GROUP = Group("statistics", KNOWN, random_case)

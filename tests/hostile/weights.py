@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .bending import NESTED, as_json, bend_bytes, bend_json, pipe, put_odd
-from .cases import Case, Group
-from .configurations import use
+from .bending import NESTED, as_json, bend_bytes, bend_json, put_odd
+from .cases import Case, Content, Group, Known, with_file
+from .configurations import FOLDER, use
 from .seeds import Seeds
 
 FILES = ("tokenizer.safetensors", "transformer.safetensors")
@@ -61,59 +61,34 @@ def forget_digests(folder: Path) -> None:
     path.write_bytes(as_json(config))
 
 
-def changed(change: Callable[[Table], object], file: str = FILES[0]) -> Callable[[Seeds], Case]:
+def weights_file(content: Content, file: str = FILES[0]) -> Callable[[Seeds], Case]:
     def known(seeds: Seeds) -> Case:
-        folder = seeds.take("model")
-        table = safetensors.torch.load_file(folder / file)
-        change(table)
-        (folder / file).write_bytes(safetensors.torch.save(table))
-        forget_digests(folder)
-        return use(folder)
+        forget_digests(FOLDER)
+        return use(seeds)
 
-    return known
+    return with_file(known, f"model/{file}", content, "model")
 
 
-def rewritten(rewrite: Callable[[bytes], bytes], file: str = FILES[0]) -> Callable[[Seeds], Case]:
-    def known(seeds: Seeds) -> Case:
-        folder = seeds.take("model")
-        path = folder / file
-        path.write_bytes(rewrite(path.read_bytes()))
-        forget_digests(folder)
-        return use(folder)
+def tensor(name: str, change: Callable[[Tensor], Tensor], file: str = FILES[0]) -> Callable[[Seeds], Case]:
+    def content(data: bytes) -> bytes:
+        table = safetensors.torch.load(data)
+        return safetensors.torch.save({**table, name: change(table[name])})
 
-    return known
+    return weights_file(content, file)
 
 
-def _pipe(seeds: Seeds) -> Case:
-    folder = seeds.take("model")
-    pipe(folder / FILES[1])
-    return use(folder)
-
-
-def whole(name: str, value: float) -> Callable[[Table], object]:
-    return lambda table: table[name].fill_(value)
-
-
-KNOWN: dict[str, Callable[[Seeds], Case]] = {
-    "F3 codebook of NaN": changed(whole("codebook.weight", float("nan"))),
-    "F3 transformer of NaN": changed(whole("token_embedding.weight", float("nan")), FILES[1]),
-    "F3 infinite codebook": changed(whole("codebook.weight", float("inf"))),
-    "F10 pipe": _pipe,
-    "F11 whole numbers": changed(lambda table: table.update({"codebook.weight": torch.ones(16, 4, dtype=torch.int64)})),
-    "complex numbers": changed(
-        lambda table: table.update({"codebook.weight": torch.ones(16, 4, dtype=torch.complex64)})
-    ),
-    "nested header": rewritten(lambda data: with_header(NESTED.encode(), data)),
-    "header of 2^63 bytes": rewritten(lambda data: with_header(b"{}", data, 2**63)),
-    "the same tensors twice": rewritten(lambda data: with_header(b"{" + data[9 : 9 + 60], data)),
-    "another save": lambda seeds: _another_save(seeds),
+KNOWN: Known = {
+    "F3 codebook of NaN": tensor("codebook.weight", lambda codes: codes * float("nan")),
+    "F3 transformer of NaN": tensor("token_embedding.weight", lambda codes: codes * float("nan"), FILES[1]),
+    "F3 infinite codebook": tensor("codebook.weight", lambda codes: codes * float("inf")),
+    "F10 pipe": weights_file(None, FILES[1]),
+    "F11 whole numbers": tensor("codebook.weight", lambda codes: codes.to(torch.int64)),
+    "complex numbers": tensor("codebook.weight", lambda codes: codes.to(torch.complex64)),
+    "nested header": weights_file(lambda data: with_header(NESTED, data)),
+    "header of 2^63 bytes": weights_file(lambda data: with_header(b"{}", data, 2**63)),
+    "header cut off": weights_file(lambda data: with_header(data[8:60], data)),
+    "another save": with_file(use, f"model/{FILES[0]}", lambda data: data[:-1] + b"\1", "model"),
 }
-
-
-def _another_save(seeds: Seeds) -> Case:
-    folder = seeds.take("model")
-    (folder / FILES[0]).write_bytes((folder / FILES[0]).read_bytes()[:-1] + b"\1")
-    return use(folder)
 
 
 def random_case(rng: random.Random, seeds: Seeds) -> Case:
@@ -135,7 +110,7 @@ def random_case(rng: random.Random, seeds: Seeds) -> Case:
         put_odd(rng, path)
     if rng.random() < 0.9:
         forget_digests(folder)
-    return use(folder)
+    return use(seeds)
 
 
 GROUP = Group("safetensors", KNOWN, random_case)

@@ -10,92 +10,34 @@ from typing import Any
 from maskgit.decoding import DECODERS
 from maskgit.inpaint_cli import main
 
-from .bending import TEXTS, bend_bytes, pipe, put_odd
-from .cases import Case, Group, Status, command, expect
-from .pictures import png, random_file
-from .seeds import Seeds
+from .bending import NAMES, TEXTS, bend_bytes, put_odd
+from .cases import Case, Content, Group, Known, Status, command, expect, with_file
+from .pictures import STRANGE, png, random_file
+from .seeds import PICTURE, Seeds
 
-LENGTHS = (
-    "0",
-    "1",
-    "8",
-    "25%",
-    "100%",
-    "12.5%",
-    "-1",
-    "1e9",
-    "0%",
-    "999999999",
-    "1" + "0" * 30,
-    "9" * 400 + "%",
-    "x",
-    "%",
-    "٣",
-    "²",
-    "",
-)
-COUNTS = ("1", "2", "0", "-1", "1.5", "1e3", "nan", "9" * 30, "9" * 5000, "²", "٣", "x", "")
-NUMBERS = ("0", "1", "0.5", "-1", "nan", "inf", "-inf", "1e400", "1e308", "9" * 400, "x", "")
-PLACES = (
-    "x.png",
-    "pictures",
-    "masks",
-    "nowhere",
-    "model",
-    "/dev/null",
-    "/dev/zero",
-    "/proc/self/mem",
-    ".",
-    "/",
-    "x" * 5000,
-    "a/../b",
-)
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "images": (*PLACES, "pictures/0.png"),
-    "mask": (*PLACES, "center", "strokes", "half", "mask.png"),
-    "class": ("red", "0", "2", "3", "-1", "Red", *COUNTS),
-    "output": ("out", "pictures", "x.png", "out/deeper", "/dev/null/x", "/proc/x", "x" * 5000, "model", "mask.png"),
-    "model": ("model", "pictures", "a/b", "../x", "embedded/", "x.png", "x" * 5000, "~nobody/x", "", "hf://x"),
-    "decoder": (*DECODERS, "", "x"),
+LONG = "9" * 400
+LENGTHS = ["", *"0 1 8 25% 100% 12.5% -1 1e9 0% 999999999 x % ٣ ²".split(), "1" + "0" * 30, f"{LONG}%"]
+COUNTS = ["", *"1 2 0 -1 1.5 1e3 nan ² ٣ x".split(), LONG, "9" * 5000]
+NUMBERS = ["", *"0 1 0.5 -1 nan inf -inf 1e400 1e308 x".split(), LONG]
+PLACES = ["x" * 5000, *"x.png pictures masks nowhere model /dev/null /dev/zero /proc/self/mem . / a/../b".split()]
+OPTIONS: dict[str, list[str]] = {
+    "images": [*PLACES, "pictures/0.png"],
+    "mask": [*PLACES, "center", "strokes", "half", "mask.png"],
+    "class": ["red", "3", "Red", *COUNTS],
+    "output": ["x" * 5000, *"out pictures x.png out/deeper /dev/null/x /proc/x model mask.png".split()],
+    "model": ["", "x" * 5000, *"model pictures a/b ../x embedded/ x.png ~nobody/x hf://x".split()],
+    "decoder": [*DECODERS, "", "x"],
     "steps": COUNTS,
-    "schedule": ("cosine", "arccos", "linear", "x", ""),
-    "temperature": NUMBERS,
-    "softmax-temperature": NUMBERS,
-    "guidance": NUMBERS,
-    "remask": NUMBERS,
+    "schedule": ["", *"cosine arccos linear x".split()],
+    **dict.fromkeys(("temperature", "softmax-temperature", "guidance", "remask"), NUMBERS),
     "reuse": COUNTS,
-    "seed": ("0", "-1", "9" * 30, "x"),
+    "seed": COUNTS,
     "batch-size": COUNTS,
-    "device": (
-        "cpu",
-        "cpu:0",
-        "cpu:7",
-        "cuda",
-        "meta",
-        "privateuseone",
-        "mkldnn",
-        "hpu",
-        "xla",
-        "vulkan",
-        "",
-        "x",
-        "cpu:9" * 9,
-    ),
-    "kernels": ("auto", "torch", "x"),
-    "precision": ("float32", "bf16", "fp16", "x"),
+    "device": ["", *"cpu cpu:0 cpu:7 cuda meta privateuseone mkldnn hpu xla vulkan x cpu:9999999999".split()],
+    "kernels": "auto torch x".split(),
+    "precision": "float32 bf16 fp16 x".split(),
 }
-FLAGS = (
-    "--invert-mask",
-    "--no-paste",
-    "--no-save-steps",
-    "--maps",
-    "--help",
-    "--no-such-option",
-    "--paste",
-    "--",
-    "-x",
-    "word",
-)
+FLAGS = "--invert-mask --no-paste --no-save-steps --maps --help --no-such-option --paste -- -x word".split()
 
 
 def use(seeds: Seeds, *words: str) -> Case:
@@ -103,7 +45,7 @@ def use(seeds: Seeds, *words: str) -> Case:
     seeds.take("model")
     for i in range(2):
         Path(f"pictures/{i}.png").parent.mkdir(exist_ok=True)
-        Path(f"pictures/{i}.png").write_bytes(seeds.png())
+        Path(f"pictures/{i}.png").write_bytes(PICTURE)
     Path("mask.png").write_bytes(png(24, 20, 8, 0))
     given = {word for word in words if word.startswith("--")}
     sound = {"--images": "pictures", "--output": "out", "--model": "model", "--steps": "2", "--device": "cpu"}
@@ -126,31 +68,20 @@ def named(*words: str) -> Callable[[Seeds], Case]:
     return lambda seeds: use(seeds, *words)
 
 
-def picture(data: Callable[[], bytes], name: str) -> Callable[[Seeds], Case]:
-    def known(seeds: Seeds) -> Case:
-        Path("pictures").mkdir()
-        Path("pictures", name).write_bytes(data())
-        return use(seeds)
-
-    return known
+def picture(content: Content, name: str = "x.png") -> Callable[[Seeds], Case]:
+    return with_file(use, f"pictures/{name}", content)
 
 
-def _pipe(seeds: Seeds) -> Case:
-    Path("pictures").mkdir()
-    pipe(Path("pictures/x.png"))
-    return use(seeds)
-
-
-KNOWN: dict[str, Callable[[Seeds], Case]] = {
-    "F1 177 megapixels": picture(lambda: png(13300, 13300, 1, 0), "x.png"),
-    "F10 pipe": _pipe,
+KNOWN: Known = {
+    "F1 177 megapixels": picture(lambda _: png(13300, 13300, 1, 0)),
+    "F10 pipe": picture(None),
     "F12 box of 400 digits": named("--box", "9" * 400 + "%", "0", "1", "1"),
     "F12 box of 5000 digits": named("--box", "9" * 5000, "0", "1", "1"),
     "F12 margins of 400 digits": named("--outpaint", "9" * 400 + "%", "0", "1", "1"),
     "F12 point of 5000 digits": named("--maps", "--map-at", "9" * 5000, "0"),
     "F12 device privateuseone": named("--device", "privateuseone"),
-    "F15 name that steers a terminal": picture(lambda: b"no picture", "e\x1b[31mvil\nname.png"),
-    "F15 good name that steers a terminal": picture(lambda: png(16, 16), "e\x1b[31mvil\nname.png"),
+    "F15 name that steers a terminal": picture(b"no picture", STRANGE),
+    "F15 good name that steers a terminal": picture(png(16, 16), STRANGE),
     "class of 5000 digits": named("--class", "9" * 5000),
     "class that is no digit": named("--class", "²"),
     "steps of 5000 digits": named("--steps", "9" * 5000),
@@ -168,18 +99,16 @@ def random_case(rng: random.Random, seeds: Seeds) -> Case:
     if how < 0.15:
         words += ["--box", *(rng.choice(LENGTHS) for _ in range(4))]
     elif how < 0.3:
-        words += ["--outpaint", *(rng.choice(LENGTHS[:7]) for _ in range(4))]
+        words += ["--outpaint", *(rng.choice(LENGTHS[1:7]) for _ in range(4))]
     elif how < 0.4:
         words += ["--maps", "--map-at", *(rng.choice(LENGTHS) for _ in range(2))]
     elif how < 0.5:
-        words += ["--generate", rng.choice(COUNTS[:7])]
+        words += ["--generate", rng.choice(COUNTS[1:8])]
     if rng.random() < 0.3:
         words.insert(rng.randrange(len(words) + 1), rng.choice(FLAGS))
     if rng.random() < 0.4:
         Path("pictures").mkdir()
-        name = rng.choice(
-            ("a.png", "\x1b[31m.png", "two\nlines.jpg", "0.jpg", "x" * 240 + ".png", "\u202e.png", "overview.grid.png")
-        )
+        name = rng.choice((f"{rng.choice(NAMES)}.png", "0.jpg", "overview.grid.png"))
         Path("pictures", name).write_bytes(bend_bytes(rng, random_file(rng)))
         if rng.random() < 0.2:
             put_odd(rng, Path("pictures", name))
