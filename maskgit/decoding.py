@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
@@ -87,11 +88,12 @@ class DecodeConfig:
         for field, choices in (("order", ORDERS), ("annealing", ANNEALINGS), ("guidance_ramp", RAMPS)):
             if getattr(self, field) not in choices:
                 raise ValueError(f"{field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}")
-        if not (self.softmax_temperature > 0 and math.isfinite(self.softmax_temperature)):
+        largest = sys.float_info.max  # compared with, as whole numbers beyond it are no floats at all
+        if not 0 < self.softmax_temperature <= largest:
             raise ValueError(f"softmax_temperature must be positive and finite, got {self.softmax_temperature}")
-        if not (self.choice_temperature >= 0 and math.isfinite(self.choice_temperature)):
+        if not 0 <= self.choice_temperature <= largest:
             raise ValueError(f"choice_temperature must be at least 0 and finite, got {self.choice_temperature}")
-        if not math.isfinite(self.guidance_scale):
+        if not abs(self.guidance_scale) <= largest:
             raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
         if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
             raise ValueError(f"stop_after must be in [1, {self.steps}], the steps, got {self.stop_after}")

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+MOST_PIXELS = 2**26
+"""Of the enlarged picture."""
+
 Margins = tuple[int, int, int, int]
 """Pixels to add on the left, at the top, on the right, at the bottom."""
 
@@ -36,14 +39,17 @@ class Canvas:
         margins: at least 0 each.
 
     Raises:
-        ValueError: a negative margin.
+        ValueError: a negative margin, or margins so large that they aren't filled.
     """
 
     def __init__(self, image: Image.Image, margins: Margins) -> None:
         if min(margins) < 0:
             raise ValueError(f"margins must be at least 0, got {margins}")
         left, top, right, bottom = margins
-        self.image = Image.new("RGB", (left + image.width + right, top + image.height + bottom))
+        width, height = left + image.width + right, top + image.height + bottom
+        if width * height > MOST_PIXELS:
+            raise ValueError(f"margins {margins} make {width}x{height} pixels; at most {MOST_PIXELS:,} are filled")
+        self.image = Image.new("RGB", (width, height))
         self.image.paste(image, (left, top))
         self.hidden = np.ones((self.image.height, self.image.width), dtype=bool)
         """bool [H, W]: pixels that are not there yet."""
