@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskgit.data.images import ImageError
+from maskgit.data import ImageError
 from maskgit.data.masks import MAKERS, MaskError, find_mask_for, load_mask, make_mask
 
 from .bending import NAMES, bend_bytes, put_odd

@@ -170,7 +170,7 @@ def _tried(group: Group, name: str, seed: int, seeds: Seeds, folder: Path) -> tu
         refused = is_documented(error, case)
         if not refused:
             return "uncaught", f"{place(error)} {type(error).__name__}", traceback.format_exc()
-    found = left(before, snapshot(folder / "work"), case.changes, refused and not case.keeps)
+    found = left(before, snapshot(folder / "work"), case, refused)
     found += [f"a file in the temporary folder ({path})" for path in snapshot(folder / "temporary")]
     return ("left", re.sub(r" \(.*", "", found[0]), "\n".join(found)) if found else ("well", "", "")
 
@@ -213,14 +213,15 @@ def snapshot(folder: Path, contents: bool = True) -> Snapshot:
     return found
 
 
-def left(before: Snapshot, after: Snapshot, changes: bool, refused: bool) -> list[str]:
+def left(before: Snapshot, after: Snapshot, case: Case, refused: bool) -> list[str]:
     """What should not be there, or is gone: of a refused input no file may stay, of another one no unfinished one."""
     changed = [path for path in before if path not in after or after[path][3] != before[path][3]]
-    found = [] if changes else [f"a file changed ({path})" for path in changed]
+    found = [] if case.changes else [f"a file changed ({path})" for path in changed]
     for path in after.keys() - before.keys():
-        hidden = any(part.startswith(".") or part.endswith((".parts", ".partial")) for part in Path(path).parts)
-        if refused or hidden:
-            found.append(f"{'an unfinished file' if hidden else 'a file of a refused input'} ({path})")
+        if any(part.startswith(".") or part.endswith(".partial") for part in Path(path).parts):
+            found.append(f"an unfinished file ({path})")
+        elif refused and not case.keeps:
+            found.append(f"a file of a refused input ({path})")
     return found
 
 
