@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from maskgit.data import AugmentConfig, DataError, ImageFolder, parts
-from maskgit.data.tokens import tokenize
+from maskgit.data.tokens import TokenShard, tokenize
 from maskgit.training.tokens import open_tokens
 
 from .bending import NESTED, bend_bytes, bend_json, put_odd
@@ -29,29 +29,33 @@ ARRAYS = ("tokens.npy", "holes.npy", "labels.npy", "families.npy")
 TABLES = ("tokens.json", "holes.json", "images.json")
 
 
+def read_all(seeds: Seeds, shard: TokenShard, classes: int) -> None:
+    """Read each image in several views, as training does."""
+    config = seeds.model.tokenizer.config
+    for array in (shard.tokens, shard.holes):
+        expect(array.dtype.kind in "iu", "tokens that aren't whole numbers")
+    for i in range(len(shard)):
+        for position in range(4):
+            sample = shard[i, position]
+            for part in (sample.tokens, sample.visible):
+                expect(
+                    part.dtype == torch.int64 and part.shape == (config.num_tokens,), "tokens of another shape or type"
+                )
+            for part in (sample.tokens, sample.visible[~sample.candidates]):
+                expect(((part >= 0) & (part < config.codebook_size)).all(), "tokens outside the codebook")
+            expect(0 <= int(sample.label) < max(1, classes), "labels of no class")
+
+
 def use(seeds: Seeds) -> Case:
     """Open the shards of the folder tokens, and read all of them."""
 
     def call() -> None:
-        tokenizer = seeds.model.tokenizer
-        codes, places = tokenizer.config.codebook_size, tokenizer.config.num_tokens
-        shards = open_tokens(Path("tokens"), tokenizer, 0, 0.5)
-        train = shards.train
-        names = shards.class_names
+        shards = open_tokens(Path("tokens"), seeds.model.tokenizer, 0, 0.5)
+        train, names = shards.train, shards.class_names
         expect(isinstance(names, list) and all(isinstance(name, str) for name in names), "class names that aren't text")
         expect(np.shape(shards.families) == (len(train),), "another number of families than of images")
         expect(np.asarray(shards.families).dtype.kind in "iu", "families that aren't numbers")
-        for codes_of in (train.tokens, train.holes):
-            expect(codes_of.dtype.kind in "iu", "tokens that aren't whole numbers")
-        for i in range(len(train)):
-            for position in range(4):
-                sample = train[i, position]
-                for part in (sample.tokens, sample.visible):
-                    expect(part.dtype == torch.int64 and part.shape == (places,), "tokens of another shape or type")
-                expect(((sample.tokens >= 0) & (sample.tokens < codes)).all(), "tokens outside the codebook")
-                shown = sample.visible[~sample.candidates]
-                expect(((shown >= 0) & (shown < codes)).all(), "tokens outside the codebook")
-                expect(0 <= int(sample.label) < max(1, len(names)), "labels of no class")
+        read_all(seeds, train, len(names))
 
     return Case(call, (DataError,))
 
@@ -67,12 +71,12 @@ def go_on(seeds: Seeds, exact: bool = True) -> Case:
         images = ImageFolder(seeds.folder / "pictures", 16)
         settings: dict[str, Any] = {"views": 2, "augment": AugmentConfig(), "seed": 0, "device": torch.device("cpu")}
         shard = tokenize(seeds.model.tokenizer, images, TRAIN, hole_share=1.0, holes=1, processes=0, **settings)
+        read_all(seeds, shard, len(images.class_names))
         return np.array(shard.tokens)
 
     def check(tokens: np.ndarray) -> None:
         sound = np.load(seeds.folder / "tokens/train/tokens.npy")
         expect(tokens.shape == sound.shape and tokens.dtype == sound.dtype, "tokens of another shape or type")
-        expect(tokens.max() < seeds.model.tokenizer.config.codebook_size, "tokens outside the codebook")
         expect(not exact or np.array_equal(tokens, sound), "other tokens than those of the images")
 
     return Case(call, (DataError,), check, keeps=True, changes=True)
