@@ -23,6 +23,9 @@ from tqdm import tqdm
 
 from maskgit.files import open_regular
 
+Take = Callable[[Image.Image], Image.Image]
+"""What to make of an opened image."""
+
 Split = Literal["train", "val", "all"]
 SPLITS = ("train", "val", "all")
 
@@ -69,8 +72,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image file of any common format and mode as RGB.
+def to_shown(image: Image.Image) -> Image.Image:
+    """As it is shown: the EXIF orientation applied, RGB."""
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+def read_image(path: str | os.PathLike[str], take: Take = to_shown) -> Image.Image:
+    """Read an image file of any common format and mode: as it is shown, or what `take` makes of the opened image.
 
     The EXIF orientation is applied; transparent images are composited on white; of animations the first frame is taken.
 
@@ -79,7 +87,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """
     try:
         with open_regular(path) as file:
-            return decode_image(file, path)
+            return decode_image(file, path, take)
     except FileNotFoundError:
         raise ImageError(path, "no such file") from None
     except IsADirectoryError:
@@ -88,12 +96,12 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         raise ImageError(path, f"can't be read: {error.strerror}") from error
 
 
-def decode_image(file: IO[bytes], path: str | os.PathLike[str]) -> Image.Image:
+def decode_image(file: IO[bytes], path: str | os.PathLike[str], take: Take = to_shown) -> Image.Image:
     """As `read_image`, from an open file; `path` is what errors call it."""
     try:
         with Image.open(file) as image:
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            return take(image)
     except UnidentifiedImageError:
         empty = file.seek(0, os.SEEK_END) == 0
         raise ImageError(path, "the file is empty" if empty else "not an image in a known format") from None
