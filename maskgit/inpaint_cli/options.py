@@ -32,10 +32,12 @@ class Options:
     images: Path | None = None
     """An image file or a folder of them, at any depth. Default: the sample images."""
     mask: str | None = None
-    """What to fill: a mask image (white is filled), a folder of masks named like the images, or one of
-    center, boxes, strokes, half, left, right, top, bottom (a file of such a name: ./center). Default: center."""
+    """What to fill: a mask image (white is filled, or what is painted on a transparent layer), a folder of masks named
+    like the images, or one of center, boxes, strokes, half, left, right, top, bottom (a file of such a name: ./center).
+    Default: center."""
     invert_mask: bool = False
-    """Fill what is black in the mask and keep what is white. Works with made masks too: the outside is filled."""
+    """Fill what the mask keeps, such as its black, and keep the rest. Works with made masks too: the outside is
+    filled."""
     box: Annotated[Lengths | None, tyro.conf.arg(metavar="LEFT TOP WIDTH HEIGHT")] = None
     """Instead of a mask: fill the box of this left, top, width and height, in pixels or percent of the picture."""
     outpaint: Annotated[Lengths | None, tyro.conf.arg(metavar="LEFT TOP RIGHT BOTTOM")] = None
@@ -47,7 +49,7 @@ class Options:
     """What the filled part is to show, for a model with classes: the name of one, or its number."""
     output: Path = Path("outputs/inpaint")
     """Folder for the results, with the same sub-folders as the input. What an earlier run left there under the same
-    names is replaced."""
+    names is replaced; images and masks that are read never are."""
     model: str = "embedded"
     """"embedded", a model folder, or a repository on the Hugging Face Hub."""
     decoder: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from PIL import Image
 
 from maskgit.config import TransformerConfig
+from maskgit.decoding import DecodeConfig
 from maskgit.inpaint_cli import main
+from maskgit.inpaint_cli.options import UsageError, class_number
 from maskgit.pipeline import MaskGIT
 from maskgit.tokenizer import VQGAN
 from maskgit.transformer import Transformer
@@ -301,3 +304,25 @@ def test_absurdly_many(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--generate", "9" * 400, "--output", "out") == 2
     assert "--generate: at most 1,000,000 in one run" in capsys.readouterr().err
     assert run("--images", A, "--output", "out", "--batch-size", "9" * 30) == 0
+
+
+def test_a_model_s_own_settings_are_no_options(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = MaskGIT.from_pretrained("model", device="cpu")
+    model.decoding = DecodeConfig(steps=8, stop_after=6)
+    model.save_pretrained("model")
+    assert run("--images", A, "--output", "out") == 2  # of 2 steps
+    error = capsys.readouterr().err
+    assert "stop_after must be in [1, 2]" in error and "choose a --decoder" in error and "--stop-after" not in error
+    assert run("--images", A, "--output", "out", "--decoder", "maskgit") == 0
+
+
+def test_classes_are_named_before_they_are_numbered(
+    work: Path, tiny_tokenizer: VQGAN, tiny_transformer_config: TransformerConfig
+) -> None:
+    transformer = Transformer(dataclasses.replace(tiny_transformer_config, num_classes=3))
+    MaskGIT(tiny_tokenizer, transformer, ["2", "zwei", "7"], device="cpu").save_pretrained("classes")
+    model = MaskGIT.from_pretrained("classes", device="cpu")
+    assert [class_number(model, text) for text in ("2", "zwei", "7", "0", "1")] == [0, 1, 2, 0, 1]
+    for text in ("3", "drei", "9" * 5000):
+        with pytest.raises(UsageError, match=f"^--class {text[:10]}"):
+            class_number(model, text)
