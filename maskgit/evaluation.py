@@ -35,11 +35,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from maskgit import visualize
-from maskgit.data import DataError, ImageDataset, ImageError, load_dataset
+from maskgit.console import printable
+from maskgit.data import DataError, ImageDataset, ImageError, find_images, load_dataset
 from maskgit.data.masks import make_mask
 from maskgit.decoding import DecodeConfig
 from maskgit.features import efficientnet_lite0
-from maskgit.files import write_atomically
+from maskgit.files import find_replaced, write_atomically
 from maskgit.holes import paste_known
 from maskgit.masking import random_masks
 from maskgit.metrics import (
@@ -150,6 +151,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return BAD_USAGE
     try:
+        pictures = [options.output / name for name in ("inpaintings.png", "reconstructions.png")]
+        if Path(options.data).is_dir() and (replaced := find_replaced(pictures, find_images(options.data))):
+            print(f"error: {printable(replaced[0][1])} would be replaced: choose another --output", file=sys.stderr)
+            return BAD_USAGE
         try:
             model = MaskGIT.from_pretrained(options.model, device=options.device, precision=options.precision)
             network = efficientnet_lite0().to(model.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -607,7 +607,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)
         torch.zeros((), device=found).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # of parts that others bring
         reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise ValueError(f"device {str(device)!r} can't be used here: {reason}") from error
     return found

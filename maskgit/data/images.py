@@ -21,6 +21,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from maskgit.files import open_regular
+
+Take = Callable[[Image.Image], Image.Image]
+"""What to make of an opened image."""
+
 Split = Literal["train", "val", "all"]
 SPLITS = ("train", "val", "all")
 
@@ -67,8 +72,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image file of any common format and mode as RGB.
+def to_shown(image: Image.Image) -> Image.Image:
+    """As it is shown: the EXIF orientation applied, RGB."""
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+def read_image(path: str | os.PathLike[str], take: Take = to_shown) -> Image.Image:
+    """Read an image file of any common format and mode: as it is shown, or what `take` makes of the opened image.
 
     The EXIF orientation is applied; transparent images are composited on white; of animations the first frame is taken.
 
@@ -76,8 +86,8 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         ImageError: the file is missing, is no image, is truncated or damaged, or is absurdly large.
     """
     try:
-        with open(path, "rb") as file:
-            return decode_image(file, path)
+        with open_regular(path) as file:
+            return decode_image(file, path, take)
     except FileNotFoundError:
         raise ImageError(path, "no such file") from None
     except IsADirectoryError:
@@ -86,12 +96,12 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         raise ImageError(path, f"can't be read: {error.strerror}") from error
 
 
-def decode_image(file: IO[bytes], path: str | os.PathLike[str]) -> Image.Image:
+def decode_image(file: IO[bytes], path: str | os.PathLike[str], take: Take = to_shown) -> Image.Image:
     """As `read_image`, from an open file; `path` is what errors call it."""
     try:
         with Image.open(file) as image:
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            return take(image)
     except UnidentifiedImageError:
         empty = file.seek(0, os.SEEK_END) == 0
         raise ImageError(path, "the file is empty" if empty else "not an image in a known format") from None
@@ -234,7 +244,8 @@ class ImageDataset(abc.ABC):
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """All image files below a folder at any depth, by their suffix, sorted; hidden files and folders are skipped.
 
-    Links to folders are followed, each folder is visited once.
+    Links to folders are followed, each folder is visited once. What is no file, such as a named pipe, is left out; but
+    not a link that leads nowhere, so that whoever reads it can say so.
 
     Raises:
         DataError: the folder is missing, is a file, or can't be listed. (An empty folder gives an empty list.)
@@ -258,9 +269,9 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
-            Path(here, name)
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+            path
+            for path in (Path(here, name) for name in files if not name.startswith("."))
+            if path.suffix.lower() in SUFFIXES and (os.path.isfile(path) or not os.path.exists(path))
         ]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 

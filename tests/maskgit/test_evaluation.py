@@ -273,6 +273,15 @@ def test_exit_status(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_pictures_that_are_measured_are_not_replaced(tmp_path: Path, capsys):
+    Image.new("RGB", (20, 20)).save(tmp_path / "inpaintings.png")
+    before = (tmp_path / "inpaintings.png").read_bytes()
+    assert main(["--data", str(tmp_path), "--output", str(tmp_path)]) == 2
+    expected = f"error: {tmp_path / 'inpaintings.png'} would be replaced: choose another --output\n"
+    assert capsys.readouterr().err == expected
+    assert (tmp_path / "inpaintings.png").read_bytes() == before
+
+
 def test_missing_packages_are_named(model_folder: Path, tmp_path: Path, tiny_network: None, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
     assert main([str(model_folder), "--output", str(tmp_path)]) == 1
