@@ -82,7 +82,7 @@ class InpaintResult:
     original: Image.Image
     """The image as it came in, turned upright; RGB, what is transparent white."""
     mask: np.ndarray
-    """bool [H, W]: the hole, as it came in."""
+    """bool [H, W]: the hole, turned as the original is."""
     masked: np.ndarray
     """bool [h, w]: the tokens that were predicted, those with any hidden pixel in their patch."""
     steps: list[Step] = dataclasses.field(default_factory=list)
@@ -99,8 +99,8 @@ class MaskGIT:
     """A tokenizer and a transformer, ready to use.
 
     The same image with the same seed gives the same picture whatever the batch size and its place in the batch: exactly
-    on a CPU; on a GPU but for the rounding of cuBLAS and cuDNN, which choose their kernels by the batch size. That can
-    flip a close draw, and what is drawn after it.
+    on a CPU, with one number of threads; on a GPU but for the rounding of cuBLAS and cuDNN, which choose their kernels
+    by the batch size. That can flip a close draw, and what is drawn after it. So can another number of threads.
 
     On an NVIDIA GPU the decoding loop is captured as a CUDA graph on first use (of a batch size and decoding options),
     and replayed from then on. Capturing takes about two batches' time; MASKGIT_GRAPHS=0 in the environment, or setting

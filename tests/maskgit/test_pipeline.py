@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -260,6 +261,25 @@ def test_what_results_lack_is_a_warning(model: MaskGIT, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="image 0: the result won't have the exact colors of CMYK") as caught:
         model.outpaint([Image.new("CMYK", (16, 16))], [(0, 0, 1, 0)], steps=2)
     assert len(caught) == 1 and caught[0].filename == __file__
+
+
+def test_memory_for_each_pixel_is_bounded(model: MaskGIT) -> None:
+    """It was about 90 bytes; the caller's image and mask, 5 more, aren't counted here."""
+
+    def kilobytes(what: str) -> int:
+        return int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+    image = Image.new("RGB", (3000, 2000), "red")
+    mask = np.zeros((2000, 3000), dtype=bool)
+    mask[::7, ::3] = True
+    model.inpaint([picture()], [box(16, 16, 4, 4, 9, 9)], steps=1)  # what is done once only, and kept
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    except OSError:
+        pytest.skip("only Linux tells the peak")
+    before = kilobytes("VmRSS")
+    model.inpaint([image], [mask], steps=1)
+    assert 1024 * (kilobytes("VmHWM") - before) < 60 * 3000 * 2000
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
