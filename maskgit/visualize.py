@@ -20,10 +20,11 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from maskgit.console import printable, warnings_as_lines
-from maskgit.data.images import read_image
 from maskgit.data.masks import MAKERS, load_mask, make_mask
+from maskgit.data.reading import read_image, to_rgb
 from maskgit.decoding import DecodeConfig
 from maskgit.files import find_replaced, write_atomically
+from maskgit.holes import cells_with_holes
 from maskgit.pipeline import InpaintResult, MaskGIT
 
 BACKGROUND = (255, 255, 255)
@@ -212,11 +213,11 @@ def masked_picture(result: InpaintResult) -> Image.Image:
     """The original with its hole hatched in grey, at the size at which strips show it."""
     size = display_size(result.original.size)
     picture = np.array(resize(result.original, size))
-    shares = Image.fromarray(result.mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
+    hole = cells_with_holes(result.mask, *picture.shape[:2])
     rows, columns = np.indices(picture.shape[:2])
     dark = (rows + columns) // _HATCH_WIDTH % 2 == 0
     hatch = np.where(dark[..., None], *np.array(_HATCH, dtype=np.uint8))
-    return Image.fromarray(np.where((np.asarray(shares) > 0)[..., None], hatch, picture))
+    return Image.fromarray(np.where(hole[..., None], hatch, picture))
 
 
 def _token_picture(start: np.ndarray, before: np.ndarray, after: np.ndarray, size: tuple[int, int]) -> Image.Image:
@@ -264,7 +265,8 @@ def display_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Enlarged by whole factors, pixels stay squares; anything else is smooth."""
+    """An image of any mode as RGB. Enlarged by whole factors, pixels stay squares; anything else is smooth."""
+    image = to_rgb(image)
     whole = size[0] % image.width == 0 and size[1] % image.height == 0
     return image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
 

@@ -9,13 +9,12 @@ from maskgit.data.images import (
     AugmentConfig,
     DataError,
     ImageDataset,
-    ImageError,
     ImageFolder,
     Split,
     find_images,
     in_validation,
-    read_image,
 )
+from maskgit.data.reading import ImageError, read_image
 from maskgit.data.shards import ImageShards, is_shards
 
 __all__ = [

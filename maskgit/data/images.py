@@ -1,4 +1,4 @@
-"""Reading images: single files, folders, the train/validation split, augmentation.
+"""Folders of images, the train/validation split, augmentation.
 
 Every data set here gives uint8 RGB arrays of one square size through the same small protocol (`ImageDataset`).
 """
@@ -15,16 +15,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
-from maskgit.files import open_regular
-
-Take = Callable[[Image.Image], Image.Image]
-"""What to make of an opened image."""
+from maskgit.data.reading import ImageError, read_image
 
 Split = Literal["train", "val", "all"]
 SPLITS = ("train", "val", "all")
@@ -36,79 +33,6 @@ SUFFIXES = frozenset(
 
 class DataError(ValueError):
     """A data set that can't be used: a missing or empty folder, an empty split, an unknown name."""
-
-
-class ImageError(ValueError):
-    """A file that can't be read as an image. The message names the file and the reason."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str):
-        super().__init__(f"{os.fspath(path)}: {reason}")
-        self.path, self.reason = path, reason
-
-    def __reduce__(self) -> tuple[Any, ...]:  # so that it can come out of another process
-        return ImageError, (self.path, self.reason)
-
-
-# --- one file ---------------------------------------------------------------------------------------------------------
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode -> RGB: transparency on white, 16-bit values by their high byte, floats as [0, 1]."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow's own conversion clips at 255 instead of scaling. Mode "I" is how older Pillows open 16-bit files; an
-        # image that uses only the lowest 8 bits of it is taken as 8-bit.
-        values = np.asarray(image).astype(np.int64)
-        if image.mode != "I" or values.max() > 255:
-            values = (values + 128) // 257
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image)).clip(0, 1)
-        return Image.fromarray((values * 255).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        image = white
-    return image.convert("RGB")
-
-
-def to_shown(image: Image.Image) -> Image.Image:
-    """As it is shown: the EXIF orientation applied, RGB."""
-    return to_rgb(ImageOps.exif_transpose(image))
-
-
-def read_image(path: str | os.PathLike[str], take: Take = to_shown) -> Image.Image:
-    """Read an image file of any common format and mode: as it is shown, or what `take` makes of the opened image.
-
-    The EXIF orientation is applied; transparent images are composited on white; of animations the first frame is taken.
-
-    Raises:
-        ImageError: the file is missing, is no image, is truncated or damaged, or is absurdly large.
-    """
-    try:
-        with open_regular(path) as file:
-            return decode_image(file, path, take)
-    except FileNotFoundError:
-        raise ImageError(path, "no such file") from None
-    except IsADirectoryError:
-        raise ImageError(path, "is a folder, not an image") from None
-    except OSError as error:
-        raise ImageError(path, f"can't be read: {error.strerror}") from error
-
-
-def decode_image(file: IO[bytes], path: str | os.PathLike[str], take: Take = to_shown) -> Image.Image:
-    """As `read_image`, from an open file; `path` is what errors call it."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return take(image)
-    except UnidentifiedImageError:
-        empty = file.seek(0, os.SEEK_END) == 0
-        raise ImageError(path, "the file is empty" if empty else "not an image in a known format") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(path, f"too large: {error}") from None
-    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything (SyntaxError, struct.error)
-        raise ImageError(path, f"can't be decoded: {error or type(error).__name__}") from error
 
 
 # --- views ------------------------------------------------------------------------------------------------------------

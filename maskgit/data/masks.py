@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from maskgit.data.images import SUFFIXES, read_image, to_rgb
+from maskgit.data.images import SUFFIXES
+from maskgit.data.reading import read_as, to_rgb
 
 Side = Literal["left", "right", "top", "bottom"]
 SIDES: tuple[Side, ...] = ("left", "right", "top", "bottom")
@@ -220,7 +221,7 @@ def load_mask(path: str | os.PathLike[str], size: tuple[int, int], invert: bool 
         ImageError: the file can't be read as an image.
         MaskError: the mask's proportions aren't those of the image.
     """
-    return to_mask(read_image(path, ImageOps.exif_transpose), size, invert, os.fspath(path))
+    return to_mask(read_as(path, ImageOps.exif_transpose), size, invert, os.fspath(path))
 
 
 def to_mask(

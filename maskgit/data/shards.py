@@ -33,14 +33,13 @@ from maskgit.data.images import (
     SUFFIXES,
     DataError,
     ImageDataset,
-    ImageError,
     Split,
     check_images,
     check_size,
-    decode_image,
     files_key,
     split_indices,
 )
+from maskgit.data.reading import ImageError, decode_image
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _BLOCK = 512  # bytes of a tar header, and what members are padded to

@@ -13,6 +13,7 @@ from PIL import Image
 
 from maskgit.data.images import find_images
 from maskgit.data.masks import MAKERS, MaskError, find_mask_for, load_mask, make_mask
+from maskgit.data.reading import MOST_PIXELS
 from maskgit.inpaint_cli.options import Lengths, Options, UsageError
 from maskgit.inpaint_cli.results import is_result
 from maskgit.outpainting import Margins
@@ -21,7 +22,7 @@ from maskgit.pipeline import image_seed
 OVERVIEW = "overview.grid.png"
 """The file, in the output folder, that shows the results of a run together."""
 
-_MOST_PIXELS = 2**27  # of an outpainted picture, whose reading Pillow refuses not far above
+_MOST_PIXELS = MOST_PIXELS  # of an outpainted picture, so that it can be read again
 
 Target = np.ndarray | Margins
 """What is to be done with an image: the mask bool [H, W] to fill, or the margins to add."""

@@ -24,8 +24,9 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from maskgit.data.images import DataError, read_image
+from maskgit.data.images import DataError
 from maskgit.data.masks import MAKERS, find_mask_for, load_mask, make_mask
+from maskgit.data.reading import read_image
 from maskgit.features import EfficientNetFeatures, FeatureNetwork, WeightsError, extract_features, inception
 from maskgit.metrics.folders import cache_folder, find_pictures, folder_features, match_pictures
 from maskgit.metrics.pairs import SSIM_WINDOW, hole_errors, perceptual_distance, psnr_of_mean_error, ssim
