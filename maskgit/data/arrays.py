@@ -37,7 +37,8 @@ def open_array(file: Path, dtype: type[np.generic], shape: tuple[int | None, ...
             read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
             found, columns_first, kind = read(opened)
         except Exception as error:  # damage makes NumPy's parser raise nearly anything (SyntaxError, TokenError, ...)
-            raise ValueError(f"no .npy header: {error or type(error).__name__}") from error
+            reason = str(error).partition("\n")[0]  # without NumPy's advice, which is for those who trust the file
+            raise ValueError(f"no .npy header: {reason or type(error).__name__}") from error
         fits = len(found) == len(shape) and all(n > 0 and n == (m or n) for n, m in zip(found, shape, strict=True))
         if kind != dtype or columns_first or not fits:
             wanted = ", ".join("any" if n is None else str(n) for n in shape)

@@ -132,22 +132,22 @@ def _put_together(file: Path, description: dict[str, Any], shape: tuple[int, ...
     """The parts lie one after the other in the array, as they come in the list."""
     temporary = file.with_name(f".{file.name}.partial")
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint16)), "fortran_order": False, "shape": shape}
-    try:
-        # Written, not memory-mapped: on a full disk that is an error instead of a SIGBUS. Made anew, so that nothing is
-        # written into that a link of this name leads to.
-        temporary.unlink(missing_ok=True)
-        with _writing(file), open(temporary, "xb") as whole:
-            np.lib.format.write_array_header_1_0(whole, header)
-            for part in parts:
-                whole.write(_read_part(part, shape[-1]).data)
-            whole.flush()
-            os.fsync(whole.fileno())
-        # The description makes the array valid: it goes first and comes last.
-        file.with_suffix(".json").unlink(missing_ok=True)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
     with _writing(file):
+        try:
+            # Written, not memory-mapped: on a full disk that is an error instead of a SIGBUS. Made anew, so that
+            # nothing is written into what a link of this name leads to.
+            temporary.unlink(missing_ok=True)
+            with open(temporary, "xb") as whole:
+                np.lib.format.write_array_header_1_0(whole, header)
+                for part in parts:
+                    whole.write(_read_part(part, shape[-1]).data)
+                whole.flush()
+                os.fsync(whole.fileno())
+            # The description makes the array valid: it goes first and comes last.
+            file.with_suffix(".json").unlink(missing_ok=True)
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
         write_atomically({file.with_suffix(".json"): (json.dumps(description, indent=2) + "\n").encode()})
 
 

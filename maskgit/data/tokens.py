@@ -228,20 +228,16 @@ def open_shard(folder: Path, tokenizer: VQGAN, seed: int = 0, hole_share: float 
                 f"{folder / name}.npy: made by another tokenizer (or at another image size), so its tokens mean "
                 "something else; name the tokenizer that made it, or tokenize again (train.py tokens)"
             )
-    labels = np.array(open_stored(folder / "labels.npy", np.int64, (None,)))
+    tokens = open_stored(folder / "tokens.npy", np.uint16, (None, None, tokenizer.config.num_tokens))
+    labels = np.array(open_stored(folder / "labels.npy", np.int64, (tokens.shape[1],)))
     classes, codes = len(class_names(folder)), tokenizer.config.codebook_size
     if labels.min() < 0 or labels.max() >= max(1, classes):
         raise DataError(
             f"{folder / 'labels.npy'}: holds the classes {labels.min()} to {labels.max()}, and images.json names "
             f"{classes}; write it again with train.py tokens"
         )
+    look_through(folder / "tokens.npy", tokens, codes)
     shard = TokenShard(folder, labels, seed, hole_share, codes)
-    if shard.tokens.shape[2] != tokenizer.config.num_tokens:
-        raise DataError(
-            f"{folder / 'tokens.npy'}: holds {shard.tokens.shape[2]} tokens an image, and the tokenizer makes "
-            f"{tokenizer.config.num_tokens}; write it again with train.py tokens"
-        )
-    look_through(folder / "tokens.npy", shard.tokens, codes)
     if shard.holes is not None:
         look_through(folder / "holes.npy", shard.holes, codes)
     return shard
