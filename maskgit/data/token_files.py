@@ -18,9 +18,9 @@ from maskgit.files import write_atomically
 HIDDEN = np.uint16(2**16 - 1)
 """Stands for the tokens inside a hole."""
 
-LOOKED_THROUGH = 2**30
-"""Bytes of an array up to which all tokens are compared with the codebook when it is opened: a second or two. In larger
-ones those of a sample are when it is read."""
+LOOKED_THROUGH = 2**33
+"""Bytes of an array up to which all tokens are compared with the codebook when it is opened: as long as reading takes.
+In larger ones those of a sample are when it is read."""
 
 CHUNK = 2**24
 """Tokens of it that are looked at together: 32 MB."""
@@ -61,23 +61,23 @@ def open_stored(file: Path, dtype: type[np.generic], shape: tuple[int | None, ..
         raise DataError(f"{file.parent}: {reason}") from error
 
 
-def look_through(file: Path, array: np.memmap, codes: int) -> None:
+def look_through(folder: Path, name: str, array: np.memmap, codes: int) -> None:
     """As `check_tokens` for all of an array, unless it is so large that each sample is checked when it is read."""
     tokens = array.reshape(-1)
     if tokens.nbytes <= LOOKED_THROUGH:
         for start in range(0, len(tokens), CHUNK):
-            check_tokens(file, tokens[start : start + CHUNK], codes)
+            check_tokens(folder, name, tokens[start : start + CHUNK], codes)
 
 
-def check_tokens(file: Path, tokens: np.ndarray, codes: int) -> None:
+def check_tokens(folder: Path, name: str, tokens: np.ndarray, codes: int) -> None:
     """Raise a DataError for a token uint16 that is no code; HIDDEN is one in holes.npy."""
     wrong = tokens >= codes
-    if file.name == "holes.npy":
+    if name == "holes.npy":
         wrong &= tokens != HIDDEN
     if wrong.any():
         raise DataError(
-            f"{file}: damaged: holds the token {tokens[wrong][0]}, and the codebook has {codes} codes; remove it and "
-            "write it again with train.py tokens"
+            f"{folder / name}: damaged: holds the token {tokens[wrong][0]}, and the codebook has {codes} codes; remove "
+            "it and write it again with train.py tokens"
         )
 
 
@@ -86,7 +86,7 @@ def holds(file: Path, wanted: dict[str, Any], shape: tuple[int, ...], codes: int
     try:
         if read_json(file.with_suffix(".json")) != wanted:
             return False
-        look_through(file, open_array(file, np.uint16, shape), codes)
+        look_through(file.parent, file.name, open_array(file, np.uint16, shape), codes)
         return True
     except (OSError, ValueError):  # never made, or damaged since: either way it is made now
         return False

@@ -141,16 +141,16 @@ class TokenShard(Dataset[TokenSample]):
         """Image `index` with hole `number` of one of its views."""
         tokens = self._tokens_of(view, index)
         assert self.holes is not None, "a shard without holes"
-        outside = self.holes[number, view, index]
-        check_tokens(self.folder / "holes.npy", outside, self.codes)
+        outside = np.asarray(self.holes[number, view, index])  # NumPy is slow with what is still a memory map
+        check_tokens(self.folder, "holes.npy", outside, self.codes)
         inside = torch.from_numpy(outside == HIDDEN)
         visible = torch.where(inside, tokens, torch.from_numpy(outside.astype(np.int64)))
         return TokenSample(tokens, visible, inside, torch.tensor(self.labels[index]))
 
     def _tokens_of(self, view: int, index: int) -> Tensor:
         """int64 [N]."""
-        tokens = self.tokens[view, index]
-        check_tokens(self.folder / "tokens.npy", tokens, self.codes)
+        tokens = np.asarray(self.tokens[view, index])
+        check_tokens(self.folder, "tokens.npy", tokens, self.codes)
         return torch.from_numpy(tokens.astype(np.int64))
 
 
@@ -236,10 +236,10 @@ def open_shard(folder: Path, tokenizer: VQGAN, seed: int = 0, hole_share: float 
             f"{folder / 'labels.npy'}: holds the classes {labels.min()} to {labels.max()}, and images.json names "
             f"{classes}; write it again with train.py tokens"
         )
-    look_through(folder / "tokens.npy", tokens, codes)
+    look_through(folder, "tokens.npy", tokens, codes)
     shard = TokenShard(folder, labels, seed, hole_share, codes)
     if shard.holes is not None:
-        look_through(folder / "holes.npy", shard.holes, codes)
+        look_through(folder, "holes.npy", shard.holes, codes)
     return shard
 
 
