@@ -21,6 +21,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from maskgit.files import open_regular
+
 Split = Literal["train", "val", "all"]
 SPLITS = ("train", "val", "all")
 
@@ -76,7 +78,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         ImageError: the file is missing, is no image, is truncated or damaged, or is absurdly large.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return decode_image(file, path)
     except FileNotFoundError:
         raise ImageError(path, "no such file") from None
@@ -234,7 +236,8 @@ class ImageDataset(abc.ABC):
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """All image files below a folder at any depth, by their suffix, sorted; hidden files and folders are skipped.
 
-    Links to folders are followed, each folder is visited once.
+    Links to folders are followed, each folder is visited once. What is no file, such as a named pipe, is left out; but
+    not a link that leads nowhere, so that whoever reads it can say so.
 
     Raises:
         DataError: the folder is missing, is a file, or can't be listed. (An empty folder gives an empty list.)
@@ -258,9 +261,9 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
-            Path(here, name)
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+            path
+            for path in (Path(here, name) for name in files if not name.startswith("."))
+            if path.suffix.lower() in SUFFIXES and (os.path.isfile(path) or not os.path.exists(path))
         ]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 

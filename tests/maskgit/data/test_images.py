@@ -168,6 +168,18 @@ def test_find_images_any_nesting_sorted_without_hidden_ones(tmp_path):
     assert found == sorted(["b.PNG", "a/c.JPeG", "a/deep/er/d.webp", "z/ünï çø∂é 日本.gif"])
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_are_no_images(tmp_path):
+    picture(np.random.default_rng(0)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("pipe.png")
+    (tmp_path / "nowhere.png").symlink_to("gone.png")
+    assert [path.name for path in find_images(tmp_path)] == ["a.png", "nowhere.png"]  # which somebody may miss
+    for name in ("pipe.png", "link.png"):
+        with pytest.raises(ImageError, match=f"{name}: can't be read: not a file but a pipe"):
+            read_image(tmp_path / name)
+
+
 def test_find_images_follows_links_once(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "elsewhere").mkdir()
