@@ -35,7 +35,6 @@ from tqdm import tqdm
 
 from benchmarks.hardware import describe
 from maskgit.data import DataError, load_dataset
-from maskgit.data.arrays import open_regular
 from maskgit.data.masks import MAKERS, make_mask
 from maskgit.decoding import DECODERS, DecodeConfig, decoder
 from maskgit.evaluation import (
@@ -59,7 +58,7 @@ from maskgit.evaluation import (
     weights_digest,
 )
 from maskgit.features import EfficientNetFeatures, FeatureNetwork, WeightsError, extract_features, inception
-from maskgit.files import write_atomically
+from maskgit.files import open_regular, write_atomically
 from maskgit.metrics import Gaussian, fit_gaussian, frechet_distance, hole_errors, psnr_of_mean_error
 from maskgit.pipeline import MaskGIT, Precision, image_seed
 from maskgit.schedules import SCHEDULES

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file to read its bytes. Raises OSError, also for a pipe or a device, which could keep one waiting."""
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(f"not a regular file: {os.fspath(path)!r}")
-    return file
+from maskgit.files import open_regular
 
 
 def open_array(file: Path, dtype: type[np.generic], shape: tuple[int | None, ...]) -> np.memmap:

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from maskgit.data.arrays import open_array, open_regular
+from maskgit.data.arrays import open_array
 from maskgit.data.images import DataError
-from maskgit.files import write_atomically
+from maskgit.files import open_regular, write_atomically
 
 CLAIM = "parts.json"
 """In a folder of parts: what they are of."""

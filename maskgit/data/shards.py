@@ -29,7 +29,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from maskgit.data.arrays import open_regular
 from maskgit.data.images import (
     SUFFIXES,
     DataError,
@@ -42,6 +41,7 @@ from maskgit.data.images import (
     files_key,
     split_indices,
 )
+from maskgit.files import open_regular
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _BLOCK = 512  # bytes of a tar header, and what members are padded to

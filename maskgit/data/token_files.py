@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from maskgit.data.arrays import open_array, open_regular
+from maskgit.data.arrays import open_array
 from maskgit.data.images import DataError, ImageDataset
 from maskgit.data.parts import CLAIM
-from maskgit.files import write_atomically
+from maskgit.files import open_regular, write_atomically
 
 HIDDEN = np.uint16(2**16 - 1)
 """Stands for the tokens inside a hole."""
@@ -46,9 +46,9 @@ def read_json(path: Path) -> dict[str, Any]:
         where = "is not there" if path.parent.is_dir() else f"is not there: there is no folder {path.parent}"
         raise DataError(f"{path} {where}; write a token shard with train.py tokens") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: can't be read: {error}; write it again with train.py tokens") from error
+        raise DataError(f"{path}: can't be read: {error}; remove it and write it again with train.py tokens") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path}: not a JSON object; write it again with train.py tokens")
+        raise DataError(f"{path}: not a JSON object; remove it and write it again with train.py tokens")
     return content
 
 

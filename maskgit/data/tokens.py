@@ -248,8 +248,8 @@ def class_names(folder: Path) -> list[str]:
     names = read_json(folder / "images.json").get("class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(
-            f"{folder / 'images.json'}: class_names is {str(names)[:60]}, not a list of strings; write it again with "
-            "train.py tokens"
+            f"{folder / 'images.json'}: class_names is {str(names)[:60]}, not a list of strings; remove it and write "
+            "it again with train.py tokens"
         )
     return names
 

@@ -396,7 +396,7 @@ def test_what_is_no_ledger_stays_as_it_is(tmp_path: Path) -> None:
         assert path.read_bytes() == content
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(OSError, match="not a regular file: .*cells.jsonl"):
+    with pytest.raises(OSError, match="not a file but a pipe or a device: .*cells.jsonl"):
         Ledger(path)
 
 

@@ -128,7 +128,7 @@ def test_damaged_descriptions(content: bytes, folder: Path, tiny_tokenizer: VQGA
     whole = contents(folder)
     for name in DESCRIPTIONS:
         (folder / name).write_bytes(content)
-        with pytest.raises(DataError, match=f"{name}: .*; write it again with train.py tokens"):
+        with pytest.raises(DataError, match=f"{name}: .*; remove it and write it again with train.py"):
             open_all(folder, tiny_tokenizer)
         make()
         assert contents(folder) == whole
@@ -140,7 +140,7 @@ def test_no_files_at_all(name: str, replace: Any, folder: Path, tiny_tokenizer: 
     """A pipe would be waited for, a device never ends."""
     (folder / name).unlink()
     replace(folder / name)
-    with pytest.raises(DataError, match=f"{name}.*: .*(not a regular file|Is a directory)"):
+    with pytest.raises(DataError, match=f"{name}.*: .*(not a file but a pipe or a device|Is a directory)"):
         open_all(folder, tiny_tokenizer)
 
 
@@ -218,7 +218,7 @@ def test_labels_that_are_no_class(folder: Path, tiny_tokenizer: VQGAN, make: Cal
 @pytest.mark.parametrize("names", ["ab", {"a": 0, "b": 1}, [1, 2], ["a", None], 2, None])
 def test_class_names_of_another_type(names: Any, folder: Path, tiny_tokenizer: VQGAN) -> None:
     (folder / "images.json").write_text(json.dumps({"class_names": names}))
-    with pytest.raises(DataError, match="images.json: class_names is .*, not a list of strings; write it again"):
+    with pytest.raises(DataError, match="images.json: class_names is .*, not a list of strings; remove it and write"):
         open_all(folder, tiny_tokenizer)
 
 

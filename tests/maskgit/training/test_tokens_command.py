@@ -174,9 +174,7 @@ def test_shards_do_not_go_into_the_input(
 def test_shards_of_other_classes(here: None, run: Any, unbroken: Any, pictures: Path, tmp_path: Path) -> None:
     assert main(words(unbroken["tokenizer"] / "model", pictures, tmp_path / "shards")) == 0
     (tmp_path / "shards" / "val" / "images.json").write_text('{"class_names": ["below", "above"]}')
-    with pytest.raises(
-        DataError, match="val.images.json: names 2 classes, and .*train.images.json other 2"
-    ):
+    with pytest.raises(DataError, match="val.images.json: names 2 classes, and .*train.images.json other 2"):
         run("transformer", tmp_path / "run", tokens=tmp_path / "shards")
 
 
