@@ -81,6 +81,8 @@ def write_in_parts(
     if not rows:
         raise DataError(f"{file}: there is nothing to write: no images")
     folder = file.with_suffix(".parts")
+    if os.path.lexists(folder) and not _is_folder(folder):
+        raise DataError(f"{folder}: is no folder; remove it and run again")
     _claim(folder, description | {"rows": ROWS, "batch_size": work.batch_size})
     parts = [
         Part(folder / f"{'-'.join(map(str, leading))}-{start:012d}.npy", leading, range(start, min(start + ROWS, rows)))
@@ -102,10 +104,15 @@ def remove_parts(file: Path, description: dict[str, Any]) -> None:
     """Remove the parts of an array that is whole; parts of another array, which wait to be gone on with, stay."""
     folder = file.with_suffix(".parts")
     theirs = _read_claim(folder)
-    if folder.exists() and (theirs is None or {name: theirs.get(name) for name in description} == description):
+    if _is_folder(folder) and (theirs is None or {name: theirs.get(name) for name in description} == description):
         # A kill on the way leaves parts that nobody claims, for the next start to remove.
         (folder / CLAIM).unlink(missing_ok=True)
         shutil.rmtree(folder)
+
+
+def _is_folder(path: Path) -> bool:
+    """Not a link to one, which is somebody else's; and `rmtree` would wait for what is a pipe."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _read_claim(folder: Path) -> dict[str, Any] | None:

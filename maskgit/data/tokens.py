@@ -210,6 +210,9 @@ def tokenize(
         if not replace:
             check_same(file, description)
         write_in_parts(file, description, size, encoder, processes, device)
+        look_through(
+            folder, file.name, open_stored(file, np.uint16, size), codes
+        )  # parts may be old, and damaged since
     describe_images(folder, images)
     return TokenShard(folder, images.labels, seed, hole_share, codes)
 

@@ -256,6 +256,32 @@ def test_damaged_parts(damage: str, make: Callable[..., Any], tmp_path: Path, mo
     assert not part.parent.exists()
 
 
+def test_a_part_with_a_token_that_is_none(
+    make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(make, monkeypatch)
+    put(tmp_path / "shard" / "tokens.parts" / "1-000000000000.npy", (4, 15), 16)
+    with pytest.raises(DataError, match="tokens.npy: damaged: holds the token 16, .*; remove it and write it again"):
+        make(hole_share=0.0)
+    assert make(hole_share=0.0).tokens.max() < 16
+
+
+@pytest.mark.parametrize("there", [os.mkfifo, Path.touch, lambda path: path.symlink_to(path.parent.parent)])
+def test_where_parts_belong_there_is_no_folder(there: Any, make: Callable[..., Any], tmp_path: Path) -> None:
+    """Nothing is removed, and a pipe isn't waited for."""
+    (tmp_path / "shard").mkdir()
+    (tmp_path / "mine").touch()
+    folder = tmp_path / "shard" / "tokens.parts"
+    there(folder)
+    with pytest.raises(DataError, match="tokens.parts: is no folder; remove it and run again"):
+        make()
+    folder.rename(tmp_path / "aside")
+    make()
+    (tmp_path / "aside").rename(folder)
+    make()  # there is nothing to do
+    assert os.path.lexists(folder) and (tmp_path / "mine").exists()
+
+
 def test_parts_that_a_kill_left(make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed while they are removed: the next start removes the others, whatever it was that went first."""
     folder = tmp_path / "shard" / "tokens.parts"
