@@ -41,7 +41,13 @@ class TrainingTokens(NamedTuple):
 def open_tokens(folder: Path, tokenizer: VQGAN, seed: int, hole_share: float) -> TrainingTokens:
     """The shards that `write_tokens` wrote, or an earlier run (its folder `tokens`). Raises DataError."""
     train, held_out = (open_shard(folder / split, tokenizer, seed, hole_share) for split in (TRAIN, VAL))
-    return TrainingTokens(train, held_out, family_numbers(folder / TRAIN), class_names(folder / TRAIN))
+    names, theirs = (class_names(folder / split) for split in (TRAIN, VAL))
+    if names != theirs:
+        raise DataError(
+            f"{folder / VAL / 'images.json'}: names {len(theirs)} classes, and {folder / TRAIN / 'images.json'} other "
+            f"{len(names)}; write both together with train.py tokens"
+        )
+    return TrainingTokens(train, held_out, family_numbers(folder / TRAIN), names)
 
 
 def tokenizer_at(folder: Path, image_size: int | None) -> VQGAN:
@@ -95,12 +101,24 @@ class TokensConfig:
             raise TrainingError(f"--val-fraction {self.val_fraction}: must be between 0 and 1")
 
 
+def _check_output(config: TokensConfig) -> None:
+    """Raise a TrainingError if a shard would go into a folder of the input's, or both into one, by whatever path."""
+    train, val = (config.output / split for split in (TRAIN, VAL))
+    inputs = {"--data": config.data, "--val-data": config.val_data, "--tokenizer": config.tokenizer}
+    taken = {f"{option} {path}": Path(path) for option, path in inputs.items() if path is not None}
+    for folder, others in ((train, taken), (val, taken | {f"the other shard, {train}": train})):
+        for name, path in others.items():
+            if folder.exists() and path.exists() and folder.samefile(path):
+                raise TrainingError(f"--output {config.output}: {folder} is the folder of {name}; choose another")
+
+
 def write_tokens(config: TokensConfig) -> list[str]:
     """Tokenize a data set into `config.output`; returns lines that say what is there.
 
     Raises:
         TrainingError, DataError, ModelError, ConfigError: what is wrong with the settings or the files.
     """
+    _check_output(config)
     tokenizer = tokenizer_at(config.tokenizer, config.image_size)
     size, device = tokenizer.config.image_size, pick_device(config.device)
     if config.val_data is None:
@@ -131,6 +149,7 @@ def write_tokens(config: TokensConfig) -> list[str]:
             holes=max(1, holes),
             processes=config.processes or os.cpu_count() or 1,
             key=images.key() or content_key(images),
+            replace=False,
         )
         written = sum(file.stat().st_size for file in (config.output / split).iterdir())
         lines.append(
