@@ -138,6 +138,8 @@ class Weights:
     def _find(self, name: str) -> Tensor:
         if name not in self._theirs:
             raise ConvertError(f"{name} is missing")
+        if self._theirs[name].is_meta or self._theirs[name].is_nested:
+            raise ConvertError(f"{name} isn't a plain tensor: it has no numbers, or no single shape")
         if not self._theirs[name].numel():
             raise ConvertError(f"{name} is empty: {list(self._theirs[name].shape)}")
         return self._theirs[name]

@@ -288,6 +288,8 @@ def test_values_that_are_no_weights(sound: Sound) -> None:
             sound.read(sound.tensors | twins)
     with pytest.raises(ConvertError, match="holds torch.int32"):
         sound.read(sound.tensors | {name: tensor.to(torch.int32)})
+    with pytest.raises(ConvertError, match="isn't a plain tensor: it has no numbers"):
+        sound.read(sound.tensors | {name: tensor.to("meta")})
     if tensor.numel() > 1:
         with pytest.raises(ConvertError, match=f"claims {tensor.numel()} numbers"):
             sound.read(sound.tensors | {name: torch.ones(()).expand(tensor.shape)})
