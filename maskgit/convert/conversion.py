@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from torch import nn
 
+from maskgit.config import ConfigError
 from maskgit.convert.formats import TokenizerFormat, TransformerFormat, find_parts
 from maskgit.convert.hints import Hints
 from maskgit.convert.reading import ConvertError, read_checkpoint
@@ -193,7 +194,7 @@ def read_model(files: Sequence[str | os.PathLike[str]], hints: Hints | None = No
 def _naming(path: Path) -> Iterator[None]:
     try:
         yield
-    except ConvertError as error:
+    except (ConvertError, ConfigError) as error:
         raise ConvertError(f"{path}: {error}") from error
 
 
