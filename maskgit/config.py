@@ -18,7 +18,8 @@ class ConfigError(ValueError):
 
 # Beyond any model that there is: a larger number is a slip, or would have layers made until the memory is full.
 MAX_LAYERS = 500  # blocks of a transformer
-MAX_STAGES, MAX_STAGE_BLOCKS = 16, 16  # of an encoder or decoder, and residual blocks of each
+MAX_STAGES = 32  # of an encoder or decoder
+MAX_BLOCKS = 256  # residual blocks of all its stages
 MAX_WIDTH = 2**17  # channels, dimensions, heads
 MAX_IMAGE_SIZE = 2**14  # pixels of a side
 MAX_COUNT = 2**24  # codes, classes, tokens
@@ -59,7 +60,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         _between(1, MAX_WIDTH, self, "channels")
-        _between(0, MAX_STAGE_BLOCKS, self, "blocks")
+        _between(0, MAX_BLOCKS, self, "blocks")
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,10 @@ class TokenizerConfig:
         if not self.encoder or not self.decoder:
             raise ConfigError("a tokenizer needs at least one encoder and one decoder stage")
         for name, stages in (("encoder", self.encoder), ("decoder", self.decoder)):
-            if len(stages) > MAX_STAGES:
-                raise ConfigError(f"{name} has {len(stages)} stages, which is more than {MAX_STAGES}")
+            blocks = sum(stage.blocks for stage in stages)
+            for number, most, what in ((len(stages), MAX_STAGES, "stages"), (blocks, MAX_BLOCKS, "blocks")):
+                if number > most:
+                    raise ConfigError(f"{name} has {number} {what}, which is more than {most}")
         if down != up:
             raise ConfigError(f"the encoder halves the resolution {down} times but the decoder doubles it {up} times")
         if self.image_size % self.patch:

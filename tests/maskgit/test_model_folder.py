@@ -55,6 +55,7 @@ def edit(folder: Path, path: str, value: Any) -> None:
         ("transformer.depth", 10**6, "depth 1000000 is more than"),
         ("tokenizer.encoder.1.blocks", 10**6, "blocks 1000000 is more than"),
         ("tokenizer.encoder", [{"channels": 8, "blocks": 0}] * 1000, "encoder has 1000 stages, which is more than"),
+        ("tokenizer.decoder", [{"channels": 8, "blocks": 200}] * 2, "decoder has 400 blocks, which is more than"),
         ("tokenizer.encoder", 3, "encoder 3 is not a list"),
         ("tokenizer.encoder.0", 3, "3 is not a JSON object"),
         ("tokenizer.encoder.0.resample", 1, "resample 1 is not true or false"),

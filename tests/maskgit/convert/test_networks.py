@@ -295,6 +295,14 @@ def test_values_that_are_no_weights(sound: Sound) -> None:
             sound.read(sound.tensors | {name: torch.ones(()).expand(tensor.shape)})
 
 
+def test_far_too_many_layers(originals: ModuleType) -> None:
+    """Refused before they are gone through, each with a look at all names."""
+    sound = Sound(originals, "lab", "transformer")
+    layers = {f"blocks.{number}.LayerNorm1.weight": torch.ones(1) for number in range(20_000)}
+    with pytest.raises(ConvertError, match=r"there are 20000 of blocks\.\*, and no model has more than"):
+        sound.read(layers | sound.tensors)
+
+
 def test_half_precision_is_read(sound: Sound) -> None:
     network = sound.read({name: tensor.bfloat16() for name, tensor in sound.tensors.items()})
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
