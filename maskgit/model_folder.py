@@ -112,7 +112,8 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
     """Read a model folder: both networks in float32 on the CPU, in evaluation mode.
 
     Raises:
-        ModelError: a file is missing, damaged or of another save, or its content doesn't fit the configuration.
+        ModelError: a file is missing, damaged or of another save, its content doesn't fit the configuration or isn't
+            finite, or the configuration is none that can be built.
     """
     folder = Path(folder)
     config = _read_config(folder)

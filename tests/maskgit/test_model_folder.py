@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from maskgit import MaskGIT
 from maskgit.config import (
     PRESETS,
     HaltonConfig,
@@ -184,3 +185,9 @@ def test_pipes(tiny_tokenizer: VQGAN, tmp_path: Path, file: str) -> None:
     os.mkfifo(tmp_path / file)
     with pytest.raises(ModelError, match=f"{file}: not a file"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-by-this-name/model", "a\0b", "", ".."])
+def test_names_of_no_folder(name: str) -> None:
+    with pytest.raises(ModelError, match="no such model folder|no such file"):
+        MaskGIT.from_pretrained(name)
