@@ -96,7 +96,8 @@ def save_model(folder: str | os.PathLike[str], model: Model, dtype: torch.dtype 
         check_fit(model.tokenizer.config, model.transformer.config)
     except ConfigError as error:
         raise ModelError(f"can't save to {folder}: {error}") from error
-    _check_names(Path(folder) / CONFIG_FILE, model.class_names, model.transformer.config.num_classes)
+    num_classes = model.transformer.config.num_classes
+    _check_extras(Path(folder) / CONFIG_FILE, model.class_names, num_classes, model.decoding)
     parts = {TOKENIZER_FILE: model.tokenizer, TRANSFORMER_FILE: model.transformer}
     config = {
         "tokenizer": config_to_dict(model.tokenizer.config),
@@ -128,12 +129,10 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
         with torch.device("meta"):
             transformer = _make_transformer(transformer_config)
         decoding = DecodeConfig(**check_json(DecodeConfig, config.get("decoding", {})))
-        if decoding.steps > _MAX_STEPS:
-            raise ConfigError(f"steps {decoding.steps} is more than {_MAX_STEPS}")
     except (TypeError, ValueError) as error:  # a ConfigError is a ValueError
         raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
     names = config.get("class_names", [])
-    _check_names(folder / CONFIG_FILE, names, transformer_config.num_classes)
+    _check_extras(folder / CONFIG_FILE, names, transformer_config.num_classes, decoding)
     transformer = _fill(transformer, folder / TRANSFORMER_FILE, config)
     return Model(tokenizer, transformer, names, config.get("metadata", {}), decoding)
 
@@ -152,7 +151,9 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> VQGAN:
     return _load_tokenizer(Path(folder), _read_config(Path(folder)))
 
 
-def _check_names(path: Path, names: Sequence[str], num_classes: int) -> None:
+def _check_extras(path: Path, names: Sequence[str], num_classes: int, decoding: DecodeConfig) -> None:
+    if decoding.steps > _MAX_STEPS:
+        raise ModelError(f"{path}: steps {decoding.steps} is more than {_MAX_STEPS}")
     for number, name in enumerate(names):
         if not isinstance(name, str):
             raise ModelError(f"{path}: class_names holds {short_repr(name)} for class {number}, which is not text")
@@ -179,10 +180,9 @@ def _save(folder: Path, config: dict[str, Any], parts: Mapping[str, nn.Module], 
         digests[name] = hashlib.sha256(files[folder / name]).hexdigest()
     content = {"format_version": FORMAT_VERSION, **config, "sha256": digests}
     try:
-        text = json.dumps(content, indent=2, ensure_ascii=False)
+        files[folder / CONFIG_FILE] = json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"can't save to {folder / CONFIG_FILE}: {error}") from error
-    files[folder / CONFIG_FILE] = text.encode() + b"\n"
     write_atomically(files)
 
 
@@ -219,7 +219,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     unknown = sorted(set(config) - set(_FIELDS))
     if unknown:
-        raise ModelError(f"{path}: unknown fields {', '.join(unknown)}")
+        raise ModelError(f"{path}: unknown fields {_some(unknown)}")
     for name, kind in _FIELDS.items():
         if name in config and not isinstance(config[name], kind):
             raise ModelError(f"{path}: {name} must be a JSON {_JSON_NAMES[kind]}, not {short_repr(config[name])}")

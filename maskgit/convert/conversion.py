@@ -92,7 +92,7 @@ def convert(
                 save_tokenizer(partial, found.tokenizer.network)
             else:
                 parts: tuple[Part, ...] = (found.tokenizer, found.transformer)
-                origin = [{"file": part.path.name, "system": part.system, "notes": part.notes} for part in parts]
+                origin = [{"file": _text(part.path.name), "system": part.system, "notes": part.notes} for part in parts]
                 model = Model(
                     found.tokenizer.network, found.transformer.network, list(class_names), {"converted_from": origin}
                 )
@@ -100,6 +100,11 @@ def convert(
     except ModelError as error:
         raise ConvertError(str(error)) from error
     return found
+
+
+def _text(name: str) -> str:
+    """A file's name, which needs not be valid text, as what JSON can hold."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _check_free(output: Path, files: Sequence[str | os.PathLike[str]] = ()) -> None:

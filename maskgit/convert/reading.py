@@ -152,6 +152,8 @@ def _read_torch(path: Path, mapped: bool) -> Any:
     try:
         if mapped:
             _check_archive(path)
+        # A name that isn't text has surrogates, and PyTorch maps no such file.
+        mapped = mapped and not re.search("[\ud800-\udfff]", str(path))
         while True:  # PyTorch names one unknown class at a time
             try:
                 with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):

@@ -127,12 +127,15 @@ def test_lists_within_lists(folder: Path, text: str) -> None:
         load_model(folder)
 
 
-def test_metadata_too_deep_to_be_written(tiny_tokenizer: VQGAN, tiny_transformer_config: Any, tmp_path: Path) -> None:
+def test_metadata_that_is_no_json(tiny_tokenizer: VQGAN, tiny_transformer_config: Any, tmp_path: Path) -> None:
     deep: dict[str, Any] = {}
     for _ in range(100_000):
         deep = {"a": deep}
     with pytest.raises(ModelError, match=r"can't save to .*config\.json"):
         save_model(tmp_path / "out", Model(tiny_tokenizer, Transformer(tiny_transformer_config), [], deep))
+    broken = Model(tiny_tokenizer, Transformer(tiny_transformer_config), [], {"name": "\udcff"})
+    with pytest.raises(ModelError, match=r"can't save to .*config\.json: .* can't encode"):
+        save_model(tmp_path / "out", broken)
     assert not (tmp_path / "out").exists()
 
 

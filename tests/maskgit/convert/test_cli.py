@@ -14,6 +14,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from maskgit import MaskGIT
@@ -240,6 +241,20 @@ def test_a_damaged_folder_as_tokenizer(folder: Path, capsys: pytest.CaptureFixtu
     assert run(folder, "old", "large.pth", "out") == 1
     assert "groups" in capsys.readouterr().err.lower()
     assert not (folder / "out").exists()
+
+
+def test_names_that_are_no_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of files and of tensors: they must not reach the terminal as they are, nor keep the model from being written."""
+    evil = os.fsdecode(b"e\x1b[31mvil\n\xff.ckpt")
+    (folder / "tokenizer.ckpt").rename(folder / evil)
+    assert run(folder, evil, "large.pth", "out") == 0
+    out = capsys.readouterr().out
+    assert r"e\x1b[31mvil\n\udcff.ckpt: tokenizer" in out and "\x1b" not in out
+    assert load_model(folder / "out").metadata["converted_from"][0]["file"].endswith(r"\udcff.ckpt")
+    torch.save({"tok\x1b[31m\nen": torch.ones(1)}, folder / "small.pth")
+    assert run(folder, "small.pth", "other") == 1
+    error = capsys.readouterr().err
+    assert r"tok\x1b[31m\nen" in error and error.count("\n") == 1
 
 
 def test_usage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
