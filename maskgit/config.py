@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -340,13 +341,18 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-_JSON_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "int": (int, "a whole number"),
-    "int | None": ((int, type(None)), "a whole number or null"),
-    "float": ((int, float), "a number"),
-    "bool": (bool, "true or false"),
-    "str": (str, "text"),
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+_FIELD_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "int": (_is_int, "a whole number"),
+    "int | None": (lambda value: value is None or _is_int(value), "a whole number or null"),
+    "float": (lambda value: isinstance(value, float) or _is_int(value), "a number"),
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "str": (lambda value: isinstance(value, str), "text"),
 }
+"""What JSON must have for a field, by its annotation. The classes themselves check all others: words and stages."""
 
 
 def check_json(kind: type, values: Any) -> dict[str, Any]:
@@ -364,10 +370,8 @@ def check_json(kind: type, values: Any) -> dict[str, Any]:
     for name, value in values.items():
         if name not in fields:
             raise ConfigError(f"there is no field {short_repr(name)}, which is {short_repr(value)}")
-        # Whatever else there is, words and stages, is looked at by the class itself.
-        types, description = _JSON_TYPES.get(fields[name], (object, ""))
-        fits = isinstance(value, types) and (not isinstance(value, bool) or types in (bool, object))
-        if not fits or (isinstance(value, int) and abs(value) >= 2**63):
+        fits, description = _FIELD_TYPES.get(fields[name], (lambda _: True, ""))
+        if not fits(value):
             raise ConfigError(f"{name} {short_repr(value)} is not {description}")
     return values
 
