@@ -654,8 +654,8 @@ def _resolve_precision(precision: str, device: torch.device) -> str:
 
 def _find_model(path_or_repo: str | os.PathLike[str]) -> Path:
     """The folder of a model that isn't the embedded one; downloads it if need be."""
-    path = Path(path_or_repo).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(path_or_repo))
+    if os.path.exists(path):  # unlike Path's methods, these take any text for a name
         return path
     name = os.fspath(path_or_repo)
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
