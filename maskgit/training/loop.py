@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from maskgit.files import write_atomically
-from maskgit.training.average import AveragedWeights
+from maskgit.training.average import AveragedWeights, growing_decay
 from maskgit.training.checkpoint import BEST, CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from maskgit.training.engine import Engine, Guard
 from maskgit.training.order import SampleOrder
@@ -220,7 +220,7 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
             task.model.train()
             logged = task.training_step(batch, step)
             if run.averaged is not None:
-                run.averaged.update(task.model, config.ema, engine.broken)
+                run.averaged.update(task.model, growing_decay(config.ema, step), engine.broken)
             run.guard.note(engine.broken)
             progress.update()
             done = step + 1

@@ -43,7 +43,8 @@ class LoopConfig:
     clip: float = 1.0
     """Largest gradient norm; 0 for no clipping."""
     ema: float = 0.0
-    """Decay of the moving average of the weights, which is what is validated and saved; 0 for none."""
+    """Decay of the moving average of the weights, which is what is validated and saved; 0 for none. It grows to that
+    value, (1 + step) / (10 + step) at most, so that a short run's average isn't its random start."""
     precision: str = "bf16"
     """bf16 or fp16 (autocast; fp16 with a scaled loss, on a GPU only), or float32."""
     accumulate: int = 1

@@ -58,7 +58,8 @@ class TransformerTraining(LoopConfig):
     weight_decay: float = 0.05
     """AdamW's weight decay, on matrices only."""
     ema: float = 0.999
-    """Decay of the moving average of the weights, which is what is validated and saved; 0 for none."""
+    """Decay of the moving average of the weights, which is what is validated and saved; 0 for none. It grows to that
+    value, (1 + step) / (10 + step) at most, so that a short run's average isn't its random start."""
     init: Path | None = None
     """Model folder whose transformer to go on from, instead of random weights: of the same size, over the same
     tokenizer. Optimizer, learning rate and average start anew."""
