@@ -9,9 +9,10 @@ import abc
 import hashlib
 import math
 import os
+import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +211,15 @@ class ImageDataset(abc.ABC):
         """int64 [n]: images with the same number are near copies of each other. Here every image is its own family."""
         return np.arange(len(self))
 
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Take over another order of the same classes, of a model or a shard, which know them by number.
+
+        Other classes change nothing.
+        """
+        numbers = class_numbers(self.class_names, names)
+        if numbers is not None:
+            self.class_names, self.labels = list(names), numbers[self.labels]
+
     def name(self, index: int) -> str:
         """Where an image comes from, for people: its number here."""
         return str(index)
@@ -292,10 +302,24 @@ def files_key(files: Iterable[tuple[str, Path]]) -> str:
     return digest.hexdigest()
 
 
+def as_people_count(name: str) -> tuple[list[Any], str]:
+    """Key that sorts names by the numbers in them: class2 comes before class10."""
+    parts: list[Any] = re.split(r"([0-9]+)", name)  # text and digits take turns
+    parts[1::2] = [(len(digits.lstrip("0")), digits.lstrip("0")) for digits in parts[1::2]]
+    return parts, name
+
+
+def class_numbers(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray | None:
+    """Where each of `names` is in `wanted`, int64 [n]; None if these aren't the same classes, or if there are none."""
+    if not names or sorted(names) != sorted(wanted):
+        return None
+    return np.array([list(wanted).index(name) for name in names], dtype=np.int64)
+
+
 class ImageFolder(ImageDataset):
     """The images below a folder, at any depth.
 
-    Classes are the folders of the first level (those of all images, whatever the split). If an image lies directly in
+    Classes are the folders of the first level (those of all images, whatever the split), sorted as people count. If an image lies directly in
     `root` there are no classes. The split goes by each file's path relative to `root` (see `in_validation`).
 
     All files of the split are decoded once at the start, because headers don't tell a truncated file: bad ones are
@@ -359,7 +383,7 @@ class ImageFolder(ImageDataset):
                 stacklevel=3,
             )
             return []
-        return sorted({key.split("/", 1)[0] for key in nested})
+        return sorted({key.split("/", 1)[0] for key in nested}, key=as_people_count)
 
     def picture(self, index: int) -> Image.Image:
         return read_image(self.paths[index])

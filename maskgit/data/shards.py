@@ -35,6 +35,7 @@ from maskgit.data.images import (
     ImageDataset,
     ImageError,
     Split,
+    as_people_count,
     check_images,
     check_size,
     decode_image,
@@ -169,7 +170,7 @@ class ImageShards(ImageDataset):
     """The images in WebDataset's tar archives: KEY.jpg (or any other suffix of an image), its class in KEY.cls.
 
     A class is a number or a name: the text of KEY.cls, or else "label" in KEY.json. Numbers are the classes themselves,
-    names are sorted. If some image has no class, there are none. The classes are those of all images, and the split
+    names are sorted as people count. If some image has no class, there are none. The classes are those of all images, and the split
     goes by archive and key, whatever else there is, as `maskgit.data.ImageFolder` does it.
 
     Members that are cut off, and images that can't be decoded, are named in a warning and skipped, and listed in
@@ -248,7 +249,7 @@ class ImageShards(ImageDataset):
         if kinds == {int}:
             numbers = np.array(labels, dtype=np.int64)
             return [str(i) for i in range(numbers.max() + 1)], numbers
-        names = sorted({str(label) for label in labels})
+        names = sorted({str(label) for label in labels}, key=as_people_count)
         number = {name: i for i, name in enumerate(names)}
         return names, np.array([number[str(label)] for label in labels], dtype=np.int64)
 

@@ -83,7 +83,7 @@ class Run:
             loading = time.perf_counter() - start
             config = decode_config(options, model.decoding)
             if options.class_ is not None:
-                self.label = model.class_number(int(options.class_) if options.class_.isdecimal() else options.class_)
+                self.label = model.class_number(options.class_)
             options.output.mkdir(parents=True, exist_ok=True)
         except (ValueError, RuntimeError) as error:  # the errors of every part above: they say what to do
             raise UsageError(str(error)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maskgit.data import AugmentConfig, DataError, ImageDataset, load_dataset
+from maskgit.data.images import class_numbers
 from maskgit.data.tokens import (
     PLAIN_VIEWS,
     TokenShard,
@@ -37,11 +39,30 @@ class TrainingTokens(NamedTuple):
     """int64 [n], the family of each training image."""
     class_names: list[str]
 
+    def numbered_as(self, names: Sequence[str]) -> TrainingTokens:
+        """The same with the classes in the order of `names`, if these are the same ones."""
+        numbers = class_numbers(self.class_names, names)
+        if numbers is None:
+            return self
+        for shard in (self.train, self.held_out):
+            shard.labels = numbers[shard.labels]
+        return self._replace(class_names=list(names))
+
 
 def open_tokens(folder: Path, tokenizer: VQGAN, seed: int, hole_share: float) -> TrainingTokens:
     """The shards that `write_tokens` wrote, or an earlier run (its folder `tokens`). Raises DataError."""
     train, held_out = (open_shard(folder / split, tokenizer, seed, hole_share) for split in (TRAIN, VAL))
     return TrainingTokens(train, held_out, family_numbers(folder / TRAIN), class_names(folder / TRAIN))
+
+
+def keep_class_numbers(folder: Path, *data: ImageDataset) -> None:
+    """Number the classes of data sets as the token shard in `folder` does, if there is one with the same classes.
+
+    A model that is trained on it knows them by number, whatever order the images come in now.
+    """
+    if (folder / "images.json").exists():
+        for images in data:
+            images.number_classes_as(class_names(folder))
 
 
 def tokenizer_at(folder: Path, image_size: int | None) -> VQGAN:
@@ -107,6 +128,7 @@ def write_tokens(config: TokensConfig) -> list[str]:
         train, val = (load_dataset(config.data, size, split, config.val_fraction) for split in ("train", "val"))
     else:
         train, val = (load_dataset(data, size, "all") for data in (config.data, config.val_data))
+    keep_class_numbers(config.output / TRAIN, train, val)
     if train.class_names != val.class_names:
         raise DataError(
             f"--val-data {config.val_data}: has {len(val.class_names)} classes, and {config.data} has "

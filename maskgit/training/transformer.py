@@ -30,7 +30,7 @@ from maskgit.training.interpolation import interpolate_grid
 from maskgit.training.loop import StageTask, make_optimizer, train
 from maskgit.training.pictures import save_image_grid
 from maskgit.training.settings import LoopConfig, TrainingError
-from maskgit.training.tokens import TRAIN, VAL, TrainingTokens, open_tokens, tokenizer_at
+from maskgit.training.tokens import TRAIN, VAL, TrainingTokens, keep_class_numbers, open_tokens, tokenizer_at
 from maskgit.training.tracking import Tracker
 from maskgit.transformer import Transformer
 
@@ -159,13 +159,15 @@ class TransformerTask(StageTask):
         tokens: TrainingTokens,
     ) -> None:
         self.config, self.engine, self.device, self.tokenizer = config, engine, engine.device, tokenizer
-        self.dataset, self.held_out, self.families, names = tokens
         torch.manual_seed(config.seed)
         self.model = Transformer(architecture).to(self.device)
         self.model.checkpoint_blocks = config.activation_checkpointing
         self.tokens_per_image = architecture.num_tokens
         if config.init is not None:
-            self.model.load_state_dict(_initial_weights(config, config.init, architecture, tokenizer))
+            weights, names = _initial_weights(config, config.init, architecture, tokenizer)
+            self.model.load_state_dict(weights)
+            tokens = tokens.numbered_as(names)  # by which the weights know the classes
+        self.dataset, self.held_out, self.families, names = tokens
         self.class_names = names if architecture.num_classes else []
         self.distance: FillDistance | None = None
         if config.eval_every and engine.is_main:  # which is the one that validates
@@ -351,7 +353,8 @@ class TransformerTask(StageTask):
 
 def _initial_weights(
     config: TransformerTraining, folder: Path, architecture: TransformerConfig, tokenizer: VQGAN
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights of the model to go on from, fitted to `architecture`, and the names of its classes."""
     model = load_model(folder)
     weights, source = model.transformer.state_dict(), model.transformer.config
     if config.interpolate and isinstance(source, TransformerConfig) and source.num_tokens != architecture.num_tokens:
@@ -376,7 +379,7 @@ def _initial_weights(
         )
     if fingerprint(model.tokenizer) != fingerprint(tokenizer):
         raise TrainingError(f"--init {folder}: its tokenizer is not the one to be trained on, so its tokens differ")
-    return weights
+    return weights, model.class_names
 
 
 def training_tokens(config: TransformerTraining, tokenizer: VQGAN, engine: Engine) -> TrainingTokens:
@@ -386,6 +389,7 @@ def training_tokens(config: TransformerTraining, tokenizer: VQGAN, engine: Engin
     size = tokenizer.config.image_size
     images, held_out = (load_dataset(config.data, size, split) for split in ("train", "val"))
     with engine.main_first():  # which writes the shards; the others find them
+        keep_class_numbers(config.output / "tokens" / TRAIN, images, held_out)
         train = tokenize(
             tokenizer,
             images,
