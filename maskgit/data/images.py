@@ -34,6 +34,10 @@ class DataError(ValueError):
     """A data set that can't be used: a missing or empty folder, an empty split, an unknown name."""
 
 
+class EmptySplitError(DataError):
+    """A data set of too few images for a training and a validation side at that `val_fraction`."""
+
+
 class ImageError(ValueError):
     """A file that can't be read as an image. The message names the file and the reason."""
 
@@ -188,6 +192,18 @@ def split_indices(keys: Iterable[str], split: Split, val_fraction: float) -> lis
     return [i for i, key in enumerate(keys) if split == "all" or in_validation(key, val_fraction) == (split == "val")]
 
 
+def images_of_split(data: str, keys: Iterable[str], split: Split, val_fraction: float) -> list[int]:
+    """As `split_indices`, of a data set called `data`. Raises EmptySplitError if there are none."""
+    keys = list(keys)
+    chosen = split_indices(keys, split, val_fraction)
+    if not chosen:
+        raise EmptySplitError(
+            f"{data}: none of the {len(keys)} image(s) can be used for the split {split!r} with "
+            f"val_fraction={val_fraction}, as the side of each goes by its name: add images"
+        )
+    return chosen
+
+
 # --- data sets --------------------------------------------------------------------------------------------------------
 
 
@@ -319,8 +335,9 @@ def class_numbers(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray | N
 class ImageFolder(ImageDataset):
     """The images below a folder, at any depth.
 
-    Classes are the folders of the first level (those of all images, whatever the split), sorted as people count. If an image lies directly in
-    `root` there are no classes. The split goes by each file's path relative to `root` (see `in_validation`).
+    Classes are the folders of the first level (those of all images, whatever the split), sorted as people count. If an
+    image lies directly in `root` there are no classes. The split goes by each file's path relative to `root` (see
+    `in_validation`).
 
     All files of the split are decoded once at the start, because headers don't tell a truncated file: bad ones are
     named in a warning and skipped, and listed in `skipped`. `check=False` saves that pass over a folder known to be
@@ -353,8 +370,7 @@ class ImageFolder(ImageDataset):
         keys = [path.relative_to(self.root).as_posix() for path in found]
         self.class_names = self._classes(keys)
 
-        chosen = split_indices(keys, split, val_fraction)
-        self.paths = [found[i] for i in chosen]
+        self.paths = [found[i] for i in images_of_split(str(self.root), keys, split, val_fraction)]
         self.skipped: list[tuple[Path, str]] = []
         if check:
             problems = check_images(lambda i: read_image(self.paths[i]), len(self.paths))
@@ -365,8 +381,7 @@ class ImageFolder(ImageDataset):
             warnings.warn(f"{self.root}: skipped {len(self.skipped)} unreadable file(s):\n{lines}", stacklevel=2)
         if not self.paths:
             raise DataError(
-                f"{self.root}: none of the {len(found)} image(s) can be used for the split {split!r} with "
-                f"val_fraction={val_fraction} ({len(self.skipped)} unreadable); add images or change val_fraction"
+                f"{self.root}: none of the {len(self.skipped)} image(s) for {split!r} can be read: add others"
             )
         number = {name: i for i, name in enumerate(self.class_names)}
         self.labels = np.array(

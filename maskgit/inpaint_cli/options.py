@@ -41,8 +41,8 @@ class Options:
     generate: int | None = None
     """Instead of all that: make so many pictures from nothing."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """What the filled part is to show, for a model with classes: the name of one, or its number. A class whose very name
-    is a number goes by that."""
+    """What the filled part is to show, for a model with classes: the name of one, or its number (where no class has it
+    for a name)."""
     output: Path = Path("outputs/inpaint")
     """Folder for the results, with the same sub-folders as the input. What an earlier run left there under the same
     names is replaced."""

@@ -25,7 +25,7 @@ from maskgit.data.tokens import (
 from maskgit.model_folder import load_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.engine import pick_device
-from maskgit.training.settings import TrainingError
+from maskgit.training.settings import MOST, MOST_SEED, TrainingError, require_between
 
 TRAIN, VAL = "train", "val"
 
@@ -108,10 +108,10 @@ class TokensConfig:
     """cuda, cpu, ... ; auto takes a GPU where there is one. `cuda` spreads the processes over all GPUs."""
 
     def __post_init__(self) -> None:
-        for name, least in (("views", 1), ("holes", 0), ("seed", 0), ("processes", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise TrainingError(f"--{name} {value}: must be at least {least}")
+        for name, least in (("views", 1), ("holes", 0), ("seed", 0), ("processes", 1), ("image_size", 1)):
+            if (value := getattr(self, name)) is not None:
+                most = MOST_SEED if name == "seed" else MOST
+                require_between(f"--{name.replace('_', '-')}", value, least, most)
         if not 0 < self.val_fraction < 1:
             raise TrainingError(f"--val-fraction {self.val_fraction}: must be between 0 and 1")
 

@@ -75,7 +75,7 @@ class TransformerTraining(LoopConfig):
     """A folder of images, tar archives ('shards/train-{000..009}.tar'), or `emoji` for the embedded data set."""
     tokens: Path | None = None
     """Folder of token shards that `train.py tokens` wrote, or the folder `tokens` of an earlier run. Images aren't
-    needed then: --data, --views, --augment and --holes say nothing."""
+    needed then: --data, --val-fraction, --views, --augment and --holes say nothing."""
     views: int = 2
     """Views of each image that are tokenized: itself, its mirror, and then random crops."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -132,6 +132,8 @@ class TransformerTraining(LoopConfig):
         self.require_share("label_smoothing", "hole_share", "class_dropout")
         if self.dropout is not None:
             self.require_share("dropout")
+        if self.image_size is not None:
+            self.require_at_least(1, "image_size")
         if self.mask_ratio is not None and not 0 < self.mask_ratio <= 1:
             raise TrainingError(f"--mask-ratio {self.mask_ratio}: must be in (0, 1]")
         for name, choices in (("mask_per", Per), ("mask_count", Count), ("loss_on", LossOn)):
@@ -387,7 +389,7 @@ def training_tokens(config: TransformerTraining, tokenizer: VQGAN, engine: Engin
     if config.tokens is not None:
         return open_tokens(config.tokens, tokenizer, config.seed, config.hole_share)
     size = tokenizer.config.image_size
-    images, held_out = (load_dataset(config.data, size, split) for split in ("train", "val"))
+    images, held_out = (load_dataset(config.data, size, split, config.val_fraction) for split in ("train", "val"))
     with engine.main_first():  # which writes the shards; the others find them
         keep_class_numbers(config.output / "tokens" / TRAIN, images, held_out)
         train = tokenize(
@@ -429,7 +431,7 @@ def make_architecture(config: TransformerTraining, tokenizer: TokenizerConfig) -
         if config.tokens is not None:
             classes = len(class_names(config.tokens / TRAIN))
         else:
-            classes = len(load_dataset(config.data, tokenizer.image_size, "train", check=False).class_names)
+            classes = len(load_dataset(config.data, tokenizer.image_size, check=False).class_names)
         if not classes:
             print(f"{config.tokens or config.data} has no classes (folders of their own): training without")
         architecture = dataclasses.replace(architecture, num_classes=classes)

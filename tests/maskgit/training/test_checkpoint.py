@@ -174,9 +174,9 @@ def test_a_full_disk_is_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     real = open
     monkeypatch.setattr(
         "builtins.open",
-        lambda path, *rest: io.BufferedWriter(FullDisk(path, "w"))
-        if str(path).endswith("state.pt")
-        else real(path, *rest),
+        lambda path, *rest: (
+            io.BufferedWriter(FullDisk(path, "w")) if str(path).endswith("state.pt") else real(path, *rest)
+        ),
     )
     state = STATE | {"moments": torch.randn(100_000)}
     with pytest.raises(CheckpointError, match=r"step-000000010: the checkpoint can't be written: .*No space left"):
