@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maskgit.data import AugmentConfig, DataError, ImageDataset, load_dataset
-from maskgit.data.images import class_numbers
+from maskgit.data.images import as_people_count, class_numbers
 from maskgit.data.tokens import (
     PLAIN_VIEWS,
     TokenShard,
@@ -130,9 +130,9 @@ def write_tokens(config: TokensConfig) -> list[str]:
         train, val = (load_dataset(data, size, "all") for data in (config.data, config.val_data))
     keep_class_numbers(config.output / TRAIN, train, val)
     if train.class_names != val.class_names:
+        other = ", ".join(sorted(set(train.class_names) ^ set(val.class_names), key=as_people_count)[:5])
         raise DataError(
-            f"--val-data {config.val_data}: has {len(val.class_names)} classes, and {config.data} has "
-            f"{len(train.class_names)}; both need the same ones"
+            f"--val-data {config.val_data}: needs the classes of {config.data}; only one of them has {other}"
         )
     plain = AugmentConfig(enabled=False)
     wanted: list[tuple[str, ImageDataset, int, AugmentConfig, int]] = [

@@ -373,11 +373,15 @@ def _initial_weights(
     )
     if theirs != ours:
         names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-        hint = "; --interpolate goes to a larger grid" if names == ["num_tokens"] else ""
+        hint = (
+            "; --interpolate goes to a larger grid"
+            if names == ["num_tokens"]
+            else "; give the --model it was made with"
+        )
         raise TrainingError(
             f"--init {folder}: another transformer than the one to be trained: "
             + ", ".join(f"{name} is {theirs.get(name)} there and {ours.get(name)} here" for name in names)
-            + hint
+            + f"; {hint}"
         )
     if fingerprint(model.tokenizer) != fingerprint(tokenizer):
         raise TrainingError(f"--init {folder}: its tokenizer is not the one to be trained on, so its tokens differ")
@@ -387,6 +391,12 @@ def _initial_weights(
 def training_tokens(config: TransformerTraining, tokenizer: VQGAN, engine: Engine) -> TrainingTokens:
     """The tokens to train on: opened where --tokens says, or made from the images into the output folder."""
     if config.tokens is not None:
+        missing = [split for split in (TRAIN, VAL) if not (config.tokens / split / "holes.json").exists()]
+        if config.hole_share and missing and (config.tokens / missing[0]).is_dir():
+            raise TrainingError(
+                f"--hole-share {config.hole_share}: there are no holes in {config.tokens / missing[0]}; make it with "
+                "`train.py tokens --holes 2`, or leave --hole-share out"
+            )
         return open_tokens(config.tokens, tokenizer, config.seed, config.hole_share)
     size = tokenizer.config.image_size
     images, held_out = (load_dataset(config.data, size, split, config.val_fraction) for split in ("train", "val"))
