@@ -132,7 +132,8 @@ def write_tokens(config: TokensConfig) -> list[str]:
     if train.class_names != val.class_names:
         other = ", ".join(sorted(set(train.class_names) ^ set(val.class_names), key=as_people_count)[:5])
         raise DataError(
-            f"--val-data {config.val_data}: needs the classes of {config.data}; only one of them has {other}"
+            f"--val-data {config.val_data}: has {len(val.class_names)} classes, and {config.data} has "
+            f"{len(train.class_names)}; both need the same ones, and only one has {other}"
         )
     plain = AugmentConfig(enabled=False)
     wanted: list[tuple[str, ImageDataset, int, AugmentConfig, int]] = [

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from maskgit.config import TokenizerConfig, TransformerConfig, config_to_dict, preset
-from maskgit.data import load_dataset
+from maskgit.data import DataError, load_dataset
 from maskgit.data.images import AugmentConfig
 from maskgit.data.tokens import PLAIN_VIEWS, TokenSample, class_names, fingerprint, tokenize
 from maskgit.decoding import DecodeConfig, decode
@@ -373,11 +373,8 @@ def _initial_weights(
     )
     if theirs != ours:
         names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-        hint = (
-            "; --interpolate goes to a larger grid"
-            if names == ["num_tokens"]
-            else "; give the --model it was made with"
-        )
+        larger = names == ["num_tokens"]
+        hint = "--interpolate goes to a larger grid" if larger else "give the --model that it was made with"
         raise TrainingError(
             f"--init {folder}: another transformer than the one to be trained: "
             + ", ".join(f"{name} is {theirs.get(name)} there and {ours.get(name)} here" for name in names)
@@ -391,11 +388,12 @@ def _initial_weights(
 def training_tokens(config: TransformerTraining, tokenizer: VQGAN, engine: Engine) -> TrainingTokens:
     """The tokens to train on: opened where --tokens says, or made from the images into the output folder."""
     if config.tokens is not None:
-        missing = [split for split in (TRAIN, VAL) if not (config.tokens / split / "holes.json").exists()]
-        if config.hole_share and missing and (config.tokens / missing[0]).is_dir():
-            raise TrainingError(
-                f"--hole-share {config.hole_share}: there are no holes in {config.tokens / missing[0]}; make it with "
-                "`train.py tokens --holes 2`, or leave --hole-share out"
+        holes = [config.tokens / split / "holes.json" for split in (TRAIN, VAL)]
+        missing = next((file for file in holes if file.parent.is_dir() and not file.exists()), None)
+        if config.hole_share and missing is not None:
+            raise DataError(
+                f"{missing} is not there; write a token shard with train.py tokens --holes {config.holes}, or leave "
+                "--hole-share out"
             )
         return open_tokens(config.tokens, tokenizer, config.seed, config.hole_share)
     size = tokenizer.config.image_size
