@@ -324,6 +324,7 @@ def load_images(model: MaskGIT, options: Options) -> Images:
     """Choose images and make their holes. Raises DataError, ImageError for data that can't be used."""
     size = model.tokenizer.config.image_size
     data = load_dataset(options.data, size, "val")
+    data.number_classes_as(model.class_names)
     if options.tells_classes and (not model.class_names or model.class_names != data.class_names):
         known = ", ".join(model.class_names) or "none"
         raise DataError(

@@ -216,6 +216,7 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
         pixels = torch.cat(list(plain_views(images, chosen)))
         families = [int(family) for family in images.family_numbers()[chosen]]
         subsets = make_subsets(families, options.seed)
+        images.number_classes_as(model.class_names)
         if options.classes and (not model.class_names or model.class_names != images.class_names):
             raise DataError(f"--classes: the classes of {options.model} are not those of {options.data}")
         labels = [int(images.labels[i]) for i in chosen] if options.classes else None

@@ -392,18 +392,25 @@ class MaskGIT:
         ]
 
     def class_number(self, label: int | str) -> int:
-        """The number of a class, by its name or number. Raises a ValueError if the model has no such class."""
+        """The number of a class, by its name or number; "7" is the class of that name, or else number 7.
+
+        Raises:
+            ValueError: the model has no such class; the message says which it has.
+        """
         num_classes = self.transformer.config.num_classes
         if not num_classes:
             raise ValueError(_NO_CLASSES)
+        names = f"one of {', '.join(self.class_names)}" if self.class_names else f"a number from 0 to {num_classes - 1}"
         if isinstance(label, str):
             if label in self.class_names:
                 return self.class_names.index(label)
-            choices = difflib.get_close_matches(label, self.class_names, n=5, cutoff=0.4) or self.class_names[:20]
-            more = f", ... ({len(self.class_names)} in all)" if len(choices) < len(self.class_names) else ""
-            raise ValueError(f"unknown class {label!r}: choose one of {', '.join(choices)}{more}")
+            if not (label.isdecimal() and len(label) < 10):
+                near = difflib.get_close_matches(label, self.class_names, n=5)
+                hint = f"; did you mean {' or '.join(near)}?" if near else ""
+                raise ValueError(f"unknown class {label!r}: choose {names}{hint}")
+            label = int(label)
         if not 0 <= label < num_classes:
-            raise ValueError(f"label {label} must be in [0, {num_classes})")
+            raise ValueError(f"label {label} must be in [0, {num_classes}): choose {names}")
         return label
 
     # --- the parts ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from maskgit.data.emoji import EmojiDataset
 from maskgit.data.images import (
     AugmentConfig,
     DataError,
+    EmptySplitError,
     ImageDataset,
     ImageFolder,
     Split,
@@ -21,6 +22,7 @@ __all__ = [
     "AugmentConfig",
     "DataError",
     "EmojiDataset",
+    "EmptySplitError",
     "ImageDataset",
     "ImageError",
     "ImageFolder",

@@ -9,13 +9,14 @@ import abc
 import hashlib
 import math
 import os
+import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -33,6 +34,10 @@ SUFFIXES = frozenset(
 
 class DataError(ValueError):
     """A data set that can't be used: a missing or empty folder, an empty split, an unknown name."""
+
+
+class EmptySplitError(DataError):
+    """A data set of too few images for a training and a validation side at that `val_fraction`."""
 
 
 # --- views ------------------------------------------------------------------------------------------------------------
@@ -121,6 +126,18 @@ def split_indices(keys: Iterable[str], split: Split, val_fraction: float) -> lis
     return [i for i, key in enumerate(keys) if split == "all" or in_validation(key, val_fraction) == (split == "val")]
 
 
+def images_of_split(data: str, keys: Iterable[str], split: Split, val_fraction: float) -> list[int]:
+    """As `split_indices`, of a data set called `data`. Raises EmptySplitError if there are none."""
+    keys = list(keys)
+    chosen = split_indices(keys, split, val_fraction)
+    if not chosen:
+        raise EmptySplitError(
+            f"{data}: none of the {len(keys)} image(s) can be used for the split {split!r} with "
+            f"val_fraction={val_fraction}, as the side of each goes by its name: add images"
+        )
+    return chosen
+
+
 # --- data sets --------------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +160,15 @@ class ImageDataset(abc.ABC):
     def family_numbers(self) -> np.ndarray:
         """int64 [n]: images with the same number are near copies of each other. Here every image is its own family."""
         return np.arange(len(self))
+
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Take over another order of the same classes, of a model or a shard, which know them by number.
+
+        Other classes change nothing.
+        """
+        numbers = class_numbers(self.class_names, names)
+        if numbers is not None:
+            self.class_names, self.labels = list(names), numbers[self.labels]
 
     def name(self, index: int) -> str:
         """Where an image comes from, for people: its number here."""
@@ -227,11 +253,26 @@ def files_key(files: Iterable[tuple[str, Path]]) -> str:
     return digest.hexdigest()
 
 
+def as_people_count(name: str) -> tuple[list[Any], str]:
+    """Key that sorts names by the numbers in them: class2 comes before class10."""
+    parts: list[Any] = re.split(r"([0-9]+)", name)  # text and digits take turns
+    parts[1::2] = [(len(digits.lstrip("0")), digits.lstrip("0")) for digits in parts[1::2]]
+    return parts, name
+
+
+def class_numbers(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray | None:
+    """Where each of `names` is in `wanted`, int64 [n]; None if these aren't the same classes, or if there are none."""
+    if not names or sorted(names) != sorted(wanted):
+        return None
+    return np.array([list(wanted).index(name) for name in names], dtype=np.int64)
+
+
 class ImageFolder(ImageDataset):
     """The images below a folder, at any depth.
 
-    Classes are the folders of the first level (those of all images, whatever the split). If an image lies directly in
-    `root` there are no classes. The split goes by each file's path relative to `root` (see `in_validation`).
+    Classes are the folders of the first level (those of all images, whatever the split), sorted as people count. If an
+    image lies directly in `root` there are no classes. The split goes by each file's path relative to `root` (see
+    `in_validation`).
 
     All files of the split are decoded once at the start, because headers don't tell a truncated file: bad ones are
     named in a warning and skipped, and listed in `skipped`. `check=False` saves that pass over a folder known to be
@@ -264,8 +305,7 @@ class ImageFolder(ImageDataset):
         keys = [path.relative_to(self.root).as_posix() for path in found]
         self.class_names = self._classes(keys)
 
-        chosen = split_indices(keys, split, val_fraction)
-        self.paths = [found[i] for i in chosen]
+        self.paths = [found[i] for i in images_of_split(str(self.root), keys, split, val_fraction)]
         self.skipped: list[tuple[Path, str]] = []
         if check:
             problems = check_images(lambda i: read_image(self.paths[i]), len(self.paths))
@@ -276,8 +316,7 @@ class ImageFolder(ImageDataset):
             warnings.warn(f"{self.root}: skipped {len(self.skipped)} unreadable file(s):\n{lines}", stacklevel=2)
         if not self.paths:
             raise DataError(
-                f"{self.root}: none of the {len(found)} image(s) can be used for the split {split!r} with "
-                f"val_fraction={val_fraction} ({len(self.skipped)} unreadable); add images or change val_fraction"
+                f"{self.root}: none of the {len(self.skipped)} image(s) for {split!r} can be read: add others"
             )
         number = {name: i for i, name in enumerate(self.class_names)}
         self.labels = np.array(
@@ -294,7 +333,7 @@ class ImageFolder(ImageDataset):
                 stacklevel=3,
             )
             return []
-        return sorted({key.split("/", 1)[0] for key in nested})
+        return sorted({key.split("/", 1)[0] for key in nested}, key=as_people_count)
 
     def picture(self, index: int) -> Image.Image:
         return read_image(self.paths[index])

@@ -34,10 +34,11 @@ from maskgit.data.images import (
     DataError,
     ImageDataset,
     Split,
+    as_people_count,
     check_images,
     check_size,
     files_key,
-    split_indices,
+    images_of_split,
 )
 from maskgit.data.reading import ImageError, decode_image
 from maskgit.files import open_regular
@@ -203,8 +204,8 @@ class ImageShards(ImageDataset):
     """The images in WebDataset's tar archives: KEY.jpg (or any other suffix of an image), its class in KEY.cls.
 
     A class is a number or a name: the text of KEY.cls, or else "label" in KEY.json. Numbers are the classes themselves,
-    names are sorted. If some image has no class, there are none. The classes are those of all images, and the split
-    goes by archive and key, whatever else there is, as `maskgit.data.ImageFolder` does it.
+    names are sorted as people count. If some image has no class, there are none. The classes are those of all images,
+    and the split goes by archive and key, whatever else there is, as `maskgit.data.ImageFolder` does it.
 
     Members that are cut off, and images that can't be decoded, are named in a warning and skipped, and listed in
     `skipped`. `check=False` saves decoding all images of the split at the start.
@@ -244,13 +245,12 @@ class ImageShards(ImageDataset):
                     sizes.append(sample.image[1])
                     labels.append(sample.label)
                     self.keys.append(f"{name}/{key}")
-        total = len(self.keys)
-        if not total:
+        if not self.keys:
             raise DataError(f"{self.spec}: no images in {len(self.archives)} archive(s): {', '.join(sorted(SUFFIXES))}")
         self.class_names, self.labels = self._classes(self.keys, labels)
         self.owners, self.offsets, self.sizes = (np.array(values) for values in (owners, offsets, sizes))
 
-        self._keep(split_indices(self.keys, split, val_fraction))
+        self._keep(images_of_split(self.spec, self.keys, split, val_fraction))
         if check:
             problems = check_images(self.picture, len(self.keys))
             self.skipped += [(self._path(i), why) for i, why in enumerate(problems) if why is not None]
@@ -259,10 +259,7 @@ class ImageShards(ImageDataset):
             lines = "\n".join(f"  {member}: {why}" for member, why in self.skipped)
             warnings.warn(f"{self.spec}: skipped {len(self.skipped)} damaged member(s):\n{lines}", stacklevel=2)
         if not self.keys:
-            raise DataError(
-                f"{self.spec}: none of the {total} image(s) can be used for the split {split!r} with "
-                f"val_fraction={val_fraction}; add images or change val_fraction"
-            )
+            raise DataError(f"{self.spec}: no image for {split!r} can be read: add others")
 
     def _scan_all(self) -> Iterator[_Scan]:
         with ThreadPoolExecutor() as pool:
@@ -282,7 +279,7 @@ class ImageShards(ImageDataset):
         if kinds == {int}:
             numbers = np.array(labels, dtype=np.int64)
             return [str(i) for i in range(numbers.max() + 1)], numbers
-        names = sorted({str(label) for label in labels})
+        names = sorted({str(label) for label in labels}, key=as_people_count)
         number = {name: i for i, name in enumerate(names)}
         return names, np.array([number[str(label)] for label in labels], dtype=np.int64)
 

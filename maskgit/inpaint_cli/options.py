@@ -46,7 +46,8 @@ class Options:
     generate: int | None = None
     """Instead of all that: make so many pictures from nothing."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """What the filled part is to show, for a model with classes: the name of one, or its number."""
+    """What the filled part is to show, for a model with classes: the name of one, or its number (where no class has it
+    for a name)."""
     output: Path = Path("outputs/inpaint")
     """Folder for the results, with the same sub-folders as the input. What an earlier run left there under the same
     names is replaced; images and masks that are read never are."""
@@ -146,7 +147,7 @@ def class_number(model: MaskGIT, text: str) -> int:
     if not model.transformer.config.num_classes:
         raise UsageError(f"--class {text}: the model was trained without classes; leave --class out")
     try:
-        return model.class_number(int(text) if text.isdecimal() and text not in model.class_names else text)
+        return model.class_number(text)
     except ValueError as error:
         raise UsageError(f"--class {text}: {error}") from error
 

@@ -140,9 +140,9 @@ class TokenizerTask(StageTask):
     def __init__(self, config: TokenizerTraining, architecture: TokenizerConfig, engine: Engine) -> None:
         self.config, self.engine, self.device = config, engine, engine.device
         torch.manual_seed(config.seed)
-        images = load_dataset(config.data, architecture.image_size, "train")
+        images = load_dataset(config.data, architecture.image_size, "train", config.val_fraction)
         self.dataset, self.families = ViewDataset(images, config.augment, config.seed), images.family_numbers()
-        held_out = load_dataset(config.data, architecture.image_size, "val")
+        held_out = load_dataset(config.data, architecture.image_size, "val", config.val_fraction)
         chosen = np.linspace(0, len(held_out) - 1, min(len(held_out), config.validation_images)).astype(int)
         self.validation = plain_views(held_out, chosen)
         self.model = VQGAN(architecture).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
