@@ -51,6 +51,7 @@ from maskgit.metrics import (
     psnr_of_mean_error,
     ssim,
 )
+from maskgit.metrics.pairs import SSIM_WINDOW, import_torchmetrics
 from maskgit.pipeline import InpaintResult, MaskGIT, Precision, image_seed
 from maskgit.schedules import ceil_count, gamma
 
@@ -154,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model = MaskGIT.from_pretrained(options.model, device=options.device, precision=options.precision)
             network = efficientnet_lite0().to(model.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             import_opencv()
+            import_torchmetrics()
             options.output.mkdir(parents=True, exist_ok=True)
         except (ImportError, OSError, RuntimeError, ValueError) as error:  # they all say what to do
             return fail(error)
@@ -205,6 +207,8 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
     """
     watch = Watch()
     size = model.tokenizer.config.image_size
+    if size < SSIM_WINDOW:
+        raise DataError(f"{options.model}: pictures of {size} pixels have no SSIM, whose window is {SSIM_WINDOW} wide")
     with watch("data"):
         images, training = (load_dataset(options.data, size, split) for split in ("val", "train"))
         chosen = choose_images(len(images), options.max_images, options.seed)
