@@ -108,10 +108,13 @@ class Options:
 
     def problem(self) -> str | None:
         """What is wrong with the values, if anything."""
-        for name, least in {"seeds": 1, "rounds": 1, "steps": 1, "feature_size": 32, "batch_size": 1}.items():
+        least_of = {"seed": 0, "seeds": 1, "rounds": 1, "steps": 1, "feature_size": 32, "batch_size": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 return f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}"
+        if self.seed >= 2**64:
+            return f"--seed {self.seed}: must be below 2**64"
         if self.max_images is not None and self.max_images < 2:
             return f"--max-images {self.max_images}: must be at least 2"
         return None

@@ -255,6 +255,8 @@ def test_emoji_are_balanced_by_family(model_folder: Path, tmp_path: Path, tiny_n
     [
         (["--seeds", "0"], 2, "--seeds 0: must be at least 1"),
         (["--max-images", "1"], 2, "--max-images 1"),
+        (["--seed", "-1"], 2, "--seed -1: must be at least 0"),
+        (["--seed", str(2**64)], 2, "must be below 2**64"),
         (["--unknown"], 2, "unknown"),
         (["no/such/model/here"], 1, "no such model"),
         (["{model}", "--data", "no/such/folder"], 1, "no such folder"),

@@ -1,4 +1,4 @@
-"""Each metric against another implementation (SciPy, NumPy, scikit-learn, prdc, pytorch-fid) or a number worked by hand.
+"""Each metric against another implementation (SciPy, NumPy, prdc, pytorch-fid) or a number worked by hand.
 
 On random and on degenerate input: equal and constant pictures, one picture, fewer samples than features, ties.
 """

@@ -1,4 +1,4 @@
-"""What the commands print, from their inputs on: against figures made by NumPy, SciPy and scikit-learn from the same."""
+"""What the commands print, from their inputs on: against what NumPy, SciPy and scikit-learn make of the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 import maskgit.training.transformer
-from benchmarks.sweep import Images, Judge
 from maskgit import evaluation
 from maskgit.metrics import __main__ as command
 from maskgit.tokenizer import VQGAN
@@ -295,6 +294,8 @@ def test_validation_of_a_transformer(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_figures_of_a_sweep():
+    from benchmarks.sweep import Images, Judge
+
     originals, filled = random_pixels(4, 16, 5), random_pixels(4, 16, 6)
     masks = np.random.default_rng(0).random((4, 16, 16)) < 0.3
     judge = Judge([], Images(list(range(4)), to_tensor(originals), masks, None))
