@@ -275,8 +275,11 @@ def test_exit_status(
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_packages_are_named(model_folder: Path, tmp_path: Path, tiny_network: None, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+@pytest.mark.parametrize("package", ["cv2", "torchmetrics.functional"])
+def test_missing_packages_are_named(
+    package: str, model_folder: Path, tmp_path: Path, tiny_network: None, monkeypatch, capsys
+):
+    monkeypatch.setitem(__import__("sys").modules, package, None)
     assert main([str(model_folder), "--output", str(tmp_path)]) == 1
     assert "[metrics]" in capsys.readouterr().err
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import statistics
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +93,14 @@ def test_figures_of_pairs(folders: Any, masked: bool, monkeypatch: pytest.Monkey
     printed = capsys.readouterr().out
     for text in (f"{figures['psnr']:.2f} dB", f"{figures['l1_of_255']:.2f} of 255", f"{figures['ssim']:.4f}"):
         assert text in printed
+
+
+def test_torchmetrics_is_missed_before_the_work(folders: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional", None)
+    assert command.main([str(folders[0]), str(folders[1]), "--network", "none", "--pairs"]) == 1
+    assert "torchmetrics: pip install 'maskgit-inpaint[metrics]'" in capsys.readouterr().err
+    with pytest.raises(ImportError, match="torchmetrics"):
+        TokenizerTask(*[None] * 3)  # type: ignore[list-item]
 
 
 def damaged_statistics(folder: Path) -> dict[str, Path]:
