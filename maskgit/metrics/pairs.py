@@ -14,7 +14,7 @@ from maskgit.tokenizer.losses import PerceptualLoss
 SSIM_WINDOW = 11
 """Side of the window of `ssim`, which is the smallest side of an image that has one."""
 
-_TILE = 64  # side of the windows' places that are convolved at a time: in float64 a pixel takes 3 kB meanwhile
+_TILE = 64  # side of the squares that are compared at a time: in float64 the convolutions take 3 kB a pixel
 
 
 def import_torchmetrics() -> ModuleType:
