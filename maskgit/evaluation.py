@@ -52,6 +52,7 @@ from maskgit.metrics import (
     psnr_of_mean_error,
     ssim,
 )
+from maskgit.metrics.pairs import SSIM_WINDOW, import_torchmetrics
 from maskgit.pipeline import InpaintResult, MaskGIT, Precision, image_seed
 from maskgit.schedules import ceil_count, gamma
 
@@ -108,10 +109,13 @@ class Options:
 
     def problem(self) -> str | None:
         """What is wrong with the values, if anything."""
-        for name, least in {"seeds": 1, "rounds": 1, "steps": 1, "feature_size": 32, "batch_size": 1}.items():
+        least_of = {"seed": 0, "seeds": 1, "rounds": 1, "steps": 1, "feature_size": 32, "batch_size": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 return f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}"
+        if self.seed >= 2**64:
+            return f"--seed {self.seed}: must be below 2**64"
         if self.max_images is not None and self.max_images < 2:
             return f"--max-images {self.max_images}: must be at least 2"
         return None
@@ -159,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model = MaskGIT.from_pretrained(options.model, device=options.device, precision=options.precision)
             network = efficientnet_lite0().to(model.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             import_opencv()
+            import_torchmetrics()
             options.output.mkdir(parents=True, exist_ok=True)
         except (ImportError, OSError, RuntimeError, ValueError) as error:  # they all say what to do
             return fail(error)
@@ -210,6 +215,8 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
     """
     watch = Watch()
     size = model.tokenizer.config.image_size
+    if size < SSIM_WINDOW:
+        raise DataError(f"{options.model}: pictures of {size} pixels have no SSIM, whose window is {SSIM_WINDOW} wide")
     with watch("data"):
         images, training = (load_dataset(options.data, size, split) for split in ("val", "train"))
         chosen = choose_images(len(images), options.max_images, options.seed)
