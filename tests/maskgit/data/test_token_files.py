@@ -200,6 +200,18 @@ def test_tokens_beyond_the_codebook(
     assert contents(folder) == whole
 
 
+def test_holes_of_other_tokens(folder: Path, tiny_tokenizer: VQGAN, make: Callable[..., Any]) -> None:
+    """Of other crops, say, which look no different."""
+    older = make(seed=8).tokens.copy()
+    make(hole_share=0.0)
+    assert not np.array_equal(open_shard(folder, tiny_tokenizer).tokens, older)
+    with pytest.raises(DataError, match="holes.npy: made with other seed than tokens.npy, .*; remove it and write it"):
+        open_all(folder, tiny_tokenizer)
+    (folder / "holes.npy").unlink()
+    make(replace=False)
+    open_all(folder, tiny_tokenizer)
+
+
 def test_labels_that_are_no_class(folder: Path, tiny_tokenizer: VQGAN, make: Callable[..., Any]) -> None:
     whole = contents(folder)
     for value, found in ((-1, "-1 to 1"), (2, "0 to 2"), (10**9, "0 to 1000000000")):
