@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-TRAIN = ["accelerate>=1.4", "tensorboard>=2.15"]
+TRAIN = ["accelerate>=1.4", "tensorboard>=2.15", "torchmetrics>=1.4"]
 WANDB = ["wandb>=0.17"]
 METRICS = [
     "efficientnet-lite-pytorch==0.1.0",
@@ -10,11 +10,12 @@ METRICS = [
     "opencv-python-headless>=4.8",
     "pytorch-fid==0.3.0",
     "scipy<1.18",  # the last that pytorch-fid's own distance runs with
+    "torchmetrics>=1.4",
 ]
 APP = ["gradio>=6"]
 CONVERT = ["msgpack>=1.0"]
 BENCH = ["matplotlib>=3.8"]
-DEV = ["fonttools>=4.40", "mypy>=1.10", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"]
+DEV = ["fonttools>=4.40", "mypy>=1.10", "prdc>=0.2", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"]
 
 KERNELS = ["maskgit_kernels", *(f"maskgit_kernels.{name}" for name in find_packages("kernels/maskgit_kernels"))]
 

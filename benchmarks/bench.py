@@ -45,10 +45,10 @@ class Bench(Protocol):
     def prepare(self, names: list[str]) -> dict[str, Verdict]:
         """Check these implementations and let go of all others; call those that are good as often as is asked for."""
 
-    def pace(self, seconds: float, paused: bool) -> Pace:
+    def pace(self, seconds: float, pause: float) -> Pace:
         """How to time calls of that length."""
 
-    def time(self, name: str, calls: int, paused: bool) -> float:
+    def time(self, name: str, calls: int, pause: float) -> float:
         """Seconds per call."""
 
 
@@ -82,11 +82,11 @@ class LocalBench:
         gc.collect()
         return verdicts
 
-    def pace(self, seconds: float, paused: bool) -> Pace:
-        return self._clock.pace(seconds, paused)
+    def pace(self, seconds: float, pause: float) -> Pace:
+        return self._clock.pace(seconds, pause)
 
-    def time(self, name: str, calls: int, paused: bool) -> float:
-        return self._clock.time(self._runs[name], calls, paused)
+    def time(self, name: str, calls: int, pause: float) -> float:
+        return self._clock.time(self._runs[name], calls, pause)
 
     @staticmethod
     def _verify(case: Case) -> Verdict:
@@ -154,11 +154,11 @@ class ProcessBench(Apart):
         except BrokenProcessPool:
             return dict.fromkeys(names, Verdict("refused", "its process died; was there too little memory?"))
 
-    def pace(self, seconds: float, paused: bool) -> Pace:
-        return self.run(_call, "pace", seconds, paused)
+    def pace(self, seconds: float, pause: float) -> Pace:
+        return self.run(_call, "pace", seconds, pause)
 
-    def time(self, name: str, calls: int, paused: bool) -> float:
-        return self.run(_call, "time", name, calls, paused)
+    def time(self, name: str, calls: int, pause: float) -> float:
+        return self.run(_call, "time", name, calls, pause)
 
 
 _bench = LocalBench()  # of a process that was started for one

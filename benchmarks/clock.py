@@ -20,8 +20,8 @@ MOST_CALLS = 1000
 MOST_GPU_CALLS = 100  # each of which is timed by itself
 FLUSH_BYTES = 2**28  # more than any L2
 SHORT = 5e-4  # where a call is shorter than this, all that it is compared with have a pause too
-PAUSE = 1e-3  # seconds, about; in which the host queues a chain of a hundred launches
-PAUSE_CYCLES = 2_000_000
+SHORTEST_PAUSE = 1e-3  # seconds
+CYCLES_PER_SECOND = 2e9  # of a GPU, about
 QUEUED_SECONDS = 4e-3  # of a host that starts calls without waiting: some 800 launches, for which there is room
 
 
@@ -30,8 +30,8 @@ class Pace(NamedTuple):
 
     calls: int
     """In each sample."""
-    paused: bool
-    """Whether the GPU pauses before each of them."""
+    pause: float
+    """Seconds for which the GPU pauses before each of them."""
     seconds: float
     """That a sample takes, with everything around the calls."""
 
@@ -47,8 +47,12 @@ class Clock:
             self.flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
             self.flush_seconds = self.time(self.flush.zero_, 3)
 
-    def time(self, run: Callable[[], object], calls: int = 1, paused: bool = False) -> float:
-        """Seconds per call: the mean on a CPU, the median on a GPU, where every call is timed by itself."""
+    def time(self, run: Callable[[], object], calls: int = 1, pause: float = 0.0) -> float:
+        """Seconds per call: the mean on a CPU, the median on a GPU, where every call is timed by itself.
+
+        Args:
+            pause: seconds for which the GPU pauses before each call, while the host queues it.
+        """
         if self.flush is None:
             start = time.perf_counter()
             for _ in range(calls):
@@ -57,8 +61,8 @@ class Clock:
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
         for start_event, end_event in events:
             self.flush.zero_()
-            if paused:
-                torch.cuda._sleep(PAUSE_CYCLES)
+            if pause:
+                torch.cuda._sleep(round(pause * CYCLES_PER_SECOND))
             start_event.record()
             run()
             end_event.record()
@@ -81,9 +85,14 @@ class Clock:
         once = seconds(1)
         return seconds(max(1, min(MOST_GPU_CALLS, int(QUEUED_SECONDS / max(once, 1e-9)))))
 
-    def pace(self, seconds: float, paused: bool) -> Pace:
+    def pace(self, seconds: float, pause: float) -> Pace:
         """How to take a sample of calls that take so many seconds each."""
         on_gpu = self.device.type == "cuda"
-        each = seconds + self.flush_seconds + (PAUSE if paused else 0.0)
+        each = seconds + self.flush_seconds + pause
         calls = max(1, min(MOST_GPU_CALLS if on_gpu else MOST_CALLS, round(SAMPLE_SECONDS / max(each, 1e-9))))
-        return Pace(calls, paused, calls * each)
+        return Pace(calls, pause, calls * each)
+
+
+def pause_for(host_seconds: float | None) -> float:
+    """A pause, in seconds, in which the host has surely queued a call that takes it so long."""
+    return max(SHORTEST_PAUSE, 2 * (host_seconds or 0.0))

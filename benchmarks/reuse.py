@@ -31,7 +31,8 @@ from torch import Tensor
 
 from benchmarks.models import predictor
 from maskgit import MaskGIT
-from maskgit.data.images import find_images, read_image
+from maskgit.data.images import find_images
+from maskgit.data.reading import read_image
 from maskgit.decoding import DecodeConfig
 from maskgit.pipeline import _to_tensor, image_seed
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -57,7 +58,7 @@ from maskgit.evaluation import (
     weights_digest,
 )
 from maskgit.features import EfficientNetFeatures, FeatureNetwork, WeightsError, extract_features, inception
-from maskgit.files import write_atomically
+from maskgit.files import open_regular, write_atomically
 from maskgit.metrics import Gaussian, fit_gaussian, frechet_distance, hole_errors, psnr_of_mean_error
 from maskgit.pipeline import MaskGIT, Precision, image_seed
 from maskgit.schedules import SCHEDULES
@@ -101,6 +102,9 @@ FIGURES = {
 """What is measured of a cell, as it is called in tables and plots. `fid` only where its weights are."""
 DISTANCES = {"efficientnet-lite0": "frechet", "inception": "fid"}
 """The distance in the features of each network."""
+
+LINE = b'{"key": {'
+"""How every line of the ledger starts."""
 
 FEATURES_WORK = 3
 """Measuring an image takes about as long as this many passes of the embedded model: for the time left only."""
@@ -180,7 +184,19 @@ class Options:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
         if self.hole not in MAKERS:
             raise ValueError(f"--hole {self.hole}: must be one of {', '.join(MAKERS)}")
+        self.check_output()
         settings(self, DecodeConfig())
+
+    def check_output(self) -> None:
+        """Raise a ValueError if the results would be found among the data, or take the place of other files."""
+        folder = (self.output / self.name).resolve()
+        if self.data != "emoji" and os.path.isdir(self.data):
+            if any(here.exists() and here.samefile(self.data) for here in (folder, *folder.parents)):
+                raise ValueError(f"--output {self.output}: {folder} is inside --data {self.data}; choose another")
+        names = ("results.json", "results.md", *(f"{axis}.png" for axis in AXES))
+        others = [folder / name for name in names if os.path.lexists(folder / name)]
+        if others and not is_report(folder / "results.json"):
+            raise ValueError(f"--output {self.output}: {others[0]} is there, and not from a sweep; choose another")
 
 
 @dataclass(frozen=True)
@@ -308,6 +324,7 @@ def load_images(model: MaskGIT, options: Options) -> Images:
     """Choose images and make their holes. Raises DataError, ImageError for data that can't be used."""
     size = model.tokenizer.config.image_size
     data = load_dataset(options.data, size, "val")
+    data.number_classes_as(model.class_names)
     if options.tells_classes and (not model.class_names or model.class_names != data.class_names):
         known = ", ".join(model.class_names) or "none"
         raise DataError(
@@ -410,23 +427,30 @@ class Ledger:
         path: made, with its folder, when the first cell is added.
 
     Raises:
-        ValueError: the file has a line that is none of ours. A last line without its end, as a power cut may leave
-            it, counts as never written.
+        ValueError: the file has a line that is none of ours. A last line without its end, as a power cut or a full
+            disk may leave it, counts as never written, and is removed.
+        OSError: it can't be read, or mended.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.cells: dict[str, dict[str, float]] = {}
-        data = path.read_bytes() if path.exists() else b""
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(path, whole)
-        for at, line in enumerate(data[:whole].splitlines(), 1):
+        data = b""
+        if os.path.lexists(path):
+            with open_regular(path) as file:
+                data = file.read()
+        *lines, last = data.split(b"\n")
+        torn = bool(last) and LINE.startswith(last[: len(LINE)].rstrip(b"\0"))  # ours, or what a power cut made of it
+        for at, line in enumerate([*lines, last] if last and not torn else lines, 1):
             try:
                 cell = json.loads(line)
-                self.cells[self._key(cell["key"])] = dict(cell["figures"])
-            except (KeyError, TypeError, ValueError) as error:
+                figures = {str(name): float(figure) for name, figure in cell["figures"].items()}
+                self.cells[self._key(cell["key"])] = figures
+            except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {at}: not a finished cell; remove the line, or the file") from error
+        if torn:  # only now is it known that the file is ours
+            print(f"{path}: the last line is torn, and is removed; its cell is measured again", file=sys.stderr)
+            os.truncate(path, len(data) - len(last))
 
     @staticmethod
     def _key(key: dict[str, Any]) -> str:
@@ -442,9 +466,16 @@ class Ledger:
         """Keep a cell, for good: it is on the disk when this returns. Raises OSError if it can't be written."""
         line = (json.dumps({"key": key, "figures": figures}) + "\n").encode()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab", buffering=0) as file:  # unbuffered: the line is one write
-            file.write(line)
-            os.fsync(file.fileno())
+        with open(self.path, "ab", buffering=0) as file:  # unbuffered: nothing is left to be written after an error
+            before, rest = file.tell(), memoryview(line)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError as error:
+                file.truncate(before)  # else half a line would run together with the next
+                error.filename = os.fspath(self.path)
+                raise
         self.cells[self._key(key)] = figures
 
 
@@ -547,6 +578,16 @@ def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, 
     }
 
 
+def is_report(path: Path) -> bool:
+    """Whether a file is a sweep's results.json."""
+    try:
+        with open_regular(path) as file:
+            report = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(report, dict) and report.keys() >= {"study", "rows", "weights_sha256"}
+
+
 def advance(bar: tqdm, work: int, images: float) -> None:
     """Move the bar on by images of so much work each."""
     bar.update(work * images)
@@ -633,7 +674,9 @@ def draw(report: dict[str, Any], folder: Path) -> list[Path]:
     for field in report["axes"]:
         figure = draw_axis(pyplot, report, field)
         paths.append(folder / f"{field}.png")
-        figure.savefig(paths[-1], dpi=120)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=120, format="png")
+        write_atomically({paths[-1]: picture.getvalue()})
         pyplot.close(figure)
     return paths
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.bench import Bench, Verdict
-from benchmarks.clock import SHORT, Pace
+from benchmarks.clock import SHORT, Pace, pause_for
 from benchmarks.hardware import Peaks
 from benchmarks.harness import Comparison, Maker, Timing
 
@@ -74,17 +74,21 @@ def compare(
                 else:
                     (outcome.refused if verdict.status == "refused" else outcome.skipped)[name] = verdict.reason
 
-        paces, rounds = dict.fromkeys(benches, Pace(calls=1, paused=False, seconds=0.0)), comparison.rounds
+        paces, rounds = dict.fromkeys(benches, Pace(calls=1, pause=0.0, seconds=0.0)), comparison.rounds
         if rounds is None:
-            once = {name: place.time(name, 1, False) for name, place in benches.items()}
-            paused = device.type == "cuda" and min(once.values(), default=SHORT) < SHORT
-            paces = {name: place.pace(once[name], paused) for name, place in benches.items()}
+            pauses = dict.fromkeys(benches, 0.0)
+            if device.type == "cuda":
+                pauses = {name: pause_for(verdicts[name].host_seconds) for name in benches}
+            # Behind a pause: a kernel whose host is slow would pass for a long one.
+            once = {name: place.time(name, 1, pauses[name]) for name, place in benches.items()}
+            short = min(once.values(), default=SHORT) < SHORT
+            paces = {name: place.pace(once[name], pauses[name] if short else 0.0) for name, place in benches.items()}
             round_seconds = sum(pace.seconds for pace in paces.values())
             rounds = max(fewest, min(MOST_ROUNDS, round(seconds / max(round_seconds, 1e-9))))
         samples: dict[str, list[float]] = {name: [] for name in benches}
         for _ in range(rounds):
             for name, place in benches.items():
-                samples[name].append(place.time(name, paces[name].calls, paces[name].paused))
+                samples[name].append(place.time(name, paces[name].calls, paces[name].pause))
     for name, own in flops.items():
         if name in benches:
             counted = comparison.flops if own is None else own

@@ -1,23 +1,37 @@
-"""A web page: paint over a picture, see it filled. `python -m maskgit.app`, with the extra [app]."""
+"""A web page: paint over a picture, see it filled. `python -m maskgit.app`, with the extra [app].
+
+It is for whoever sits at this machine. Other people's web pages, open in the same browser, can send requests here too:
+`OwnPageOnly` turns them away.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import tyro
 from PIL import Image
 
-from maskgit.data.images import to_rgb
 from maskgit.decoding import ORDERS
 from maskgit.pipeline import MaskGIT
 from maskgit.schedules import SCHEDULES
 
 NO_CLASS = -1
+
+MOST_PIXELS = 2**25
+"""Of a picture: filling it takes 50 bytes a pixel and some seconds, for which everyone waits."""
+
+LARGEST_FILE = "100mb"
+KEPT = 3600
+"""Seconds that uploads and results stay on the disk."""
+
+LONGEST_QUEUE = 32
 
 
 @dataclass(frozen=True)
@@ -39,14 +53,20 @@ def painted(editor: dict[str, Any] | None) -> tuple[Image.Image, np.ndarray]:
         editor: "background" and "layers" as PIL images; what has been painted is not transparent.
 
     Returns:
-        The RGB picture, and bool [H, W], True where anything is painted.
+        The picture, RGB where it is RGBA without transparency, and bool [H, W], True where anything is painted.
 
     Raises:
-        ValueError: there is no picture, or nothing is painted.
+        ValueError: there is no picture, it has more than `MOST_PIXELS`, or nothing is painted.
     """
     if not editor or editor.get("background") is None:
         raise ValueError("put in a picture first")
-    image = to_rgb(editor["background"])
+    image = editor["background"]
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(
+            f"the picture has {image.width}x{image.height} pixels, this page takes {MOST_PIXELS:,}: scale it down"
+        )
+    if image.mode == "RGBA" and image.getextrema()[3] == (255, 255):
+        image = image.convert("RGB")
     mask = np.zeros((image.height, image.width), dtype=bool)
     for layer in editor["layers"]:
         mask |= np.asarray(layer.convert("RGBA").resize(image.size, Image.Resampling.NEAREST))[..., 3] > 0
@@ -93,7 +113,7 @@ def build(model: MaskGIT) -> Any:
 
     with resources.as_file(resources.files("maskgit") / "assets" / "samples") as samples:
         examples = [[{"background": str(p), "layers": [], "composite": str(p)}] for p in sorted(samples.glob("*.png"))]
-    with gr.Blocks(title="MaskGIT inpainting") as page:
+    with gr.Blocks(title="MaskGIT inpainting", delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown("# MaskGIT inpainting\nPut in a picture, paint over what is to be filled, press *Fill*.")
         with gr.Row():
             editor = gr.ImageMask(type="pil", label="Picture and hole")
@@ -125,7 +145,53 @@ def build(model: MaskGIT) -> Any:
         gr.Examples(examples, inputs=[editor])
         how = [label, guidance, steps, schedule, order, softmax_temperature, choice_temperature, seed]
         button.click(fill, [editor, *how], [output, gallery], api_name="fill")
-    return page
+    return page.queue(max_size=LONGEST_QUEUE)
+
+
+Scope = dict[str, Any]
+Channel = Callable[..., Awaitable[Any]]
+
+
+class OwnPageOnly:
+    """ASGI middleware that refuses what no page of this server sends: 403.
+
+    Browsers say in `Origin` whose page makes a request. And they say in `Host` whom they take the server for: a name
+    other than localhost could be somebody else's, pointed here after his page was loaded (DNS rebinding).
+    """
+
+    def __init__(self, app: Callable[[Scope, Channel, Channel], Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Channel, send: Channel) -> None:
+        headers = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
+        host = headers.get(b"host", "")
+        own = _is_own(host) and urlsplit(headers.get(b"origin", f"//{host}")).netloc == host
+        if scope["type"] == "lifespan" or own:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"not from this page"})
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+
+def _is_own(host: str) -> bool:
+    """Whether "name:port" is localhost or an IP address, which can't be pointed elsewhere."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+def launch(page: Any, port: int, **options: Any) -> Any:
+    """Serve the page; further options are those of gradio's `launch`, whose result this returns."""
+    from starlette.middleware import Middleware  # which gradio needs too
+
+    # Pillow refuses twice as many, before it decodes them for the page.
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+    door = {"max_file_size": LARGEST_FILE, "app_kwargs": {"middleware": [Middleware(OwnPageOnly)]}}
+    return page.launch(server_port=port, **door, **options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, args=arguments)
     try:
         page = build(MaskGIT.from_pretrained(options.model, device=options.device))
-        page.launch(server_port=options.port)
+        launch(page, options.port)
     except ImportError:
         print("error: the page needs gradio: pip install 'maskgit-inpaint[app]'", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,16 +17,33 @@ class ConfigError(ValueError):
     """A configuration that cannot be built; the message names the field and the value."""
 
 
-def _at_least(minimum: int, config: object, *names: str) -> None:
+# Beyond any model that there is: a larger number is a slip, or would have layers made until the memory is full.
+MAX_LAYERS = 500  # blocks of a transformer
+MAX_STAGES = 32  # of an encoder or decoder
+MAX_BLOCKS = 256  # residual blocks of all its stages
+MAX_WIDTH = 2**17  # channels, dimensions, heads
+MAX_IMAGE_SIZE = 2**14  # pixels of a side
+MAX_COUNT = 2**24  # codes, classes, tokens
+
+
+def short_repr(value: Any) -> str:
+    """What a value looks like, as far as an error has room for it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _between(least: int, most: int, config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value < minimum:
-            raise ConfigError(f"{name} {value} is less than {minimum}")
+        if value < least:
+            raise ConfigError(f"{name} {value} is less than {least}")
+        if value > most:
+            raise ConfigError(f"{name} {value} is more than {most}")
 
 
 def _one_of(choices: tuple[str, ...], config: object, name: str) -> None:
     if getattr(config, name) not in choices:
-        raise ConfigError(f"{name} {getattr(config, name)!r} is neither {' nor '.join(map(repr, choices))}")
+        raise ConfigError(f"{name} {short_repr(getattr(config, name))} is neither {' nor '.join(map(repr, choices))}")
 
 
 @dataclass(frozen=True)
@@ -42,8 +60,8 @@ class Stage:
     """After the stage, halve (encoder) or double (decoder) the resolution."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "channels")
-        _at_least(0, self, "blocks")
+        _between(1, MAX_WIDTH, self, "channels")
+        _between(0, MAX_BLOCKS, self, "blocks")
 
 
 @dataclass(frozen=True)
@@ -82,12 +100,19 @@ class TokenizerConfig:
     """The layers see and make pixels in [0, 1] (google-research); what goes in and out is in [-1, 1] all the same."""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "image_size", "codebook_size", "codebook_dim", "latent_channels", "stem_channels", "groups")
+        _between(1, MAX_IMAGE_SIZE, self, "image_size")
+        _between(1, MAX_COUNT, self, "codebook_size")
+        _between(1, MAX_WIDTH, self, "codebook_dim", "latent_channels", "stem_channels", "groups")
         _one_of(("group", "position"), self, "encoder_norm")
         _one_of(("convolution", "mean"), self, "downsample")
         down, up = (sum(stage.resample for stage in stages) for stages in (self.encoder, self.decoder))
         if not self.encoder or not self.decoder:
             raise ConfigError("a tokenizer needs at least one encoder and one decoder stage")
+        for name, stages in (("encoder", self.encoder), ("decoder", self.decoder)):
+            blocks = sum(stage.blocks for stage in stages)
+            for number, most, what in ((len(stages), MAX_STAGES, "stages"), (blocks, MAX_BLOCKS, "blocks")):
+                if number > most:
+                    raise ConfigError(f"{name} has {number} {what}, which is more than {most}")
         if down != up:
             raise ConfigError(f"the encoder halves the resolution {down} times but the decoder doubles it {up} times")
         if self.image_size % self.patch:
@@ -141,8 +166,10 @@ class _OverGrid:
         return self.dim // self.heads
 
     def _check_sizes(self) -> None:
-        _at_least(1, self, "codebook_size", "num_tokens", "dim", "depth", "heads", "mlp_dim")
-        _at_least(0, self, "num_classes")
+        _between(1, MAX_COUNT, self, "codebook_size", "num_tokens")
+        _between(0, MAX_COUNT, self, "num_classes")
+        _between(1, MAX_WIDTH, self, "dim", "heads", "mlp_dim")
+        _between(1, MAX_LAYERS, self, "depth")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is not in [0, 1)")
@@ -187,6 +214,8 @@ class TransformerConfig(_OverGrid):
 
     def __post_init__(self) -> None:
         self._check_sizes()
+        if not 0 <= self.norm_eps <= 1:
+            raise ConfigError(f"norm_eps {self.norm_eps} is not in [0, 1]")
         _one_of(("pre", "post"), self, "norm")
         _one_of(("exact", "tanh"), self, "gelu")
 
@@ -224,7 +253,7 @@ class HaltonConfig(_OverGrid):
 
     def __post_init__(self) -> None:
         self._check_sizes()
-        _at_least(0, self, "registers")
+        _between(0, MAX_WIDTH, self, "registers")
 
 
 def check_fit(tokenizer: TokenizerConfig, transformer: TransformerConfig | HaltonConfig) -> None:
@@ -312,20 +341,58 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+_FIELD_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "int": (_is_int, "a whole number"),
+    "int | None": (lambda value: value is None or _is_int(value), "a whole number or null"),
+    "float": (lambda value: isinstance(value, float) or _is_int(value), "a number"),
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "str": (lambda value: isinstance(value, str), "text"),
+}
+"""What JSON must have for a field, by its annotation. The classes themselves check all others: words and stages."""
+
+
+def check_json(kind: type, values: Any) -> dict[str, Any]:
+    """Check that values from JSON have the names and types of a dataclass's fields.
+
+    Returns:
+        The values.
+
+    Raises:
+        ConfigError: names the field and the value that don't.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{short_repr(values)} is not a JSON object")
+    fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    for name, value in values.items():
+        if name not in fields:
+            raise ConfigError(f"there is no field {short_repr(name)}, which is {short_repr(value)}")
+        fits, description = _FIELD_TYPES.get(fields[name], (lambda _: True, ""))
+        if not fits(value):
+            raise ConfigError(f"{name} {short_repr(value)} is not {description}")
+    return values
+
+
 def tokenizer_from_dict(values: dict[str, Any]) -> TokenizerConfig:
     """Rebuild a tokenizer's config from its JSON form. Raises ConfigError for unknown or impossible fields."""
     try:
-        values = dict(values)
+        values = dict(check_json(TokenizerConfig, values))
         for name in ("encoder", "decoder"):
-            values[name] = tuple(Stage(**stage) for stage in values[name])
+            if not isinstance(values.get(name), list | tuple):
+                raise ConfigError(f"{name} {short_repr(values.get(name))} is not a list of stages")
+            values[name] = tuple(Stage(**check_json(Stage, stage)) for stage in values[name])
         return TokenizerConfig(**values)
-    except (KeyError, TypeError) as error:
+    except (ConfigError, TypeError) as error:
         raise ConfigError(f"not a tokenizer configuration: {error}") from error
 
 
 def transformer_from_dict(values: dict[str, Any]) -> TransformerConfig | HaltonConfig:
     """Rebuild a transformer's config from its JSON form. Raises ConfigError for unknown or impossible fields."""
     try:
-        return HaltonConfig(**values) if values.get("kind") == "halton" else TransformerConfig(**values)
-    except TypeError as error:
+        kind = HaltonConfig if isinstance(values, dict) and values.get("kind") == "halton" else TransformerConfig
+        return kind(**check_json(kind, values))
+    except (ConfigError, TypeError) as error:
         raise ConfigError(f"not a transformer configuration: {error}") from error

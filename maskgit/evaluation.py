@@ -35,11 +35,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from maskgit import visualize
-from maskgit.data import DataError, ImageDataset, ImageError, load_dataset
+from maskgit.console import printable
+from maskgit.data import DataError, ImageDataset, ImageError, find_images, load_dataset
 from maskgit.data.masks import make_mask
 from maskgit.decoding import DecodeConfig
 from maskgit.features import efficientnet_lite0
-from maskgit.files import write_atomically
+from maskgit.files import find_replaced, write_atomically
 from maskgit.holes import paste_known
 from maskgit.masking import random_masks
 from maskgit.metrics import (
@@ -51,6 +52,7 @@ from maskgit.metrics import (
     psnr_of_mean_error,
     ssim,
 )
+from maskgit.metrics.pairs import SSIM_WINDOW, import_torchmetrics
 from maskgit.pipeline import InpaintResult, MaskGIT, Precision, image_seed
 from maskgit.schedules import ceil_count, gamma
 
@@ -107,10 +109,13 @@ class Options:
 
     def problem(self) -> str | None:
         """What is wrong with the values, if anything."""
-        for name, least in {"seeds": 1, "rounds": 1, "steps": 1, "feature_size": 32, "batch_size": 1}.items():
+        least_of = {"seed": 0, "seeds": 1, "rounds": 1, "steps": 1, "feature_size": 32, "batch_size": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 return f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}"
+        if self.seed >= 2**64:
+            return f"--seed {self.seed}: must be below 2**64"
         if self.max_images is not None and self.max_images < 2:
             return f"--max-images {self.max_images}: must be at least 2"
         return None
@@ -150,10 +155,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return BAD_USAGE
     try:
+        pictures = [options.output / name for name in ("inpaintings.png", "reconstructions.png")]
+        if Path(options.data).is_dir() and (replaced := find_replaced(pictures, find_images(options.data))):
+            print(f"error: {printable(replaced[0][1])} would be replaced: choose another --output", file=sys.stderr)
+            return BAD_USAGE
         try:
             model = MaskGIT.from_pretrained(options.model, device=options.device, precision=options.precision)
             network = efficientnet_lite0().to(model.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             import_opencv()
+            import_torchmetrics()
             options.output.mkdir(parents=True, exist_ok=True)
         except (ImportError, OSError, RuntimeError, ValueError) as error:  # they all say what to do
             return fail(error)
@@ -205,12 +215,15 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
     """
     watch = Watch()
     size = model.tokenizer.config.image_size
+    if size < SSIM_WINDOW:
+        raise DataError(f"{options.model}: pictures of {size} pixels have no SSIM, whose window is {SSIM_WINDOW} wide")
     with watch("data"):
         images, training = (load_dataset(options.data, size, split) for split in ("val", "train"))
         chosen = choose_images(len(images), options.max_images, options.seed)
         pixels = torch.cat(list(plain_views(images, chosen)))
         families = [int(family) for family in images.family_numbers()[chosen]]
         subsets = make_subsets(families, options.seed)
+        images.number_classes_as(model.class_names)
         if options.classes and (not model.class_names or model.class_names != images.class_names):
             raise DataError(f"--classes: the classes of {options.model} are not those of {options.data}")
         labels = [int(images.labels[i]) for i in chosen] if options.classes else None

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from maskgit.data.images import read_image
+from maskgit.data.reading import read_image
 from maskgit.tokenizer.losses import IMAGENET_MEAN, IMAGENET_STD
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"

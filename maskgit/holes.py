@@ -31,7 +31,7 @@ def smooth_fill(image: Tensor, known: Tensor) -> Tensor:
     average = _halve(image * known) / weight.clamp(min=torch.finfo(image.dtype).tiny)
     below = smooth_fill(average, weight > 0)
     rest = F.interpolate(below[None], size=image.shape[1:], mode="bilinear", align_corners=False)[0]
-    return torch.where(known, image, rest)
+    return torch.where(known, image, rest, out=rest)
 
 
 def _halve(x: Tensor) -> Tensor:
@@ -49,8 +49,10 @@ def cells_with_holes(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
         bool [rows, columns]. Cell i covers pixels from floor(i H / rows) up to ceil((i + 1) H / rows), so cells
         overlap where they cut through pixels.
     """
-    hidden = torch.from_numpy(mask.astype(np.float32))[None]
-    return F.adaptive_max_pool2d(hidden, (rows, columns))[0].numpy() > 0
+    for count in (rows, columns):
+        cells = [(i * len(mask) // count, -(-(i + 1) * len(mask) // count)) for i in range(count)]
+        mask = np.stack([mask[start:end].any(0) for start, end in cells], axis=1)  # which turns it, so rows come first
+    return mask
 
 
 def paste_known(original: Image.Image, fill: Image.Image, mask: np.ndarray) -> Image.Image:
@@ -66,8 +68,14 @@ def paste_known(original: Image.Image, fill: Image.Image, mask: np.ndarray) -> I
     """
     if mask.all():
         return fill
-    known, filled = (torch.from_numpy(np.array(image)).permute(2, 0, 1).float() for image in (original, fill))
-    result = filled + smooth_fill(known - filled, torch.from_numpy(~mask)[None])
-    pixels = result.round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    # Outside the hole the sum is the original but for float32's rounding.
-    return Image.fromarray(np.where(mask[..., None], pixels, np.asarray(original)))
+    known = torch.from_numpy(~mask)[None]
+    channels = []
+    for band in original.getbands():  # one at a time: floats of all of a large picture would take much memory
+        before, after = (np.asarray(image.getchannel(band)) for image in (original, fill))
+        lacking = np.subtract(before, after, dtype=np.float32)
+        sums = smooth_fill(torch.from_numpy(lacking)[None], known)[0].numpy()
+        sums += after
+        pixels = sums.round(out=sums).clip(0, 255, out=sums).astype(np.uint8)
+        # Outside the hole the sum is the original but for float32's rounding.
+        channels.append(Image.fromarray(np.where(mask, pixels, before)))
+    return Image.merge(original.mode, channels)

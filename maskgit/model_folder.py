@@ -23,14 +23,16 @@ from typing import Any, TypeVar
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from maskgit.config import (
     ConfigError,
     HaltonConfig,
     TransformerConfig,
     check_fit,
+    check_json,
     config_to_dict,
+    short_repr,
     tokenizer_from_dict,
     transformer_from_dict,
 )
@@ -54,6 +56,8 @@ _FIELDS: dict[str, type] = {
     "decoding": dict,
     "sha256": dict,
 }
+_JSON_NAMES = {int: "number", list: "list", dict: "object"}
+_MAX_STEPS = 10_000  # of a model's own way of decoding
 _MAX_NAMES = 3  # tensors named in an error; the rest are counted
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -92,7 +96,8 @@ def save_model(folder: str | os.PathLike[str], model: Model, dtype: torch.dtype 
         check_fit(model.tokenizer.config, model.transformer.config)
     except ConfigError as error:
         raise ModelError(f"can't save to {folder}: {error}") from error
-    _check_names(Path(folder) / CONFIG_FILE, model.class_names, model.transformer.config.num_classes)
+    num_classes = model.transformer.config.num_classes
+    _check_extras(Path(folder) / CONFIG_FILE, model.class_names, num_classes, model.decoding)
     parts = {TOKENIZER_FILE: model.tokenizer, TRANSFORMER_FILE: model.transformer}
     config = {
         "tokenizer": config_to_dict(model.tokenizer.config),
@@ -108,7 +113,8 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
     """Read a model folder: both networks in float32 on the CPU, in evaluation mode.
 
     Raises:
-        ModelError: a file is missing, damaged or of another save, or its content doesn't fit the configuration.
+        ModelError: a file is missing, damaged or of another save, its content doesn't fit the configuration or isn't
+            finite, or the configuration is none that can be built.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -122,11 +128,11 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
         check_fit(tokenizer.config, transformer_config)
         with torch.device("meta"):
             transformer = _make_transformer(transformer_config)
-        decoding = DecodeConfig(**config.get("decoding", {}))
+        decoding = DecodeConfig(**check_json(DecodeConfig, config.get("decoding", {})))
     except (TypeError, ValueError) as error:  # a ConfigError is a ValueError
         raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
     names = config.get("class_names", [])
-    _check_names(folder / CONFIG_FILE, names, transformer_config.num_classes)
+    _check_extras(folder / CONFIG_FILE, names, transformer_config.num_classes, decoding)
     transformer = _fill(transformer, folder / TRANSFORMER_FILE, config)
     return Model(tokenizer, transformer, names, config.get("metadata", {}), decoding)
 
@@ -145,7 +151,12 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> VQGAN:
     return _load_tokenizer(Path(folder), _read_config(Path(folder)))
 
 
-def _check_names(path: Path, names: Sequence[str], num_classes: int) -> None:
+def _check_extras(path: Path, names: Sequence[str], num_classes: int, decoding: DecodeConfig) -> None:
+    if decoding.steps > _MAX_STEPS:
+        raise ModelError(f"{path}: steps {decoding.steps} is more than {_MAX_STEPS}")
+    for number, name in enumerate(names):
+        if not isinstance(name, str):
+            raise ModelError(f"{path}: class_names holds {short_repr(name)} for class {number}, which is not text")
     # A model with classes may leave them unnamed.
     if names and len(names) != num_classes:
         raise ModelError(f"{path}: {len(names)} class names, but the transformer has {num_classes} classes")
@@ -169,10 +180,9 @@ def _save(folder: Path, config: dict[str, Any], parts: Mapping[str, nn.Module], 
         digests[name] = hashlib.sha256(files[folder / name]).hexdigest()
     content = {"format_version": FORMAT_VERSION, **config, "sha256": digests}
     try:
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
+        files[folder / CONFIG_FILE] = json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"can't save to {folder / CONFIG_FILE}: {error}") from error
-    files[folder / CONFIG_FILE] = text.encode() + b"\n"
     write_atomically(files)
 
 
@@ -181,6 +191,8 @@ def _save(folder: Path, config: dict[str, Any], parts: Mapping[str, nn.Module], 
 
 def _read(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # reading a pipe could wait for ever
+            raise ModelError(f"{path}: not a file that can be read")
         return path.read_bytes()
     except FileNotFoundError:
         where = "no such file (not a model folder?)" if path.parent.is_dir() else f"there is no folder {path.parent}"
@@ -195,20 +207,23 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(_read(path))
     except ValueError as error:
         # ModelError is a ValueError too, and already says it all.
-        raise error if isinstance(error, ModelError) else ModelError(f"{path}: not JSON: {error}") from error
+        reason = str(error).partition(";")[0]  # behind it, Python gives programmers advice
+        raise error if isinstance(error, ModelError) else ModelError(f"{path}: not JSON: {reason}") from error
+    except RecursionError:
+        raise ModelError(f"{path}: not a model's configuration: lists within lists without end") from None
     if not isinstance(config, dict) or "format_version" not in config:
         raise ModelError(f"{path}: not a model's configuration (no format_version)")
     if config["format_version"] != FORMAT_VERSION:
         raise ModelError(
-            f"{path}: format_version is {config['format_version']!r}, this release reads {FORMAT_VERSION}; "
+            f"{path}: format_version is {short_repr(config['format_version'])}, this release reads {FORMAT_VERSION}; "
             "install the release of maskgit that wrote it"
         )
     unknown = sorted(set(config) - set(_FIELDS))
     if unknown:
-        raise ModelError(f"{path}: unknown fields {', '.join(unknown)}")
+        raise ModelError(f"{path}: unknown fields {_some(unknown)}")
     for name, kind in _FIELDS.items():
         if name in config and not isinstance(config[name], kind):
-            raise ModelError(f"{path}: {name} must be a JSON {'list' if kind is list else 'object'}")
+            raise ModelError(f"{path}: {name} must be a JSON {_JSON_NAMES[kind]}, not {short_repr(config[name])}")
     if "tokenizer" not in config:
         raise ModelError(f"{path}: no tokenizer in this configuration")
     return config
@@ -252,12 +267,16 @@ def _fill(module: ModuleT, path: Path, config: dict[str, Any]) -> ModuleT:
                 f"{path}: {name} has shape {list(tensor.shape)}, "
                 f"but by {CONFIG_FILE} it should be {list(expected[name].shape)}"
             )
-    module.load_state_dict(_as_float32(tensors), assign=True)
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise ModelError(f"{path}: {name} holds {tensor.dtype}, where the model has {expected[name].dtype}")
+        if tensor.is_floating_point():
+            tensors[name] = tensor.float()
+            if not tensors[name].isfinite().all():
+                raise ModelError(
+                    f"{path}: {name} has values that aren't finite: a training run that diverged, or a damaged file"
+                )
+    module.load_state_dict(tensors, assign=True)
     return module.eval()
-
-
-def _as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def _some(names: Sequence[str]) -> str:

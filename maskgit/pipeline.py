@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from maskgit import graphs
 from maskgit.config import ConfigError, check_fit
-from maskgit.data.images import to_rgb
+from maskgit.data.carried import carry, fill_in, turn_mask
+from maskgit.data.reading import to_rgb
 from maskgit.decoding import DecodeConfig, decode_plan, decode_steps
 from maskgit.graphs import Batch, GraphCache, Loop
 from maskgit.half import half_copy
@@ -76,11 +77,12 @@ class InpaintResult:
     """One inpainted image."""
 
     image: Image.Image
-    """RGB, at the size of the original."""
+    """At the size of the original, its known pixels as they came in: L, LA, RGB, RGBA or I;16, with the ICC profile and
+    the EXIF data in `info` (see `maskgit.data.carried`)."""
     original: Image.Image
-    """The image as it came in (RGB)."""
+    """The image as it came in, turned upright; RGB, what is transparent white."""
     mask: np.ndarray
-    """bool [H, W]: the hole, as it came in."""
+    """bool [H, W]: the hole, turned as the original is."""
     masked: np.ndarray
     """bool [h, w]: the tokens that were predicted, those with any hidden pixel in their patch."""
     steps: list[Step] = dataclasses.field(default_factory=list)
@@ -97,8 +99,8 @@ class MaskGIT:
     """A tokenizer and a transformer, ready to use.
 
     The same image with the same seed gives the same picture whatever the batch size and its place in the batch: exactly
-    on a CPU; on a GPU but for the rounding of cuBLAS and cuDNN, which choose their kernels by the batch size. That can
-    flip a close draw, and what is drawn after it.
+    on a CPU, with one number of threads; on a GPU but for the rounding of cuBLAS and cuDNN, which choose their kernels
+    by the batch size. That can flip a close draw, and what is drawn after it. So can another number of threads.
 
     On an NVIDIA GPU the decoding loop is captured as a CUDA graph on first use (of a batch size and decoding options),
     and replayed from then on. Capturing takes about two batches' time; MASKGIT_GRAPHS=0 in the environment, or setting
@@ -227,9 +229,11 @@ class MaskGIT:
         its fill is stretched back, and known pixels keep their full resolution.
 
         Args:
-            images: of any size (W, H) and mode; the model sees RGB.
-            masks: bool [H, W] each, True = fill. Where nothing is, the image comes back unchanged; where everything
-                is, it is generated.
+            images: of any size (W, H) and mode. An EXIF orientation is applied first. The model sees RGB; known pixels
+                keep their bits, depth and alpha, the fill is opaque, and grey in a grey picture.
+            masks: bool [H, W] each, of the picture as it is shown, True = fill; one of its stored size, where that is
+                another, is turned with it. Where nothing is, the image comes back unchanged; where everything is, it
+                is generated.
             config: how to decode, `self.decoding` by default; `overrides` are its fields (steps=12,
                 choice_temperature=3.0), applied to it.
             seed: image i gets the seed `image_seed(seed, i)`.
@@ -247,7 +251,11 @@ class MaskGIT:
             One result for each image, in order.
 
         Raises:
-            ValueError: arguments that don't fit each other, unknown labels, impossible decoding options.
+            ValueError: arguments that don't fit each other, unknown labels, impossible decoding options, an image
+                without pixels or in a mode that Pillow can't convert.
+
+        Warns:
+            UserWarning: something of an image isn't kept in its result, such as the other frames of an animation.
         """
         config = _configure(config or self.decoding, overrides)
         all_seeds = _seeds(len(images), seed, seeds)
@@ -255,17 +263,21 @@ class MaskGIT:
         _check_batch_size(batch_size)
         if len(masks) != len(images):
             raise ValueError(f"{len(images)} images, but {len(masks)} masks")
-        for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
-            if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != image.size[::-1]:
+        pictures = _carry_all(images)
+        masks = [turn_mask(mask, image, picture) for mask, image, picture in zip(masks, images, pictures, strict=True)]
+        for i, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
+            if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != picture.size[::-1]:
                 got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask).__name__
-                raise ValueError(f"mask {i} must be a bool array {list(image.size[::-1])} as its image, got {got}")
+                raise ValueError(f"mask {i} must be a bool array {list(picture.size[::-1])} as its image, got {got}")
 
         grid = self.tokenizer.config.grid
         results = [
-            InpaintResult(to_rgb(image), to_rgb(image), mask, cells_with_holes(mask, grid, grid))
-            for image, mask in zip(images, masks, strict=True)
+            InpaintResult(picture, to_rgb(picture), mask, cells_with_holes(mask, grid, grid))
+            for picture, mask in zip(pictures, masks, strict=True)
         ]
         todo = [i for i, mask in enumerate(masks) if mask.any() or not paste]
+        for i in set(range(len(images))) - set(todo):
+            results[i].image = pictures[i].copy()  # as it may be what `original` is
         if progress and len(todo) < len(images):
             progress(len(images) - len(todo))
         for start in range(0, len(todo), batch_size):
@@ -335,23 +347,27 @@ class MaskGIT:
         """Continue images beyond their borders, by `inpaint` of one window after another (see `maskgit.outpainting`).
 
         Args:
-            images: of any size (W, H).
-            margins: for each image the pixels to add: left, top, right, bottom.
+            images: of any size (W, H) and mode, as for `inpaint`.
+            margins: for each image, as it is shown, the pixels to add: left, top, right, bottom.
 
         The rest are those of `inpaint`.
 
         Returns:
-            RGB images of the enlarged sizes.
+            Images of the enlarged sizes, which carry what `InpaintResult.image` does.
 
         Raises:
             ValueError: as `inpaint`; a negative margin.
+
+        Warns:
+            UserWarning: as `inpaint`.
         """
         config = _configure(config or self.decoding, overrides)
         all_seeds = _seeds(len(images), seed, seeds)
         self._labels(len(images), labels)  # so that what is wrong with them is said before any work is done
         if len(margins) != len(images):
             raise ValueError(f"{len(images)} images, but {len(margins)} margins")
-        canvases = [Canvas(to_rgb(image), margin) for image, margin in zip(images, margins, strict=True)]
+        pictures = _carry_all(images)
+        canvases = [Canvas(to_rgb(picture), margin) for picture, margin in zip(pictures, margins, strict=True)]
         if progress:
             progress(sum(not canvas.windows for canvas in canvases))
         for turn in range(max((len(canvas.windows) for canvas in canvases), default=0)):
@@ -370,21 +386,31 @@ class MaskGIT:
                 canvases[i].fill(window, result.image)
                 if progress:
                     progress(1 / len(canvases[i].windows))
-        return [canvas.image for canvas in canvases]
+        return [
+            fill_in(picture, canvas.image, corner=margin[:2])
+            for picture, canvas, margin in zip(pictures, canvases, margins, strict=True)
+        ]
 
     def class_number(self, label: int | str) -> int:
-        """The number of a class, by its name or number. Raises a ValueError if the model has no such class."""
+        """The number of a class, by its name or number; "7" is the class of that name, or else number 7.
+
+        Raises:
+            ValueError: the model has no such class; the message says which it has.
+        """
         num_classes = self.transformer.config.num_classes
         if not num_classes:
             raise ValueError(_NO_CLASSES)
+        names = f"one of {', '.join(self.class_names)}" if self.class_names else f"a number from 0 to {num_classes - 1}"
         if isinstance(label, str):
             if label in self.class_names:
                 return self.class_names.index(label)
-            choices = difflib.get_close_matches(label, self.class_names, n=5, cutoff=0.4) or self.class_names[:20]
-            more = f", ... ({len(self.class_names)} in all)" if len(choices) < len(self.class_names) else ""
-            raise ValueError(f"unknown class {label!r}: choose one of {', '.join(choices)}{more}")
+            if not (label.isdecimal() and len(label) < 10):
+                near = difflib.get_close_matches(label, self.class_names, n=5)
+                hint = f"; did you mean {' or '.join(near)}?" if near else ""
+                raise ValueError(f"unknown class {label!r}: choose {names}{hint}")
+            label = int(label)
         if not 0 <= label < num_classes:
-            raise ValueError(f"label {label} must be in [0, {num_classes})")
+            raise ValueError(f"label {label} must be in [0, {num_classes}): choose {names}")
         return label
 
     # --- the parts ----------------------------------------------------------------------------------------------------
@@ -405,13 +431,15 @@ class MaskGIT:
         masked = torch.from_numpy(np.stack([result.masked.ravel() for result in results])).to(self.device)
         encoded = self._encode(torch.stack([_to_tensor(image) for image in visible]).to(self.device))
         pictures: list[Image.Image] = []
+        size = self.tokenizer.config.image_size
+        holes = [cells_with_holes(result.mask, size, size) for result in results]
         for tokens, still_masked in self._decode(encoded, masked, config, seeds, labels, batch_size):
             if save_steps:
                 pictures = self._to_pictures(tokens)
-                states = zip(pictures, visible, still_masked.cpu().numpy(), tokens.cpu().numpy(), strict=True)
-                for result, (picture, image, left, codes) in zip(results, states, strict=True):
+                states = zip(pictures, visible, holes, still_masked.cpu().numpy(), tokens.cpu().numpy(), strict=True)
+                for result, (picture, image, hole, left, codes) in zip(results, states, strict=True):
                     if paste:
-                        picture = paste_known(image, picture, self._shrunk(result.mask))
+                        picture = paste_known(image, picture, hole)
                     shape = result.masked.shape
                     result.steps.append(Step(picture, left.reshape(shape), codes.reshape(shape)))
             if progress:
@@ -419,18 +447,19 @@ class MaskGIT:
         # The last step's pictures are those of the final tokens.
         for result, picture in zip(results, pictures or self._to_pictures(tokens), strict=True):
             fill = picture.resize(result.original.size, Image.Resampling.BICUBIC)
-            result.image = paste_known(result.original, fill, result.mask) if paste else fill
+            if paste:
+                fill = paste_known(result.original, fill, result.mask)
+            result.image = fill_in(result.image, fill, result.mask if paste else np.ones_like(result.mask))
 
     def _visible(self, result: InpaintResult) -> Image.Image:
         """What the model may see of an image: its hole filled smoothly, at the model's size."""
         known = torch.from_numpy(~result.mask)[None]
-        filled = smooth_fill(_to_tensor(result.original), known)
         size = self.tokenizer.config.image_size
-        return _pictures(filled[None])[0].resize((size, size), Image.Resampling.BICUBIC)
-
-    def _shrunk(self, mask: np.ndarray) -> np.ndarray:
-        size = self.tokenizer.config.image_size
-        return cells_with_holes(mask, size, size)
+        channels = []
+        for band in result.original.getbands():  # one at a time, so that large pictures need less memory
+            (filled,) = _pictures(smooth_fill(_to_tensor(result.original.getchannel(band)), known)[None])
+            channels.append(filled.resize((size, size), Image.Resampling.BICUBIC))
+        return Image.merge("RGB", channels)
 
     @torch.inference_mode()
     def _decode(
@@ -607,7 +636,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)
         torch.zeros((), device=found).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # of parts that others bring
         reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise ValueError(f"device {str(device)!r} can't be used here: {reason}") from error
     return found
@@ -632,8 +661,8 @@ def _resolve_precision(precision: str, device: torch.device) -> str:
 
 def _find_model(path_or_repo: str | os.PathLike[str]) -> Path:
     """The folder of a model that isn't the embedded one; downloads it if need be."""
-    path = Path(path_or_repo).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(path_or_repo))
+    if os.path.exists(path):  # unlike Path's methods, these take any text for a name
         return path
     name = os.fspath(path_or_repo)
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
@@ -682,12 +711,27 @@ def _check_batch_size(batch_size: int) -> None:
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
+def _carry_all(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """The images as their results will be; what these won't have of them is a warning of whoever calls the pipeline."""
+    pictures = []
+    for i, image in enumerate(images):
+        if not (image.width and image.height):
+            raise ValueError(f"image {i} has no pixels: it is {image.width}x{image.height}")
+        picture, lost = carry(image)
+        pictures.append(picture)
+        file = getattr(image, "filename", "")
+        for what in lost:
+            warnings.warn(f"image {i}{f' ({file})' * bool(file)}: the result won't have {what}", stacklevel=3)
+    return pictures
+
+
 def _to_tensor(image: Image.Image) -> Tensor:
-    """RGB image -> float32 [3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+    """RGB or L -> float32 [3 or 1, H, W] in [-1, 1]."""
+    pixels = torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1)
+    return pixels.float().div_(127.5).sub_(1)
 
 
 def _pictures(images: Tensor) -> list[Image.Image]:
-    """float [B, 3, H, W], about [-1, 1] -> RGB images. Bytes leave the device: a quarter of what floats would be."""
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return [Image.fromarray(one) for one in pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+    """float [B, 3 or 1, H, W], about [-1, 1] -> RGB or L. Bytes leave the device: a quarter of what floats would be."""
+    pixels = images.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
+    return [Image.fromarray(one) for one in pixels.permute(0, 2, 3, 1).contiguous().squeeze(-1).cpu().numpy()]

@@ -19,10 +19,12 @@ import tyro
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from maskgit.data.images import read_image
+from maskgit.console import printable, warnings_as_lines
 from maskgit.data.masks import MAKERS, load_mask, make_mask
+from maskgit.data.reading import read_image, to_rgb
 from maskgit.decoding import DecodeConfig
-from maskgit.files import write_atomically
+from maskgit.files import find_replaced, write_atomically
+from maskgit.holes import cells_with_holes
 from maskgit.pipeline import InpaintResult, MaskGIT
 
 BACKGROUND = (255, 255, 255)
@@ -211,11 +213,11 @@ def masked_picture(result: InpaintResult) -> Image.Image:
     """The original with its hole hatched in grey, at the size at which strips show it."""
     size = display_size(result.original.size)
     picture = np.array(resize(result.original, size))
-    shares = Image.fromarray(result.mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
+    hole = cells_with_holes(result.mask, *picture.shape[:2])
     rows, columns = np.indices(picture.shape[:2])
     dark = (rows + columns) // _HATCH_WIDTH % 2 == 0
     hatch = np.where(dark[..., None], *np.array(_HATCH, dtype=np.uint8))
-    return Image.fromarray(np.where((np.asarray(shares) > 0)[..., None], hatch, picture))
+    return Image.fromarray(np.where(hole[..., None], hatch, picture))
 
 
 def _token_picture(start: np.ndarray, before: np.ndarray, after: np.ndarray, size: tuple[int, int]) -> Image.Image:
@@ -263,7 +265,8 @@ def display_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Enlarged by whole factors, pixels stay squares; anything else is smooth."""
+    """An image of any mode as RGB. Enlarged by whole factors, pixels stay squares; anything else is smooth."""
+    image = to_rgb(image)
     whole = size[0] % image.width == 0 and size[1] % image.height == 0
     return image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
 
@@ -302,6 +305,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = tyro.cli(Options, args=argv, prog="python -m maskgit.visualize", config=(tyro.conf.DisallowNone,))
     except SystemExit as stop:  # --help, or options that tyro could not read
         return int(stop.code or 0)
+    moving, strips = f"evolution.{options.animation}", {name: f"{name}.strip.png" for name in options.schedules}
+    given = [path for path in (options.image, Path(options.mask)) if path is not None]
+    if replaced := find_replaced(
+        [options.output / name for name in ("evolution.png", moving, *strips.values())], given
+    ):
+        print(
+            f"error: {printable(replaced[0][1])} would be replaced by a picture; choose another --output",
+            file=sys.stderr,
+        )
+        return 2
     try:
         if not options.schedules:
             raise ValueError("--schedules: name at least one")
@@ -313,7 +326,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.mask in MAKERS:
             mask = make_mask(options.mask, image.height, image.width, options.seed)
         elif Path(options.mask).is_file():
-            mask = load_mask(options.mask, image.size)
+            with warnings_as_lines():
+                mask = load_mask(options.mask, image.size)
         else:
             raise ValueError(f"--mask {options.mask}: no such file, and not one of {', '.join(MAKERS)}")
         model = MaskGIT.from_pretrained(options.model, device=options.device)
@@ -324,17 +338,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         files = {
             "evolution.png": _png(evolution(results)),
-            f"evolution.{options.animation}": animation(results, options.animation),
-            **{f"{name}.strip.png": _png(strip(result)) for name, result in results.items()},
+            moving: animation(results, options.animation),
+            **{strips[name]: _png(strip(result)) for name, result in results.items()},
         }
         try:
             write_atomically({options.output / name: data for name, data in files.items()})
         except OSError as error:
             raise ValueError(f"{options.output}: can't write pictures there: {error.strerror}") from error
     except (OSError, RuntimeError, ValueError) as error:  # they all say what to do
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 1
-    print(f"in {options.output.resolve()}: {', '.join(files)}")
+    print(f"in {printable(options.output.resolve())}: {', '.join(files)}")
     return 0
 
 

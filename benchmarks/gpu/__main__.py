@@ -1,7 +1,8 @@
 """What a GPU has to show, within minutes and without a network; from a checkout of the repository.
 
-    python -m benchmarks.gpu OUT                 # 9 minutes
+    python -m benchmarks.gpu OUT                 # 10 minutes
     python -m benchmarks.gpu OUT --minutes 6     # every step's limit shrinks in proportion
+    python -m benchmarks.gpu OUT --minutes 3 --only environment comparisons
     python -m benchmarks.gpu OUT --quick         # a rehearsal on any machine: tiny sizes, no figure means anything
     python -m benchmarks.gpu OUT --dry-run       # the plan: kernels to compile, counted, and the time to expect
 
@@ -25,7 +26,7 @@ import torch
 
 from benchmarks.gpu import dry_run
 from benchmarks.gpu.process import run
-from benchmarks.gpu.steps import LOG, MINUTES, SECONDS, plan
+from benchmarks.gpu.steps import LOG, MINUTES, SECONDS, STEPS, plan
 from benchmarks.gpu.summary import Summary
 
 LEAST_SECONDS = 5.0  # in which a step can still do something
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("out", type=Path, help="folder for the results; made if missing")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for all steps together (default: %(default)g)")
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, metavar="STEP", help=", ".join(STEPS))
     parser.add_argument("--quick", action="store_true", help="tiny sizes, on a CPU too: shows that everything runs")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and start nothing")
     options = parser.parse_args(arguments)
@@ -46,9 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out.resolve()
     on_gpu = torch.cuda.is_available()
     if options.dry_run:
-        print(dry_run.report(plan(out, on_gpu=True, quick=False, minutes=options.minutes), options.minutes))
+        steps = plan(out, on_gpu=True, quick=False, minutes=options.minutes, only=options.only)
+        print(dry_run.report(steps, options.minutes))
         return 0
-    steps = plan(out, on_gpu=on_gpu, quick=options.quick, minutes=options.minutes)
+    steps = plan(out, on_gpu=on_gpu, quick=options.quick, minutes=options.minutes, only=options.only)
     if not (on_gpu or options.quick):
         parser.error("there is no NVIDIA GPU here; --quick rehearses on a CPU")
 

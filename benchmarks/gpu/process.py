@@ -72,7 +72,8 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
     try:
         return process.wait(seconds - grace)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # pytest then writes what it knows
+        # pytest then writes what it knows; its workers too must stop, or it would wait for them.
+        os.killpg(process.pid, signal.SIGINT)
     with suppress(subprocess.TimeoutExpired):
         process.wait(grace)
     return None

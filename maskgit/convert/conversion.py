@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,14 +14,26 @@ from typing import Generic, TypeVar
 
 from torch import nn
 
+from maskgit.config import ConfigError
 from maskgit.convert.formats import TokenizerFormat, TransformerFormat, find_parts
 from maskgit.convert.hints import Hints
 from maskgit.convert.reading import ConvertError, read_checkpoint
 from maskgit.convert.weights import Weights
 from maskgit.halton_transformer import HaltonTransformer
-from maskgit.model_folder import CONFIG_FILE, Model, ModelError, load_tokenizer, save_model, save_tokenizer
+from maskgit.model_folder import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    TRANSFORMER_FILE,
+    Model,
+    ModelError,
+    load_tokenizer,
+    save_model,
+    save_tokenizer,
+)
 from maskgit.tokenizer import VQGAN
 from maskgit.transformer import Transformer
+
+PARTIAL = ".partial-model"  # in the folder that is being made; what is in it moves up when all of it is there
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -56,7 +69,8 @@ def convert(
 
     Args:
         files, hints: as for `read_model`.
-        output: the model folder; must not exist yet, or be empty.
+        output: the model folder; must not exist yet, be empty, or hold nothing but what a conversion that was killed
+            has left there.
         class_names: of the transformer's classes, in the order of their numbers; may be left out.
 
     Returns:
@@ -68,24 +82,74 @@ def convert(
         OSError: the folder can't be written.
     """
     output = Path(output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ConvertError(f"{output} exists already: choose another name, or delete it first")
+    _check_free(output, files)
     found = read_model(files, hints)
     if class_names and found.transformer is None:
         raise ConvertError("class names were given, but no transformer, whose classes they would name")
     try:
-        if found.transformer is None:
-            save_tokenizer(output, found.tokenizer.network)
-        else:
-            parts: tuple[Part, ...] = (found.tokenizer, found.transformer)
-            origin = [{"file": part.path.name, "system": part.system, "notes": part.notes} for part in parts]
-            model = Model(
-                found.tokenizer.network, found.transformer.network, list(class_names), {"converted_from": origin}
-            )
-            save_model(output, model)
+        with _made_whole(output) as partial:
+            if found.transformer is None:
+                save_tokenizer(partial, found.tokenizer.network)
+            else:
+                parts: tuple[Part, ...] = (found.tokenizer, found.transformer)
+                origin = [{"file": _text(part.path.name), "system": part.system, "notes": part.notes} for part in parts]
+                model = Model(
+                    found.tokenizer.network, found.transformer.network, list(class_names), {"converted_from": origin}
+                )
+                save_model(partial, model)
     except ModelError as error:
         raise ConvertError(str(error)) from error
     return found
+
+
+def _text(name: str) -> str:
+    """A file's name, which needs not be valid text, as what JSON can hold."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _check_free(output: Path, files: Sequence[str | os.PathLike[str]] = ()) -> None:
+    """Raise a ConvertError if there is anything at `output` that isn't the rest of a conversion that was killed."""
+    if not os.path.lexists(output):
+        return
+    for path in map(Path, files):
+        if path.exists() and output.exists():
+            if output.samefile(path):
+                raise ConvertError(f"{output} is to be read: name the folder to be made behind the files")
+            if any(output.samefile(parent) for parent in path.resolve().parents):
+                raise ConvertError(
+                    f"{output} exists already, and holds {path}, which is to be read: choose another name"
+                )
+    ours = {PARTIAL, TOKENIZER_FILE, TRANSFORMER_FILE} if (output / PARTIAL).is_dir() else set()
+    if not output.is_dir() or not ours.issuperset(os.listdir(output)):
+        raise ConvertError(f"{output} exists already: choose another name")
+
+
+@contextmanager
+def _made_whole(output: Path) -> Iterator[Path]:
+    """A folder to save a model in; then its files go to `output`, all or none.
+
+    A process that is killed leaves the folder behind, which tells the next that the files beside it are no one's.
+    """
+    _check_free(output)
+    partial, made = output / PARTIAL, not output.exists()
+    names = (TOKENIZER_FILE, TRANSFORMER_FILE, CONFIG_FILE)  # the last one makes it a model
+    for name in names:  # if there, then left by a conversion that was killed
+        (output / name).unlink(missing_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for name in names:
+            if (partial / name).exists():
+                os.replace(partial / name, output / name)
+    except BaseException:
+        for name in names:
+            (output / name).unlink(missing_ok=True)
+        raise
+    finally:
+        shutil.rmtree(partial)
+        if made and not os.listdir(output):
+            output.rmdir()
 
 
 def read_model(files: Sequence[str | os.PathLike[str]], hints: Hints | None = None) -> Conversion:
@@ -135,7 +199,7 @@ def read_model(files: Sequence[str | os.PathLike[str]], hints: Hints | None = No
 def _naming(path: Path) -> Iterator[None]:
     try:
         yield
-    except ConvertError as error:
+    except (ConvertError, ConfigError) as error:
         raise ConvertError(f"{path}: {error}") from error
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,23 @@ LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # PyTorch's magic 
 MSGPACK_MAPS = {**dict.fromkeys(range(0x81, 0x90), 1), 0xDE: 3, 0xDF: 5}  # first byte of a map: where its first key is
 MSGPACK_STRINGS = tuple(bytes([byte]) for byte in (*range(0xA0, 0xC0), 0xD9))  # first bytes of a key
 FLAX_ARRAY, FLAX_SCALAR = 1, 3  # msgpack extension types of flax.serialization
-MAX_DEPTH = 16  # of tables in tables; a flax transformer has 6
-
-IGNORED_CLASSES = (
-    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-    "pytorch_lightning.utilities.parsing.AttributeDict",
-    "argparse.Namespace",
+FLAX_DTYPES = (
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint32",
 )
-"""Classes that trainers leave in checkpoints beside the weights. None of them is imported: an empty class stands in."""
+MAX_DEPTH = 16  # of tables in tables; a flax transformer has 6
+MAX_ENTRIES = 200_000  # of all tables; a checkpoint with its optimizer has some thousands
+MAX_NAME = 1000  # characters
+MAX_STAND_INS = 100  # names for which something stands in; each costs reading the pickle once more
 
 
 class ConvertError(ValueError):
@@ -43,16 +53,19 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             where possible.
 
     Returns:
-        Tensors by name; the names of tables within tables are joined by dots. What isn't a tensor is left out.
+        Tensors by name; the names of tables within tables are joined by dots. What isn't a tensor, or has no text or
+        number as its key, is left out.
 
     Raises:
         ConvertError: no such file, none of these formats, damaged, or holding more than data.
     """
     try:
+        if path.is_dir():
+            raise ConvertError("a folder, not a checkpoint file")
+        if path.exists() and not path.is_file():  # which could wait for ever, or never end
+            raise ConvertError("a pipe or a device, not a checkpoint file")
         with open(path, "rb") as file:
             start = file.read(len(LEGACY_START))
-    except IsADirectoryError:
-        raise ConvertError("a folder, not a checkpoint file") from None
     except OSError as error:
         raise ConvertError(f"can't be read: {error.strerror}") from error
     if not start:
@@ -67,42 +80,103 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise ConvertError("a bare pickle: it may hold a program, and no checkpoint is stored that way")
     else:
         raise ConvertError("not a checkpoint: neither a PyTorch file, nor safetensors, nor flax msgpack")
-    return dict(_flatten(content, "", frozenset()))
+    return dict(_flatten(content, "", frozenset(), itertools.count()))
 
 
-def _flatten(content: Any, name: str, above: frozenset[int]) -> Iterator[tuple[str, Tensor]]:
+def _flatten(content: Any, name: str, above: frozenset[int], entries: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
+    # By the methods of the types: a pickle can give objects attributes that hide their own.
     if isinstance(content, Tensor):
-        yield name, content
-    elif isinstance(content, Mapping):
+        yield name, Tensor.detach(content)
+    elif isinstance(content, dict):
         if id(content) in above or len(above) == MAX_DEPTH:
             raise ConvertError(f"damaged: tables within tables without end at {name[:80]!r}")
-        for key, value in content.items():
-            yield from _flatten(value, f"{name}.{key}" if name else str(key), above | {id(content)})
+        for key, value in dict.items(content):
+            if next(entries) == MAX_ENTRIES:
+                raise ConvertError(f"more than {MAX_ENTRIES} entries in its tables, which no checkpoint has")
+            if not isinstance(key, str | int):  # classes, paths, ...: weights go by text or number
+                continue
+            full = f"{name}.{key}" if name else str(key)
+            if len(full) > MAX_NAME:
+                raise ConvertError(f"damaged: a name of {len(full)} characters, {full[:80]!r}...")
+            yield from _flatten(value, full, above | {id(content)}, entries)
 
 
 # --- PyTorch ----------------------------------------------------------------------------------------------------------
 
 
+class _Inert:
+    """Stands in for a class that is only data: takes whatever it is given, and holds none of it."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+class _Table:
+    """Stands in for a kind of dict: what is made is an OrderedDict, the one kind that PyTorch lets have attributes."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return OrderedDict()
+
+
+class _List:
+    """Stands in for a kind of list: what is made is a list."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return []
+
+
+_STAND_INS: tuple[tuple[type, str], ...] = (
+    (_Table, r"collections\.defaultdict|(pytorch_lightning|lightning|lightning_fabric)\.(\w+\.)*AttributeDict"),
+    (_Table, r"easydict\.EasyDict|yacs\.config\.CfgNode|addict\.addict\.Dict"),
+    (_List, r"collections\.deque"),
+    (_Inert, r"argparse\.Namespace|types\.SimpleNamespace|torch\.torch_version\.TorchVersion|typing\.[A-Z]\w*"),
+    (_Inert, r"datetime\.(date|time|datetime|timedelta|timezone)"),
+    (_Inert, r"builtins\.(bool|bytes|dict|float|frozenset|int|list|object|range|slice|str|tuple|type|Ellipsis)"),
+    (_Inert, r"pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path"),
+    (_Inert, r"numpy\.(ndarray|dtype|dtypes\.\w+|(bool|u?int|float|complex|str|bytes)\d*_?)"),
+    (_Inert, r"numpy\._?core\.(multiarray\.(scalar|_reconstruct)|numeric\._frombuffer)"),
+    (_Inert, r"numpy\.random\._pickle\.__(randomstate|generator|bit_generator)_ctor"),
+    (_Inert, r"numpy\.random\.(_\w+\.[A-Z]\w*|bit_generator\.(SeedSequence|__pyx_unpickle_SeedSequence))"),
+    (_Inert, r"(pytorch_lightning|lightning|lightning_fabric|omegaconf|ml_collections)\.(\w+\.)*[A-Z]\w*"),
+)
+"""What trainers leave in checkpoints beside the weights, by name. None of it is imported: an empty class stands in."""
+
+
+def _stand_in(name: str) -> type | None:
+    return next((stand_in for stand_in, names in _STAND_INS if re.fullmatch(names, name)), None)
+
+
 def _read_torch(path: Path, mapped: bool) -> Any:
-    stand_ins: list[Any] = []
-    for name in IGNORED_CLASSES:
-        module, _, cls = name.rpartition(".")
-        stand_ins.append(type(cls, (dict,), {"__module__": module}))
+    stand_ins: dict[str, type] = {}
     try:
         if mapped:
             _check_archive(path)
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found is None:
-            raise ConvertError(f"damaged, or not a checkpoint: {_first_line(error)}") from error
-        raise ConvertError(
-            f"refused: loading it would import and run {found[1]}. A checkpoint needs nothing but tensors; if you made "
-            "this file, save the model's state_dict() instead of the model"
-        ) from error
+        # A name that isn't text has surrogates, and PyTorch maps no such file.
+        mapped = mapped and not re.search("[\ud800-\udfff]", str(path))
+        while True:  # PyTorch names one unknown class at a time
+            try:
+                with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
+                    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            except pickle.UnpicklingError as error:
+                found = re.search(r"GLOBAL (\S+)", str(error))
+                if found is None:
+                    raise
+                name = found[1] if "." in found[1] else f"builtins.{found[1]}"
+                stand_in = _stand_in(name)
+                if stand_in is None or name in stand_ins or len(stand_ins) == MAX_STAND_INS:
+                    raise ConvertError(
+                        f"refused: loading it would import and run {name}. A checkpoint needs nothing but tensors: get "
+                        "such a file from whoever made it or, if you trust it, load it where its own code is installed "
+                        "and save the model's state_dict() alone"
+                    ) from error
+                stand_ins[name] = stand_in
     except ConvertError:
         raise
+    except pickle.UnpicklingError as error:
+        # The rest of PyTorch's text tells programmers to do without weights_only.
+        _, _, reason = str(error).rpartition("WeightsUnpickler error: ")
+        raise ConvertError(f"damaged, or not a checkpoint: {_first_line(reason)}") from error
     except Exception as error:  # torch.load promises nothing about what it raises for broken files
         raise ConvertError(f"damaged or cut short: {_first_line(error)}") from error
 
@@ -114,7 +188,7 @@ def _check_archive(path: Path) -> None:
             raise ConvertError("a compressed zip archive, which PyTorch never writes: unpack it and pack it without")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception | str) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -143,7 +217,7 @@ def _read_msgpack(path: Path) -> Any:
         return msgpack.unpackb(path.read_bytes(), ext_hook=_flax_value, raw=False, strict_map_key=False)
     except ConvertError:
         raise
-    except (msgpack.UnpackException, ValueError, TypeError, OSError) as error:
+    except (msgpack.UnpackException, ValueError, TypeError, OSError, RuntimeError) as error:
         raise ConvertError(f"damaged, cut short or not flax msgpack: {_first_line(error)}") from error
 
 
@@ -154,11 +228,11 @@ def _flax_value(kind: int, data: bytes) -> Tensor | None:
     if kind not in (FLAX_ARRAY, FLAX_SCALAR):
         return None
     shape, name, values = msgpack.unpackb(data, raw=False)
-    dtype = getattr(torch, name, None) if isinstance(name, str) else None
-    if not isinstance(dtype, torch.dtype) or not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise ConvertError(f"damaged: an array of type {name!r} and shape {shape}")
+    dtype = getattr(torch, name) if name in FLAX_DTYPES else None
+    if dtype is None or not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ConvertError(f"damaged: an array of type {name!r} and shape {str(shape)[:80]}")
     if math.prod(shape) * dtype.itemsize != len(values):
-        raise ConvertError(f"damaged: {len(values)} bytes for a {name} array of shape {list(shape)}")
+        raise ConvertError(f"damaged: {len(values)} bytes for a {name} array of shape {str(shape)[:80]}")
     if not values:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(values), dtype=dtype).reshape(shape)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from maskgit.config import ConfigError
+from maskgit.config import MAX_LAYERS, ConfigError
 from maskgit.convert.reading import ConvertError
 
 MAX_NAMES = 3  # tensors named in an error; the rest are counted
@@ -44,9 +44,16 @@ class Weights:
         return [name.removeprefix(prefix) for name in self._theirs if name.startswith(prefix)]
 
     def count(self, prefix: str) -> int:
-        """How many of prefix0., prefix1., prefix2., ... start the name of a tensor, without a gap."""
+        """How many of prefix0., prefix1., prefix2., ... start the name of a tensor, without a gap.
+
+        Raises:
+            ConvertError: more than any model has.
+        """
         numbers = {name.removeprefix(prefix).partition(".")[0] for name in self._theirs if name.startswith(prefix)}
-        return next(number for number in range(len(numbers) + 1) if str(number) not in numbers)
+        count = next(number for number in range(len(numbers) + 1) if str(number) not in numbers)
+        if count > MAX_LAYERS:
+            raise ConvertError(f"there are {count} of {prefix}*, and no model has more than {MAX_LAYERS}")
+        return count
 
     def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
         """The shape of a tensor that must have so many dimensions."""
@@ -138,6 +145,8 @@ class Weights:
     def _find(self, name: str) -> Tensor:
         if name not in self._theirs:
             raise ConvertError(f"{name} is missing")
+        if self._theirs[name].is_meta or self._theirs[name].is_nested:
+            raise ConvertError(f"{name} isn't a plain tensor: it has no numbers, or no single shape")
         if not self._theirs[name].numel():
             raise ConvertError(f"{name} is empty: {list(self._theirs[name].shape)}")
         return self._theirs[name]

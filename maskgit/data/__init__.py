@@ -8,20 +8,21 @@ from maskgit.data.emoji import EmojiDataset
 from maskgit.data.images import (
     AugmentConfig,
     DataError,
+    EmptySplitError,
     ImageDataset,
-    ImageError,
     ImageFolder,
     Split,
     find_images,
     in_validation,
-    read_image,
 )
+from maskgit.data.reading import ImageError, read_image
 from maskgit.data.shards import ImageShards, is_shards
 
 __all__ = [
     "AugmentConfig",
     "DataError",
     "EmojiDataset",
+    "EmptySplitError",
     "ImageDataset",
     "ImageError",
     "ImageFolder",

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from maskgit.data.images import ImageDataset, Split, check_size, resize, split_indices
+from maskgit.data.images import ImageDataset, Split, check_size, images_of_split, resize
 
 VAL_FRACTION = 0.1
 
@@ -65,13 +65,13 @@ class EmojiDataset(ImageDataset):
         val_fraction: share of the families that validation gets, on average.
 
     Raises:
-        DataError: wrong arguments.
+        DataError: wrong arguments, or a split without images.
     """
 
     def __init__(self, image_size: int = 64, split: Split = "all", val_fraction: float = VAL_FRACTION):
         self.image_size = check_size(image_size)
         entries, self.class_names, pixels = load_emoji()
-        chosen = split_indices((entry.family for entry in entries), split, val_fraction)
+        chosen = images_of_split("emoji", (entry.family for entry in entries), split, val_fraction)
         self.entries = [entries[i] for i in chosen]
         self.names = [entry.name for entry in self.entries]
         self.families = [entry.family for entry in self.entries]

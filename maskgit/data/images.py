@@ -1,4 +1,4 @@
-"""Reading images: single files, folders, the train/validation split, augmentation.
+"""Folders of images, the train/validation split, augmentation.
 
 Every data set here gives uint8 RGB arrays of one square size through the same small protocol (`ImageDataset`).
 """
@@ -9,17 +9,20 @@ import abc
 import hashlib
 import math
 import os
+import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
+
+from maskgit.data.reading import ImageError, read_image
 
 Split = Literal["train", "val", "all"]
 SPLITS = ("train", "val", "all")
@@ -33,72 +36,8 @@ class DataError(ValueError):
     """A data set that can't be used: a missing or empty folder, an empty split, an unknown name."""
 
 
-class ImageError(ValueError):
-    """A file that can't be read as an image. The message names the file and the reason."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str):
-        super().__init__(f"{os.fspath(path)}: {reason}")
-        self.path, self.reason = path, reason
-
-    def __reduce__(self) -> tuple[Any, ...]:  # so that it can come out of another process
-        return ImageError, (self.path, self.reason)
-
-
-# --- one file ---------------------------------------------------------------------------------------------------------
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode -> RGB: transparency on white, 16-bit values by their high byte, floats as [0, 1]."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow's own conversion clips at 255 instead of scaling. Mode "I" is how older Pillows open 16-bit files; an
-        # image that uses only the lowest 8 bits of it is taken as 8-bit.
-        values = np.asarray(image).astype(np.int64)
-        if image.mode != "I" or values.max() > 255:
-            values = (values + 128) // 257
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image)).clip(0, 1)
-        return Image.fromarray((values * 255).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        image = white
-    return image.convert("RGB")
-
-
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image file of any common format and mode as RGB.
-
-    The EXIF orientation is applied; transparent images are composited on white; of animations the first frame is taken.
-
-    Raises:
-        ImageError: the file is missing, is no image, is truncated or damaged, or is absurdly large.
-    """
-    try:
-        with open(path, "rb") as file:
-            return decode_image(file, path)
-    except FileNotFoundError:
-        raise ImageError(path, "no such file") from None
-    except IsADirectoryError:
-        raise ImageError(path, "is a folder, not an image") from None
-    except OSError as error:
-        raise ImageError(path, f"can't be read: {error.strerror}") from error
-
-
-def decode_image(file: IO[bytes], path: str | os.PathLike[str]) -> Image.Image:
-    """As `read_image`, from an open file; `path` is what errors call it."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        empty = file.seek(0, os.SEEK_END) == 0
-        raise ImageError(path, "the file is empty" if empty else "not an image in a known format") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(path, f"too large: {error}") from None
-    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything (SyntaxError, struct.error)
-        raise ImageError(path, f"can't be decoded: {error or type(error).__name__}") from error
+class EmptySplitError(DataError):
+    """A data set of too few images for a training and a validation side at that `val_fraction`."""
 
 
 # --- views ------------------------------------------------------------------------------------------------------------
@@ -187,6 +126,18 @@ def split_indices(keys: Iterable[str], split: Split, val_fraction: float) -> lis
     return [i for i, key in enumerate(keys) if split == "all" or in_validation(key, val_fraction) == (split == "val")]
 
 
+def images_of_split(data: str, keys: Iterable[str], split: Split, val_fraction: float) -> list[int]:
+    """As `split_indices`, of a data set called `data`. Raises EmptySplitError if there are none."""
+    keys = list(keys)
+    chosen = split_indices(keys, split, val_fraction)
+    if not chosen:
+        raise EmptySplitError(
+            f"{data}: none of the {len(keys)} image(s) can be used for the split {split!r} with "
+            f"val_fraction={val_fraction}, as the side of each goes by its name: add images"
+        )
+    return chosen
+
+
 # --- data sets --------------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +160,15 @@ class ImageDataset(abc.ABC):
     def family_numbers(self) -> np.ndarray:
         """int64 [n]: images with the same number are near copies of each other. Here every image is its own family."""
         return np.arange(len(self))
+
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Take over another order of the same classes, of a model or a shard, which know them by number.
+
+        Other classes change nothing.
+        """
+        numbers = class_numbers(self.class_names, names)
+        if numbers is not None:
+            self.class_names, self.labels = list(names), numbers[self.labels]
 
     def name(self, index: int) -> str:
         """Where an image comes from, for people: its number here."""
@@ -234,7 +194,8 @@ class ImageDataset(abc.ABC):
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """All image files below a folder at any depth, by their suffix, sorted; hidden files and folders are skipped.
 
-    Links to folders are followed, each folder is visited once.
+    Links to folders are followed, each folder is visited once. What is no file, such as a named pipe, is left out; but
+    not a link that leads nowhere, so that whoever reads it can say so.
 
     Raises:
         DataError: the folder is missing, is a file, or can't be listed. (An empty folder gives an empty list.)
@@ -258,9 +219,9 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
-            Path(here, name)
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+            path
+            for path in (Path(here, name) for name in files if not name.startswith("."))
+            if path.suffix.lower() in SUFFIXES and (os.path.isfile(path) or not os.path.exists(path))
         ]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
@@ -292,11 +253,26 @@ def files_key(files: Iterable[tuple[str, Path]]) -> str:
     return digest.hexdigest()
 
 
+def as_people_count(name: str) -> tuple[list[Any], str]:
+    """Key that sorts names by the numbers in them: class2 comes before class10."""
+    parts: list[Any] = re.split(r"([0-9]+)", name)  # text and digits take turns
+    parts[1::2] = [(len(digits.lstrip("0")), digits.lstrip("0")) for digits in parts[1::2]]
+    return parts, name
+
+
+def class_numbers(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray | None:
+    """Where each of `names` is in `wanted`, int64 [n]; None if these aren't the same classes, or if there are none."""
+    if not names or sorted(names) != sorted(wanted):
+        return None
+    return np.array([list(wanted).index(name) for name in names], dtype=np.int64)
+
+
 class ImageFolder(ImageDataset):
     """The images below a folder, at any depth.
 
-    Classes are the folders of the first level (those of all images, whatever the split). If an image lies directly in
-    `root` there are no classes. The split goes by each file's path relative to `root` (see `in_validation`).
+    Classes are the folders of the first level (those of all images, whatever the split), sorted as people count. If an
+    image lies directly in `root` there are no classes. The split goes by each file's path relative to `root` (see
+    `in_validation`).
 
     All files of the split are decoded once at the start, because headers don't tell a truncated file: bad ones are
     named in a warning and skipped, and listed in `skipped`. `check=False` saves that pass over a folder known to be
@@ -329,8 +305,7 @@ class ImageFolder(ImageDataset):
         keys = [path.relative_to(self.root).as_posix() for path in found]
         self.class_names = self._classes(keys)
 
-        chosen = split_indices(keys, split, val_fraction)
-        self.paths = [found[i] for i in chosen]
+        self.paths = [found[i] for i in images_of_split(str(self.root), keys, split, val_fraction)]
         self.skipped: list[tuple[Path, str]] = []
         if check:
             problems = check_images(lambda i: read_image(self.paths[i]), len(self.paths))
@@ -341,8 +316,7 @@ class ImageFolder(ImageDataset):
             warnings.warn(f"{self.root}: skipped {len(self.skipped)} unreadable file(s):\n{lines}", stacklevel=2)
         if not self.paths:
             raise DataError(
-                f"{self.root}: none of the {len(found)} image(s) can be used for the split {split!r} with "
-                f"val_fraction={val_fraction} ({len(self.skipped)} unreadable); add images or change val_fraction"
+                f"{self.root}: no image for {split!r} can be used ({len(self.skipped)} unreadable): add others"
             )
         number = {name: i for i, name in enumerate(self.class_names)}
         self.labels = np.array(
@@ -359,7 +333,7 @@ class ImageFolder(ImageDataset):
                 stacklevel=3,
             )
             return []
-        return sorted({key.split("/", 1)[0] for key in nested})
+        return sorted({key.split("/", 1)[0] for key in nested}, key=as_people_count)
 
     def picture(self, index: int) -> Image.Image:
         return read_image(self.paths[index])

@@ -8,21 +8,35 @@ from __future__ import annotations
 import math
 import os
 import unicodedata
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
-from maskgit.data.images import SUFFIXES, read_image
+from maskgit.data.images import SUFFIXES
+from maskgit.data.reading import read_as, to_rgb
 
 Side = Literal["left", "right", "top", "bottom"]
 SIDES: tuple[Side, ...] = ("left", "right", "top", "bottom")
 
 
+# What makes a mask suspicious, and what is taken for what in it.
+_BLACK, _WHITE = 32, 224  # below and from here up a channel or a gray is so, or nearly
+_MIDDLE_SHARE, _MIDDLE_LEVELS = 0.2, 32  # more pixels and more grays between them: a photograph
+_MOST, _MOST_TRANSPARENT = 0.95, 0.5  # more than this is filled: the wrong part? What is transparent says less.
+_ONE_COLOR = 32  # a channel's range below this
+_BLACK_AND_WHITE = 0.95
+
+
 class MaskError(ValueError):
     """A mask that can't be made, found or used with its image."""
+
+
+class MaskWarning(UserWarning):
+    """A mask that may not be what is meant. The message names the file."""
 
 
 # --- makers -----------------------------------------------------------------------------------------------------------
@@ -193,10 +207,7 @@ def make_mask(kind: str, height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def load_mask(path: str | os.PathLike[str], size: tuple[int, int], invert: bool = False) -> np.ndarray:
-    """Read a mask image: white (128 and above, as grayscale) is filled. Transparent counts as white.
-
-    A mask of another size is accepted if it has the image's proportions, to half a pixel. Enlarged, it takes the
-    nearest pixel; shrunk, a pixel is filled if anything that it covers was to be, so that a thin line isn't lost.
+    """Read the mask of an image from a file: what `to_mask` makes of it; its warnings name the file.
 
     Args:
         path: the mask image.
@@ -210,9 +221,100 @@ def load_mask(path: str | os.PathLike[str], size: tuple[int, int], invert: bool 
         ImageError: the file can't be read as an image.
         MaskError: the mask's proportions aren't those of the image.
     """
-    mask = np.asarray(read_image(path).convert("L")) >= 128
-    if invert:
-        mask = ~mask
+    return to_mask(read_as(path, ImageOps.exif_transpose), size, invert, os.fspath(path))
+
+
+def to_mask(
+    image: Image.Image, size: tuple[int, int] | None = None, invert: bool = False, name: str = "mask"
+) -> np.ndarray:
+    """What people mean by a picture of a mask.
+
+    - White is filled: 128 and above, as grayscale. Edges are hard: a pixel of a soft edge is filled or it isn't.
+    - A mask of two values, 0 and another, is filled where the other is, however dark (0 and 1, a label's color).
+    - Of a mask that is transparent in part, the strokes are filled where there are any: what is opaque and of one
+      color, dark ones excepted, or the white of what is black and white. Anything else, such as a black layer or a
+      photograph, has had a hole erased into it: what is transparent is filled.
+
+    A mask of another size than `size` is accepted if it has the proportions, to half a pixel. Enlarged, it takes the
+    nearest pixel; shrunk, a pixel is filled if anything that it covers was to be, so that a thin line isn't lost.
+
+    Args:
+        image: of any mode; its EXIF orientation is applied.
+        size: (width, height) of the picture that it is for; None: its own.
+        invert: fill the rest instead.
+        name: what warnings and errors call it.
+
+    Returns:
+        bool [height, width], True = fill.
+
+    Warns:
+        MaskWarning: it covers nothing or nearly everything, or looks like a photograph.
+
+    Raises:
+        MaskError: its proportions aren't those of `size`.
+    """
+    image = ImageOps.exif_transpose(image)
+    layer = _with_transparency(image)
+    mask = _painted(image) if layer is None else _drawn(layer)
+    mask = _fit(mask ^ invert, size or image.size, name)
+    share = mask.mean()
+    doubt = None
+    if layer is None and (middle := _middle_share(image)):
+        doubt = f"looks like a photograph ({middle:.0%} neither black nor white): is it swapped with the image?"
+    elif share == 0:
+        doubt = "covers nothing"
+    elif share > (_MOST if layer is None else _MOST_TRANSPARENT):
+        # Rounded down, as all of it is more than nearly all.
+        doubt = f"covers {math.floor(100 * share)}% of the picture; if that is the wrong part, invert the mask"
+    if doubt:
+        warnings.warn(f"{name}: the mask {doubt}", MaskWarning, stacklevel=2)
+    return mask
+
+
+def _with_transparency(image: Image.Image) -> Image.Image | None:
+    """RGBA of an image that is transparent in part, else None."""
+    if not image.has_transparency_data or image.mode.startswith("I"):  # Pillow has no 16 bits with transparency
+        return None
+    image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    return image if np.asarray(image)[..., 3].min() < 255 else None
+
+
+def _painted(image: Image.Image) -> np.ndarray:
+    """bool [H, W] of a picture without transparency."""
+    if len(image.getbands()) == 1 and image.mode != "P":
+        values = np.nan_to_num(np.asarray(image))  # as they are: of 16 bits, 1 would be rounded off
+    else:
+        values = np.asarray(to_rgb(image).convert("L"))
+    if ((values == 0) | (values == values.max())).all():
+        return values > 0
+    return np.asarray(to_rgb(image).convert("L")) >= 128
+
+
+def _middle_share(image: Image.Image) -> float:
+    """How much of a photograph is neither black nor white; 0 for what looks like a mask."""
+    gray = np.asarray(to_rgb(image).convert("L"))
+    middle = gray[(gray >= _BLACK) & (gray < _WHITE)]
+    share, levels = middle.size / gray.size, np.count_nonzero(np.bincount(middle))
+    return share if share > _MIDDLE_SHARE and levels > _MIDDLE_LEVELS else 0.0
+
+
+def _drawn(layer: Image.Image) -> np.ndarray:
+    """bool [H, W] of RGBA that is transparent in part."""
+    pixels = np.asarray(layer)
+    opaque = pixels[..., 3] >= 128
+    colors = pixels[opaque, :3]  # [n, 3]
+    if not len(colors):  # an empty layer
+        return opaque
+    if np.ptp(colors, axis=0).max() < _ONE_COLOR:
+        return opaque if colors.max() >= 128 else ~opaque
+    black, white = colors.max(1) < _BLACK, colors.min(1) >= _WHITE
+    if (black | white).mean() > _BLACK_AND_WHITE:
+        return opaque & (pixels[..., :3].min(-1) >= 128)
+    return ~opaque
+
+
+def _fit(mask: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
+    """The mask, bool [H, W], at a size (width, height)."""
     (width, height), (mask_height, mask_width) = size, mask.shape
     if (mask_width, mask_height) == (width, height):
         return mask
@@ -222,7 +324,7 @@ def load_mask(path: str | os.PathLike[str], size: tuple[int, int], invert: bool 
         (mask_width - width) * (mask_height - height) < 0
     ):
         raise MaskError(
-            f"{os.fspath(path)}: the mask is {mask_width}x{mask_height}, the image {width}x{height}; "
+            f"{name}: the mask is {mask_width}x{mask_height}, the image {width}x{height}; "
             "they must have the same size, or at least the same proportions"
         )
     # In floats, as a single pixel's share of a large area would round to 0 in 8 bits.

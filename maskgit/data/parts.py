@@ -6,6 +6,7 @@ and removed. A start that finds parts of just the same inputs computes only thos
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -15,6 +16,7 @@ import os
 import shutil
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -25,8 +27,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from maskgit.data.arrays import open_array
 from maskgit.data.images import DataError
-from maskgit.files import write_atomically
+from maskgit.files import open_regular, write_atomically
+
+CLAIM = "parts.json"
+"""In a folder of parts: what they are of."""
 
 ROWS = 1024
 """Rows of a part: about half a megabyte of tokens, and seconds of work."""
@@ -69,12 +75,14 @@ def write_in_parts(
         device: where to compute; `cuda` spreads the processes over all GPUs.
 
     Raises:
-        DataError: no rows, a process that died, a damaged part.
+        DataError: no rows, a process that died, a damaged part, a full disk.
     """
     *sizes, rows, width = shape
     if not rows:
         raise DataError(f"{file}: there is nothing to write: no images")
     folder = file.with_suffix(".parts")
+    if os.path.lexists(folder) and not _is_folder(folder):
+        raise DataError(f"{folder}: is no folder; remove it and run again")
     _claim(folder, description | {"rows": ROWS, "batch_size": work.batch_size})
     parts = [
         Part(folder / f"{'-'.join(map(str, leading))}-{start:012d}.npy", leading, range(start, min(start + ROWS, rows)))
@@ -89,41 +97,90 @@ def write_in_parts(
         for part in compute:
             progress.update(len(part.rows))
     _put_together(file, description, shape, parts)
-    shutil.rmtree(folder)
+    remove_parts(file, description)
+
+
+def remove_parts(file: Path, description: dict[str, Any]) -> None:
+    """Remove the parts of an array that is whole; parts of another array, which wait to be gone on with, stay."""
+    folder = file.with_suffix(".parts")
+    theirs = _read_claim(folder)
+    if _is_folder(folder) and (theirs is None or {name: theirs.get(name) for name in description} == description):
+        # A kill on the way leaves parts that nobody claims, for the next start to remove.
+        (folder / CLAIM).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def _is_folder(path: Path) -> bool:
+    """Not a link to one, which is somebody else's; and `rmtree` would wait for what is a pipe."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def _read_claim(folder: Path) -> dict[str, Any] | None:
+    """What the parts in a folder are of, if anything says so."""
+    try:
+        with open_regular(folder / CLAIM) as file:
+            content = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _claim(folder: Path, description: dict[str, Any]) -> None:
     """Make sure that all parts in `folder` are of the array described; others are removed."""
-    file = folder / "parts.json"
-    try:
-        ours = json.loads(file.read_text()) == description
-    except (OSError, ValueError):
-        ours = False
-    if not ours:
+    if _read_claim(folder) != description:
+        if lost := len(list(folder.glob("*.npy"))):
+            warnings.warn(f"{folder}: removed the {lost} part(s) of a run with other settings", stacklevel=4)
         shutil.rmtree(folder, ignore_errors=True)
-        write_atomically({file: (json.dumps(description, indent=2) + "\n").encode()})
+        with _writing(folder):
+            write_atomically({folder / CLAIM: (json.dumps(description, indent=2) + "\n").encode()})
 
 
 def _put_together(file: Path, description: dict[str, Any], shape: tuple[int, ...], parts: list[Part]) -> None:
+    """The parts lie one after the other in the array, as they come in the list."""
     temporary = file.with_name(f".{file.name}.partial")
-    array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint16, shape=shape)
-    for part in parts:
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint16)), "fortran_order": False, "shape": shape}
+    with _writing(file):
         try:
-            array[part.leading][part.rows.start : part.rows.stop] = np.load(part.file)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{part.file}: damaged: {error}; remove it and run again") from error
-    array.flush()
-    del array
-    # The description makes the array valid: it goes first and comes last.
-    file.with_suffix(".json").unlink(missing_ok=True)
-    os.replace(temporary, file)
-    write_atomically({file.with_suffix(".json"): (json.dumps(description, indent=2) + "\n").encode()})
+            # Written, not memory-mapped: on a full disk that is an error instead of a SIGBUS. Made anew, so that
+            # nothing is written into what a link of this name leads to.
+            temporary.unlink(missing_ok=True)
+            with open(temporary, "xb") as whole:
+                np.lib.format.write_array_header_1_0(whole, header)
+                for part in parts:
+                    whole.write(_read_part(part, shape[-1]).data)
+                whole.flush()
+                os.fsync(whole.fileno())
+            # The description makes the array valid: it goes first and comes last.
+            file.with_suffix(".json").unlink(missing_ok=True)
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        write_atomically({file.with_suffix(".json"): (json.dumps(description, indent=2) + "\n").encode()})
+
+
+def _read_part(part: Part, width: int) -> np.ndarray:
+    """uint16 [rows, width]."""
+    try:
+        return open_array(part.file, np.uint16, (len(part.rows), width))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{part.file}: damaged: {error}; remove it and run again") from error
 
 
 def _write_part(part: Part, work: Work) -> None:
     data = io.BytesIO()
     np.save(data, work(part.leading, part.rows))
-    write_atomically({part.file: data.getvalue()})
+    with _writing(part.file):
+        write_atomically({part.file: data.getvalue()})
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Name the file in what goes wrong with writing it: the system's message for a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror or error}; mend that and run again: finished parts are kept"
+        raise DataError(f"{file}: can't be written: {reason}") from error
 
 
 def _compute_here(parts: list[Part], work: Work, device: torch.device) -> Iterator[Part]:

@@ -19,11 +19,11 @@ import re
 import tarfile
 import warnings
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -33,18 +33,22 @@ from maskgit.data.images import (
     SUFFIXES,
     DataError,
     ImageDataset,
-    ImageError,
     Split,
+    as_people_count,
     check_images,
     check_size,
-    decode_image,
     files_key,
-    split_indices,
+    images_of_split,
 )
+from maskgit.data.reading import ImageError, decode_image
+from maskgit.files import open_regular
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _BLOCK = 512  # bytes of a tar header, and what members are padded to
 _MAX_LABELS = 2**16
+_MOST_LABEL_BYTES = 2**24  # of a .cls or .json member
+_MOST_ARCHIVES = 10**6
+_MOST_BRACES, _MOST_DIGITS = 16, 18  # in a pattern; more is no pattern that a person wrote
 
 
 def is_shards(spec: str | os.PathLike[str]) -> bool:
@@ -56,8 +60,18 @@ def expand(spec: str) -> list[Path]:
     """The archives that a pattern names: braces, `train-{000..009}.tar` or `{train,extra}.tar`, and then wildcards.
 
     Raises:
-        DataError: a file is missing, or no file has such a name.
+        DataError: a file is missing, no file has such a name, or there are more than a million names.
     """
+    if (braces := spec.count("{")) > _MOST_BRACES:
+        raise DataError(f"{spec[:60]}...: {braces} braces, at most {_MOST_BRACES}; use wildcards (*.tar)")
+    found = list(itertools.islice(_expand(spec), _MOST_ARCHIVES + 1))
+    if len(found) > _MOST_ARCHIVES:
+        raise DataError(f"{spec}: names more than {_MOST_ARCHIVES:,} archives; put more into each")
+    return found
+
+
+def _expand(spec: str) -> Iterator[Path]:
+    """One after the other, so that a pattern of far too many names ends at the first that is missing."""
     match = _BRACES.search(spec)
     if match is None:
         found = sorted(glob.glob(spec, recursive=True)) if glob.has_magic(spec) else [spec]
@@ -66,17 +80,19 @@ def expand(spec: str) -> list[Path]:
         for name in found:
             if not os.path.isfile(name):
                 raise DataError(f"{name}: {'is not a file' if os.path.exists(name) else 'no such file'}")
-        return [Path(name) for name in found]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+            yield Path(name)
+        return
+    numbers = re.fullmatch(rf"(\d{{1,{_MOST_DIGITS}}})\.\.(\d{{1,{_MOST_DIGITS}}})", match[1])
     if numbers is None:
-        choices = match[1].split(",")
+        choices: Iterable[str] = match[1].split(",")
     else:
         first, last = int(numbers[1]), int(numbers[2])
         if last < first:
             raise DataError(f"{spec}: {{{match[1]}}} counts downwards")
-        choices = [f"{i:0{len(numbers[1])}d}" for i in range(first, last + 1)]
+        choices = (f"{i:0{len(numbers[1])}d}" for i in range(first, last + 1))
     before, after = spec[: match.start()], spec[match.end() :]
-    return list(itertools.chain.from_iterable(expand(before + choice + after) for choice in choices))
+    for choice in choices:
+        yield from _expand(before + choice + after)
 
 
 @dataclass
@@ -103,12 +119,22 @@ def scan(path: Path) -> _Scan:
     """Find the samples of an archive: members whose names agree up to the first dot after the last slash.
 
     Raises:
-        DataError: not a tar archive, or a compressed one.
+        DataError: not a tar archive, or a compressed one, or one that can't be read.
     """
-    result, size, end = _Scan(), path.stat().st_size, 0
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_regular(path) as file:
+            return _scan(path, file)
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
+
+
+def _scan(path: Path, data: BinaryIO) -> _Scan:
+    result, size, end, damage = _Scan(), os.fstat(data.fileno()).st_size, 0, "no tar header here"
+    try:
+        with tarfile.open(fileobj=data, mode="r:") as archive:
             for member in archive:
+                if member.size < 0:  # and the next header would be looked for further back, again and again
+                    raise ValueError(f"{member.name} has a size of {member.size}")
                 end = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isreg() else 0)
                 folder, _, file = member.name.rpartition("/")
                 stem, _, suffix = file.partition(".")
@@ -122,34 +148,43 @@ def scan(path: Path) -> _Scan:
                 except ValueError as error:
                     sample.damaged = True
                     result.problems.append((member.name, str(error)))
-    except tarfile.ReadError as error:
+    except OSError:
+        if end <= size:  # else it looked for a header far behind the end
+            raise
+    except Exception as error:  # damaged headers make tarfile raise nearly anything (ReadError, OverflowError, ...)
         if not end:  # else what came before is good, and the rest is counted below
             reason = "compressed or no tar archive (an image can't be read by its place in a compressed one)"
             raise DataError(f"{path}: {reason}: {error}") from error
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from error
-    if end < size and _is_no_end(path, end):  # tarfile takes a damaged header for the end
-        result.problems.append((f"byte {end}", f"no tar header here: the other {size - end:,} bytes are lost"))
+        if not isinstance(error, tarfile.ReadError):
+            damage = f"a damaged tar header here ({error})"
+    if end < size and _is_no_end(data, end):  # tarfile takes a damaged header for the end
+        result.problems.append((f"byte {end}", f"{damage}: the other {size - end:,} bytes are lost"))
     elif end > size and not result.problems:
         result.problems.append((f"byte {size}", "the archive ends too early"))
     return result
 
 
-def _is_no_end(path: Path, offset: int) -> bool:
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return any(file.read(_BLOCK))  # the end is a block of zeros
+def _is_no_end(data: BinaryIO, offset: int) -> bool:
+    data.seek(offset)
+    return any(data.read(_BLOCK))  # the end is a block of zeros
 
 
 def _add(sample: _Sample, suffix: str, member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
     """Take a member into its sample. Raises ValueError for what can't be a label."""
+    if member.issparse():
+        raise ValueError("stored with gaps (GNU sparse); make the archive without --sparse")
     if f".{suffix}" in SUFFIXES:
         sample.image = (member.offset_data, member.size)
     elif suffix == "cls" or suffix == "json":
+        if member.size > _MOST_LABEL_BYTES:
+            raise ValueError(f"has {member.size:,} bytes, too many for a label: at most {_MOST_LABEL_BYTES:,}")
         file = archive.extractfile(member)
         assert file is not None  # a regular file
         text = file.read().decode()
-        label = text.strip() if suffix == "cls" else _label_of(json.loads(text))
+        try:
+            label = text.strip() if suffix == "cls" else _label_of(json.loads(text))
+        except RecursionError:
+            raise ValueError("JSON that is nested too deeply") from None
         if isinstance(label, str) and re.fullmatch(r"[+-]?\d+", label):
             label = int(label)
         if isinstance(label, int) and not 0 <= label < _MAX_LABELS:
@@ -169,8 +204,8 @@ class ImageShards(ImageDataset):
     """The images in WebDataset's tar archives: KEY.jpg (or any other suffix of an image), its class in KEY.cls.
 
     A class is a number or a name: the text of KEY.cls, or else "label" in KEY.json. Numbers are the classes themselves,
-    names are sorted. If some image has no class, there are none. The classes are those of all images, and the split
-    goes by archive and key, whatever else there is, as `maskgit.data.ImageFolder` does it.
+    names are sorted as people count. If some image has no class, there are none. The classes are those of all images,
+    and the split goes by archive and key, whatever else there is, as `maskgit.data.ImageFolder` does it.
 
     Members that are cut off, and images that can't be decoded, are named in a warning and skipped, and listed in
     `skipped`. `check=False` saves decoding all images of the split at the start.
@@ -210,13 +245,12 @@ class ImageShards(ImageDataset):
                     sizes.append(sample.image[1])
                     labels.append(sample.label)
                     self.keys.append(f"{name}/{key}")
-        total = len(self.keys)
-        if not total:
+        if not self.keys:
             raise DataError(f"{self.spec}: no images in {len(self.archives)} archive(s): {', '.join(sorted(SUFFIXES))}")
         self.class_names, self.labels = self._classes(self.keys, labels)
         self.owners, self.offsets, self.sizes = (np.array(values) for values in (owners, offsets, sizes))
 
-        self._keep(split_indices(self.keys, split, val_fraction))
+        self._keep(images_of_split(self.spec, self.keys, split, val_fraction))
         if check:
             problems = check_images(self.picture, len(self.keys))
             self.skipped += [(self._path(i), why) for i, why in enumerate(problems) if why is not None]
@@ -225,10 +259,7 @@ class ImageShards(ImageDataset):
             lines = "\n".join(f"  {member}: {why}" for member, why in self.skipped)
             warnings.warn(f"{self.spec}: skipped {len(self.skipped)} damaged member(s):\n{lines}", stacklevel=2)
         if not self.keys:
-            raise DataError(
-                f"{self.spec}: none of the {total} image(s) can be used for the split {split!r} with "
-                f"val_fraction={val_fraction}; add images or change val_fraction"
-            )
+            raise DataError(f"{self.spec}: no image for {split!r} can be used, all are damaged: add others")
 
     def _scan_all(self) -> Iterator[_Scan]:
         with ThreadPoolExecutor() as pool:
@@ -248,7 +279,7 @@ class ImageShards(ImageDataset):
         if kinds == {int}:
             numbers = np.array(labels, dtype=np.int64)
             return [str(i) for i in range(numbers.max() + 1)], numbers
-        names = sorted({str(label) for label in labels})
+        names = sorted({str(label) for label in labels}, key=as_people_count)
         number = {name: i for i, name in enumerate(names)}
         return names, np.array([number[str(label)] for label in labels], dtype=np.int64)
 
@@ -263,11 +294,11 @@ class ImageShards(ImageDataset):
     def picture(self, index: int) -> Image.Image:
         # Opened for each image, which costs nothing beside decoding it: open files can't be shared between processes.
         try:
-            with open(self.archives[self.owners[index]], "rb") as file:
+            with open_regular(self.archives[self.owners[index]]) as file:
                 file.seek(self.offsets[index])
                 data = file.read(self.sizes[index])
         except OSError as error:
-            raise ImageError(self._path(index), f"can't be read: {error.strerror}") from error
+            raise ImageError(self._path(index), f"can't be read: {error.strerror or error}") from error
         return decode_image(io.BytesIO(data), self._path(index))
 
     def name(self, index: int) -> str:

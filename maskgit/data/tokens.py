@@ -14,8 +14,6 @@ A shard is a folder:
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +26,22 @@ from torch.utils.data import Dataset
 
 from maskgit.data.images import AugmentConfig, DataError, ImageDataset
 from maskgit.data.masks import make_mask
-from maskgit.data.parts import write_in_parts
-from maskgit.files import write_atomically
+from maskgit.data.parts import remove_parts, write_in_parts
+from maskgit.data.token_files import (
+    HIDDEN,
+    check_owner,
+    check_same,
+    check_tokens,
+    describe_images,
+    holds,
+    look_through,
+    open_stored,
+    read_json,
+)
 from maskgit.holes import cells_with_holes, smooth_fill
 from maskgit.tokenizer import VQGAN
 
 PLAIN_VIEWS = 2  # as it is, and flipped
-
-HIDDEN = np.uint16(2**16 - 1)
-"""Stands for the tokens inside a hole."""
 
 HOLE_KINDS = ("boxes", "boxes", "center", "strokes", "half")
 """Kinds of `maskgit.data.masks.make_mask` that holes are drawn from, with equal chances."""
@@ -101,16 +106,23 @@ class TokenShard(Dataset[TokenSample]):
         labels: int64 [images].
         seed: of all choices.
         hole_share: probability in [0, 1] that a sample has a hole.
+        codes: size of the codebook, at most HIDDEN.
+
+    Raises:
+        DataError: a file is missing or damaged, or doesn't fit the others. A sample with a token beyond the codebook
+            raises it too.
     """
 
-    def __init__(self, folder: Path, labels: np.ndarray, seed: int = 0, hole_share: float = 0.0) -> None:
-        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
-        self.holes = np.load(folder / "holes.npy", mmap_mode="r") if hole_share else None
-        self.folder, self.labels, self.seed, self.hole_share = folder, labels, seed, hole_share
+    def __init__(
+        self, folder: Path, labels: np.ndarray, seed: int = 0, hole_share: float = 0.0, codes: int = int(HIDDEN)
+    ) -> None:
+        self.tokens = open_stored(folder / "tokens.npy", np.uint16, (None, len(labels), None))
+        self.holes = open_stored(folder / "holes.npy", np.uint16, (None, *self.tokens.shape)) if hole_share else None
+        self.folder, self.labels, self.seed, self.hole_share, self.codes = folder, labels, seed, hole_share, codes
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A reading process that is spawned maps the files anew; a memory map would be pickled with all that it shows.
-        return TokenShard, (self.folder, self.labels, self.seed, self.hole_share)
+        return TokenShard, (self.folder, self.labels, self.seed, self.hole_share, self.codes)
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
@@ -119,7 +131,7 @@ class TokenShard(Dataset[TokenSample]):
         index, position = key
         rng = np.random.default_rng((self.seed, 3, position))
         view = int(rng.integers(len(self.tokens)))
-        tokens = torch.from_numpy(self.tokens[view, index].astype(np.int64))
+        tokens = self._tokens_of(view, index)
         label = torch.tensor(self.labels[index])
         if self.holes is None or rng.random() >= self.hole_share:
             return TokenSample(tokens, tokens, torch.ones_like(tokens, dtype=torch.bool), label)
@@ -127,12 +139,19 @@ class TokenShard(Dataset[TokenSample]):
 
     def with_hole(self, index: int, view: int, number: int) -> TokenSample:
         """Image `index` with hole `number` of one of its views."""
-        tokens = torch.from_numpy(self.tokens[view, index].astype(np.int64))
+        tokens = self._tokens_of(view, index)
         assert self.holes is not None, "a shard without holes"
-        outside = self.holes[number, view, index]
+        outside = np.asarray(self.holes[number, view, index])  # NumPy is slow with what is still a memory map
+        check_tokens(self.folder, "holes.npy", outside, self.codes)
         inside = torch.from_numpy(outside == HIDDEN)
         visible = torch.where(inside, tokens, torch.from_numpy(outside.astype(np.int64)))
         return TokenSample(tokens, visible, inside, torch.tensor(self.labels[index]))
+
+    def _tokens_of(self, view: int, index: int) -> Tensor:
+        """int64 [N]."""
+        tokens = np.asarray(self.tokens[view, index])
+        check_tokens(self.folder, "tokens.npy", tokens, self.codes)
+        return torch.from_numpy(tokens.astype(np.int64))
 
 
 def tokenize(
@@ -149,6 +168,7 @@ def tokenize(
     batch_size: int = 64,
     processes: int = 0,
     key: str | None = None,
+    replace: bool = True,
 ) -> TokenShard:
     """Tokenize `views` views of every image into `folder`, unless that has been done with just these inputs.
 
@@ -160,9 +180,11 @@ def tokenize(
         processes: 0 works in this process, with all its threads. Otherwise so many processes of one thread each; the
             bytes that come out are then the same for any number of them.
         key: stands for what the images show; by default `content_key`, which reads all of them.
+        replace: tokens of other inputs that are there; False: that is a DataError.
 
     Raises:
-        DataError: fewer than one view or hole, a codebook too large for uint16, no images, a process that died.
+        DataError: fewer than one view or hole, a codebook too large for uint16, no images, a process that died, a full
+            disk, or files in the folder that are no shard's.
     """
     if views < 1 or holes < 1:
         raise DataError(f"views={views}, holes={holes}: there must be at least one")
@@ -175,91 +197,74 @@ def tokenize(
         "augment": repr(augment),
         "seed": seed,
     }
+    check_owner(folder)
     encoder = Encoder(tokenizer.eval(), images, augment, seed, batch_size)
-    shape = (views, len(images), tokenizer.config.num_tokens)
-    if not _holds(folder / "tokens.npy", wanted):
-        write_in_parts(folder / "tokens.npy", wanted, shape, encoder, processes, device)
+    shape: tuple[int, ...] = (views, len(images), tokenizer.config.num_tokens)
+    arrays = [(folder / "tokens.npy", wanted, shape)]
     if hole_share:
-        wanted |= {"holes": holes, "kinds": list(HOLE_KINDS)}
-        if not _holds(folder / "holes.npy", wanted):
-            write_in_parts(folder / "holes.npy", wanted, (holes, *shape), encoder, processes, device)
-    _describe_images(folder, images)
-    return TokenShard(folder, images.labels, seed, hole_share)
+        arrays.append((folder / "holes.npy", wanted | {"holes": holes, "kinds": list(HOLE_KINDS)}, (holes, *shape)))
+    for file, description, size in arrays:
+        if holds(file, description, size, codes):
+            remove_parts(file, description)  # which a kill may have left
+            continue
+        if not replace:
+            check_same(file, description)
+        write_in_parts(file, description, size, encoder, processes, device)
+        look_through(folder, file.name, open_stored(file, np.uint16, size), codes)  # parts may be old and damaged
+    describe_images(folder, images)
+    return TokenShard(folder, images.labels, seed, hole_share, codes)
 
 
 def open_shard(folder: Path, tokenizer: VQGAN, seed: int = 0, hole_share: float = 0.0) -> TokenShard:
     """A shard that `tokenize` has written, without its images.
 
     Raises:
-        DataError: a file is missing or damaged, another tokenizer made it, or it has no holes but should show some.
+        DataError: a file is missing or damaged, another tokenizer made it, it has no holes but should show some, or it
+            holds tokens or labels that don't exist.
     """
-    for name in ("tokens", "holes") if hole_share else ("tokens",):
-        made = read_json(folder / f"{name}.json")
-        if made.get("tokenizer") != fingerprint(tokenizer):
+    names = ("tokens", "holes") if hole_share else ("tokens",)
+    made = [read_json(folder / f"{name}.json") for name in names]
+    for name, inputs in zip(names, made, strict=True):
+        if inputs.get("tokenizer") != fingerprint(tokenizer):
             raise DataError(
                 f"{folder / name}.npy: made by another tokenizer (or at another image size), so its tokens mean "
                 "something else; name the tokenizer that made it, or tokenize again (train.py tokens)"
             )
-    try:
-        shard = TokenShard(folder, np.load(folder / "labels.npy"), seed, hole_share)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: not a whole token shard: {error}; write it with train.py tokens") from error
-    if len(shard) != len(shard.labels) or shard.tokens.shape[2] != tokenizer.config.num_tokens:
-        raise DataError(f"{folder}: tokens {shard.tokens.shape} and {len(shard.labels)} labels don't fit each other")
+    if others := [name for name, value in made[0].items() if made[-1].get(name) != value]:
+        raise DataError(
+            f"{folder / 'holes.npy'}: made with other {', '.join(others)} than tokens.npy, so the two don't belong "
+            "together; remove it and write it again with train.py tokens --holes"
+        )
+    tokens = open_stored(folder / "tokens.npy", np.uint16, (None, None, tokenizer.config.num_tokens))
+    labels = np.array(open_stored(folder / "labels.npy", np.int64, (tokens.shape[1],)))
+    classes, codes = len(class_names(folder)), tokenizer.config.codebook_size
+    if labels.min() < 0 or labels.max() >= max(1, classes):
+        raise DataError(
+            f"{folder / 'labels.npy'}: holds the classes {labels.min()} to {labels.max()}, and images.json names "
+            f"{classes}; write it again with train.py tokens"
+        )
+    look_through(folder, "tokens.npy", tokens, codes)
+    shard = TokenShard(folder, labels, seed, hole_share, codes)
+    if shard.holes is not None:
+        look_through(folder, "holes.npy", shard.holes, codes)
     return shard
 
 
 def class_names(folder: Path) -> list[str]:
     """Names of the classes of a shard; empty where its images have none. Raises DataError as `open_shard`."""
-    return list(read_json(folder / "images.json").get("class_names", []))
+    names = read_json(folder / "images.json").get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(
+            f"{folder / 'images.json'}: class_names is {str(names)[:60]}, not a list of strings; remove it and write "
+            "it again with train.py tokens"
+        )
+    return names
 
 
 def family_numbers(folder: Path) -> np.ndarray:
     """int64 [images], as `ImageDataset.family_numbers`. Raises DataError as `open_shard`."""
-    try:
-        return np.load(folder / "families.npy")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: not a whole token shard: {error}; write it with train.py tokens") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """One of the JSON files of a shard. Raises DataError."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        where = "is not there" if path.parent.is_dir() else f"is not there: there is no folder {path.parent}"
-        raise DataError(f"{path} {where}; write a token shard with train.py tokens") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: can't be read: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not a JSON object")
-    return content
-
-
-def _holds(file: Path, wanted: dict[str, Any]) -> bool:
-    """Whether `file` is whole and was made from just these inputs."""
-    try:
-        np.load(file, mmap_mode="r")
-        return bool(json.loads(file.with_suffix(".json").read_text()) == wanted)
-    except (OSError, ValueError):  # never made, or damaged since: either way it is made now
-        return False
-
-
-def _describe_images(folder: Path, images: ImageDataset) -> None:
-    """Write which image each column is, where that isn't written yet."""
-    files = {
-        folder / "labels.npy": _npy(images.labels.astype(np.int64)),
-        folder / "families.npy": _npy(images.family_numbers().astype(np.int64)),
-        folder / "names.jsonl": "".join(json.dumps(images.name(i)) + "\n" for i in range(len(images))).encode(),
-        folder / "images.json": (json.dumps({"class_names": images.class_names}, indent=2) + "\n").encode(),
-    }
-    write_atomically({path: data for path, data in files.items() if not path.exists() or path.read_bytes() != data})
-
-
-def _npy(values: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, values)
-    return file.getvalue()
+    images = len(open_stored(folder / "labels.npy", np.int64, (None,)))
+    return np.array(open_stored(folder / "families.npy", np.int64, (images,)))
 
 
 @dataclass

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from maskgit.console import printable, warnings_as_lines
 from maskgit.inpaint_cli.options import Options, UsageError, decode_config
 from maskgit.inpaint_cli.run import BAD_USAGE, INTERRUPTED, Run
 
@@ -38,9 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help, or options that tyro could not read
         return int(stop.code or 0)
     try:
-        return Run(options).run()
+        with warnings_as_lines():
+            return Run(options).run()
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return BAD_USAGE
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -13,14 +13,16 @@ from PIL import Image
 
 from maskgit.data.images import find_images
 from maskgit.data.masks import MAKERS, MaskError, find_mask_for, load_mask, make_mask
+from maskgit.data.reading import MOST_PIXELS
 from maskgit.inpaint_cli.options import Lengths, Options, UsageError
+from maskgit.inpaint_cli.results import is_result
 from maskgit.outpainting import Margins
 from maskgit.pipeline import image_seed
 
 OVERVIEW = "overview.grid.png"
 """The file, in the output folder, that shows the results of a run together."""
 
-_MOST_PIXELS = 2**27  # of an outpainted picture, whose reading Pillow refuses not far above
+_MOST_PIXELS = MOST_PIXELS  # of an outpainted picture, so that it can be read again
 
 Target = np.ndarray | Margins
 """What is to be done with an image: the mask bool [H, W] to fill, or the margins to add."""
@@ -98,6 +100,9 @@ def generated_jobs(options: Options) -> list[Job]:
 def find_jobs(options: Options) -> list[Job]:
     """The files to do and the names of their results.
 
+    The output folder may be the folder of the images, or below or above it: results of earlier runs with the same
+    output folder, which may so lie among the images, are left out.
+
     Raises:
         UsageError: there are none.
         DataError: the folder is missing.
@@ -111,9 +116,13 @@ def find_jobs(options: Options) -> list[Job]:
     elif not path.exists():
         raise UsageError(f"--images {path}: no such file or folder")
     else:
-        # Results of an earlier run may lie below the input folder.
-        results = options.output.resolve()
-        root, found = path, [file for file in find_images(path) if results not in file.resolve().parents]
+        root, there = path, find_images(path)
+        found = [file for file in there if not is_result(file, options.output)]
+        if there and not found:
+            raise UsageError(
+                f"--images {path}: only results of earlier runs with --output {options.output}; "
+                "to go on from them, choose another --output"
+            )
     if not found:
         raise UsageError(f"{path}: no images in this folder")
     jobs = []
@@ -140,6 +149,12 @@ def free_name(relative: Path, taken: set[str]) -> str:
             taken |= files
             return name
         number += 1
+
+
+def mask_folder(folder: Path, job: Job) -> Path:
+    """Where in a folder of masks that of an image is looked for: in the image's own sub-folder, if there is one."""
+    mirrored = folder / Path(job.name).parent
+    return mirrored if mirrored.is_dir() else folder
 
 
 def mask_source(options: Options) -> Callable[[Job, Image.Image], Target]:
@@ -177,10 +192,8 @@ def mask_source(options: Options) -> Callable[[Job, Image.Image], Target]:
     if path.is_dir():
 
         def find(job: Job, image: Image.Image) -> np.ndarray:
-            mirrored = path / Path(job.name).parent
-            folder = mirrored if mirrored.is_dir() else path
             assert job.path is not None
-            return load_mask(find_mask_for(job.path, folder), image.size, options.invert_mask)
+            return load_mask(find_mask_for(job.path, mask_folder(path, job)), image.size, options.invert_mask)
 
         return find
     if path.is_file():

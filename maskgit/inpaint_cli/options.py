@@ -11,10 +11,13 @@ from typing import Annotated, Any
 import tyro
 
 from maskgit.decoding import DecodeConfig, decoder
-from maskgit.pipeline import Precision
+from maskgit.pipeline import MaskGIT, Precision
 
 Lengths = tuple[str, str, str, str]
 """Four lengths, each in pixels ("12") or in percent of the picture's side ("25%")."""
+
+_DIGITS = 9  # of such a length: no picture has a side of more
+_MOST_GENERATED = 10**6
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,12 @@ class Options:
     images: Path | None = None
     """An image file or a folder of them, at any depth. Default: the sample images."""
     mask: str | None = None
-    """What to fill: a mask image (white is filled), a folder of masks named like the images, or one of
-    center, boxes, strokes, half, left, right, top, bottom (a file of such a name: ./center). Default: center."""
+    """What to fill: a mask image (white is filled, or what is painted on a transparent layer), a folder of masks named
+    like the images, or one of center, boxes, strokes, half, left, right, top, bottom (a file of such a name: ./center).
+    Default: center."""
     invert_mask: bool = False
-    """Fill what is black in the mask and keep what is white. Works with made masks too: the outside is filled."""
+    """Fill what the mask keeps, such as its black, and keep the rest. Works with made masks too: the outside is
+    filled."""
     box: Annotated[Lengths | None, tyro.conf.arg(metavar="LEFT TOP WIDTH HEIGHT")] = None
     """Instead of a mask: fill the box of this left, top, width and height, in pixels or percent of the picture."""
     outpaint: Annotated[Lengths | None, tyro.conf.arg(metavar="LEFT TOP RIGHT BOTTOM")] = None
@@ -41,10 +46,11 @@ class Options:
     generate: int | None = None
     """Instead of all that: make so many pictures from nothing."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """What the filled part is to show, for a model with classes: the name of one, or its number."""
+    """What the filled part is to show, for a model with classes: the name of one, or its number (where no class has it
+    for a name)."""
     output: Path = Path("outputs/inpaint")
     """Folder for the results, with the same sub-folders as the input. What an earlier run left there under the same
-    names is replaced."""
+    names is replaced; images and masks that are read never are."""
     model: str = "embedded"
     """"embedded", a model folder, or a repository on the Hugging Face Hub."""
     decoder: str | None = None
@@ -124,8 +130,26 @@ def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
         return dataclasses.replace(default if options.decoder is None else decoder(options.decoder), **chosen)
     except ValueError as error:  # it begins with the field's name
         field, _, reason = str(error).partition(" ")
-        option = {"choice_temperature": "temperature", "guidance_scale": "guidance"}.get(field, field).replace("_", "-")
-        raise UsageError(f"--{option} {reason}") from error
+        option = {"choice_temperature": "temperature", "guidance_scale": "guidance"}.get(field, field)
+        if not hasattr(options, option):  # a setting of the model's own
+            raise UsageError(
+                f"the model's own way of decoding can't be changed so: {error}; choose a --decoder"
+            ) from error
+        raise UsageError(f"--{option.replace('_', '-')} {reason}") from error
+
+
+def class_number(model: MaskGIT, text: str) -> int:
+    """The class that --class names: by its name or, where none is called so, by its number.
+
+    Raises:
+        UsageError: the model has no such class, or none at all.
+    """
+    if not model.transformer.config.num_classes:
+        raise UsageError(f"--class {text}: the model was trained without classes; leave --class out")
+    try:
+        return model.class_number(text)
+    except ValueError as error:
+        raise UsageError(f"--class {text}: {error}") from error
 
 
 def check_task(options: Options) -> None:
@@ -134,6 +158,8 @@ def check_task(options: Options) -> None:
     if options.generate is not None:
         if options.generate < 1:
             raise UsageError(f"--generate {options.generate}: must be at least 1")
+        if options.generate > _MOST_GENERATED:
+            raise UsageError(f"--generate: at most {_MOST_GENERATED:,} in one run")
         given = ("images", "mask", "box", "outpaint")
     elif options.outpaint is not None:
         given = ("mask", "box")
@@ -145,9 +171,13 @@ def check_task(options: Options) -> None:
             raise UsageError(f"{task} and --{name} exclude each other")
     for name in ("box", "outpaint", "map_at"):
         for text in getattr(options, name) or ():
-            if not re.fullmatch(r"\d+|\d+(\.\d+)?%", text):
+            if not re.fullmatch(rf"\d{{1,{_DIGITS}}}|\d{{1,{_DIGITS}}}(\.\d{{1,{_DIGITS}}})?%", text):
                 option = name.replace("_", "-")
-                raise UsageError(f"--{option} {text}: neither pixels, such as 12, nor percent, such as 25%")
+                shown = text if len(text) <= 40 else f"{text[:40]}..."
+                raise UsageError(
+                    f"--{option} {shown}: neither pixels, such as 12, nor percent, such as 25% "
+                    f"(in numbers of at most {_DIGITS} digits)"
+                )
     if options.maps:
         if task != "--box":
             raise UsageError(f"{task} and --maps exclude each other")

@@ -12,7 +12,6 @@ import json
 import statistics
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,19 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from maskgit.data.images import DataError, read_image
+from maskgit.data.images import DataError
 from maskgit.data.masks import MAKERS, find_mask_for, load_mask, make_mask
+from maskgit.data.reading import read_image
 from maskgit.features import EfficientNetFeatures, FeatureNetwork, WeightsError, extract_features, inception
 from maskgit.metrics.folders import cache_folder, find_pictures, folder_features, match_pictures
-from maskgit.metrics.pairs import SSIM_WINDOW, hole_errors, perceptual_distance, psnr_of_mean_error, ssim
+from maskgit.metrics.pairs import (
+    SSIM_WINDOW,
+    hole_errors,
+    import_torchmetrics,
+    perceptual_distance,
+    psnr_of_mean_error,
+    ssim,
+)
 from maskgit.metrics.sets import Gaussian, class_score, frechet_distance, gaussian_of_moments, manifold_scores
 from maskgit.pipeline import resolve_device
 from maskgit.tokenizer.losses import PerceptualLoss, efficientnet_stages
@@ -159,7 +166,9 @@ def measure(options: Options) -> dict[str, Any]:
     """
     start = time.perf_counter()
     device = resolve_device(options.device)
-    # What is wrong with the folders is found out before the first network runs.
+    # What is wrong with packages and folders is found out before the first network runs.
+    if options.pairwise:
+        import_torchmetrics()
     pairs = match_pictures(options.real, options.generated) if options.pairwise else []
     get_mask = mask_source(options)
     real = [] if options.real.suffix == ".npz" else find_pictures(options.real)
@@ -219,6 +228,10 @@ def compare_sets(
     else:
         reference = read_statistics(options.real)
     ours = extract(options.generated, generated)
+    if isinstance(reference, Gaussian) and len(reference.mean) != ours.shape[1]:
+        raise DataError(
+            f"{options.real}: statistics of {len(reference.mean)} features, where {network.name} has {ours.shape[1]}"
+        )
     device = next(network.parameters()).device
     splits = SPLITS if len(generated) >= SPLITS * SPLIT_SIZE else 1
     mean, std = class_score(network.logits(ours.to(device)), splits)
@@ -246,13 +259,18 @@ def read_statistics(path: Path) -> Gaussian:
     Raises:
         DataError: the file is missing or holds something else.
     """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
     try:
-        with np.load(path) as file:
-            mean, covariance = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
-        return gaussian_of_moments(mean, covariance)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it is a single array")
+        with file:
+            mean, covariance = file["mu"], file["sigma"]
+        if {mean.dtype.kind, covariance.dtype.kind} - set("fiu"):
+            raise ValueError(f"numbers of types {mean.dtype} and {covariance.dtype} instead of real ones")
+        return gaussian_of_moments(*(torch.from_numpy(array.astype(np.float64)) for array in (mean, covariance)))
+    except Exception as error:  # zipfile, zlib, tokenize and ast: a damaged file makes NumPy raise anything
         raise DataError(f"{path}: no statistics as pytorch-fid writes them (mu, sigma): {error}") from error
 
 

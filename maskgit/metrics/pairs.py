@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,17 @@ from maskgit.tokenizer.losses import PerceptualLoss
 
 SSIM_WINDOW = 11
 """Side of the window of `ssim`, which is the smallest side of an image that has one."""
+
+_TILE = 64  # side of the squares that are compared at a time: in float64 the convolutions take 3 kB a pixel
+
+
+def import_torchmetrics() -> ModuleType:
+    """The functions of torchmetrics on images. Raises ImportError, naming the extra to install, where it is missing."""
+    try:
+        from torchmetrics.functional import image  # here, because it takes seconds
+    except ImportError as error:
+        raise ImportError("PSNR and SSIM need torchmetrics: pip install 'maskgit-inpaint[metrics]'") from error
+    return image
 
 
 def psnr(a: Tensor, b: Tensor, masks: Tensor | None = None) -> Tensor:
@@ -24,8 +36,14 @@ def psnr(a: Tensor, b: Tensor, masks: Tensor | None = None) -> Tensor:
     Returns:
         float [B].
     """
-    error = (a - b).square().flatten(1).mean(1) if masks is None else hole_errors(a, b, masks)[1]
-    return 10 * torch.log10(4 / error.clamp_min(1e-10))
+    ratio = import_torchmetrics().peak_signal_noise_ratio
+    dtype, a, b = a.dtype, _unit_range(a), _unit_range(b)
+    if masks is None:
+        values = ratio(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    else:
+        holes = zip(a, b, masks, strict=True)
+        values = torch.stack([ratio(x[:, hole], y[:, hole], data_range=1.0) for x, y, hole in holes])
+    return values.clamp_max(psnr_of_mean_error(0)).to(dtype)
 
 
 def psnr_of_mean_error(mean_square: float) -> float:
@@ -56,31 +74,43 @@ def ssim(a: Tensor, b: Tensor, masks: Tensor | None = None) -> Tensor:
     counts as much as the hole has a share in it, weighted as the window weights its pixels.
 
     Args:
-        a, b: float [B, 3, H, W] in [-1, 1], at least 11 pixels each way.
+        a, b: float [B, 3, H, W] in [-1, 1].
         masks: bool [B, H, W], at least one pixel each; None: all of the image.
 
     Returns:
         float [B].
+
+    Raises:
+        ValueError: images smaller than the window.
     """
-    offsets = torch.arange(SSIM_WINDOW, dtype=a.dtype, device=a.device) - SSIM_WINDOW // 2
-    window = torch.exp(-offsets.square() / (2 * 1.5**2))
-    window = (window / window.sum()).expand(3, 1, SSIM_WINDOW)
-
-    def blur(x: Tensor) -> Tensor:
-        channels = window[: x.shape[1]]
-        x = F.conv2d(x, channels.unsqueeze(2), groups=x.shape[1])
-        return F.conv2d(x, channels.unsqueeze(3), groups=x.shape[1])
-
-    mean_a, mean_b = blur(a), blur(b)
-    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
-    covariance = blur(a * b) - mean_a * mean_b
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
-    similarity = ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)) / (
-        (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
-    )
+    if min(a.shape[2:]) < SSIM_WINDOW:
+        raise ValueError(f"images of {a.shape[3]}x{a.shape[2]} pixels: SSIM needs {SSIM_WINDOW} each way")
+    pairs = zip(_unit_range(a).split(1), _unit_range(b).split(1), strict=True)
+    similarity = torch.cat([_similarity_map(x, y) for x, y in pairs])
     if masks is None:
-        return similarity.flatten(1).mean(1)
-    return _weighted_mean(similarity.mean(1), blur(masks[:, None].to(a.dtype))[:, 0])
+        return similarity.flatten(1).mean(1).to(a.dtype)
+    offsets = torch.arange(SSIM_WINDOW, device=a.device) - SSIM_WINDOW // 2
+    window = torch.exp(-offsets.square() / (2 * 1.5**2))
+    shares = F.conv2d(masks[:, None].to(window), torch.outer(window, window)[None, None])
+    return _weighted_mean(similarity, shares[:, 0]).to(a.dtype)
+
+
+def _similarity_map(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM of each window inside an image, mean over the channels. [1, 3, H, W] in [0, 1] -> [1, H - 10, W - 10]."""
+    measure, border = import_torchmetrics().structural_similarity_index_measure, SSIM_WINDOW // 2
+    down, across = (range(0, side - 2 * border, _TILE) for side in a.shape[2:])
+
+    def tile(top: int, left: int) -> Tensor:
+        place = ..., slice(top, top + _TILE + 2 * border), slice(left, left + _TILE + 2 * border)
+        _, whole = measure(a[place], b[place], data_range=1.0, return_full_image=True)
+        return whole[..., border:-border, border:-border].mean(1)  # the rest is of mirrored pixels
+
+    return torch.cat([torch.cat([tile(top, left) for left in across], 2) for top in down], 1)
+
+
+def _unit_range(images: Tensor) -> Tensor:
+    """[-1, 1] -> float64 in [0, 1]: SSIM compares means too, so that of shifted values is another."""
+    return (images.double() + 1) / 2
 
 
 @torch.inference_mode()

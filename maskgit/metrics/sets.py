@@ -18,6 +18,9 @@ _BLOCK = 512  # rows of a distance matrix that are in memory at a time: 200 MB f
 # same picture. This much, of the squared radius, counts as equal.
 _ROUNDING = 1e-9
 
+# How far covariances that are read may be from symmetric and positive, of their largest number: float32's rounding.
+_INEXACT = 1e-4
+
 
 # --- Fréchet distance -------------------------------------------------------------------------------------------------
 
@@ -45,12 +48,20 @@ def fit_gaussian(features: Tensor) -> Gaussian:
 
 
 def gaussian_of_moments(mean: Tensor, covariance: Tensor) -> Gaussian:
-    """From a mean float [D] and a covariance [D, D], as files of statistics hold them. Raises ValueError for others."""
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+    """From a mean float [D] and a covariance [D, D], as files of statistics hold them.
+
+    Raises:
+        ValueError: other shapes, numbers that aren't finite, a matrix that is no covariance.
+    """
+    if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
         raise ValueError(f"mean and covariance don't fit: {list(mean.shape)} and {list(covariance.shape)}")
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise ValueError("statistics that are not finite have no Fréchet distance")
-    values, axes = torch.linalg.eigh(covariance.double())
+    covariance = covariance.double()
+    values, axes = torch.linalg.eigh(covariance)
+    asymmetry = (covariance - covariance.T).abs().max()
+    if asymmetry > _INEXACT * covariance.abs().max() or values[0] < -_INEXACT * values.abs().max():
+        raise ValueError("the covariance is no covariance: not symmetric, or of negative variance along an axis")
     return Gaussian(mean.double(), values.clamp(min=0).sqrt()[:, None] * axes.T)
 
 

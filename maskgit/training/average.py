@@ -10,6 +10,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
+def growing_decay(decay: float, step: int) -> float:
+    """The decay of step `step`, counted from 0: so small at first that the random start is soon forgotten.
+
+    A constant decay of 0.999 would still give the start a weight of 61 % after 500 steps.
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
 class AveragedWeights(nn.Module):
     """An exponential moving average of a model's parameters, updated without waiting for the device.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from maskgit.files import write_atomically
+
 NAME = re.compile(r"step-(\d{9})")
-BEST = "best"  # a link to the checkpoint of the best validation
+BEST = "best"  # a text file with the name of the best validation's checkpoint: not every file system has links
+
+# What a system says that can't flush a folder: Windows can't even open one, some network disks have no such call.
+_NO_FLUSH = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 
 
 class CheckpointError(RuntimeError):
@@ -22,11 +29,20 @@ class CheckpointError(RuntimeError):
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file is on the disk, or a folder's list of names, where the system can do that."""
+    if not path.is_dir():
+        with open(path, "rb+") as file:  # Windows flushes only what is open for writing
+            os.fsync(file.fileno())
+        return
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -37,14 +53,6 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
         if match:
             found.append((int(match[1]), path))
     return sorted(found)
-
-
-def mark_best(folder: Path, step: int) -> None:
-    """Point the link `best` at the checkpoint of this step."""
-    temporary = folder / f".{BEST}.partial"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(_name(step), target_is_directory=True)
-    os.replace(temporary, folder / BEST)
 
 
 def _name(step: int) -> str:
@@ -62,7 +70,7 @@ def save_checkpoint(
 ) -> Path:
     """Write checkpoint `step`: weights as safetensors, the rest (optimizers) as a torch file.
 
-    The newest `keep` are kept, and the one of step `best`, if it is there, which gets the link `best`.
+    The newest `keep` are kept, and the one of step `best`, if it is there, whose name is written into the file `best`.
 
     A process killed at any moment leaves either the whole checkpoint or none: everything is written and flushed to a
     temporary folder, which is then renamed, as is one that is to go. Raises CheckpointError when the disk refuses;
@@ -75,22 +83,34 @@ def save_checkpoint(
             shutil.rmtree(left_behind, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / "weights.safetensors")
-        torch.save(state, temporary / "state.pt")
+        with open(temporary / "state.pt", "wb") as file:  # PyTorch's own doesn't say why it fails
+            torch.save(state, file)
         for path in (temporary / "weights.safetensors", temporary / "state.pt", temporary):
             _flush(path)
         if target.exists():  # a resumed run reaches the same step again
             _discard(target)
         temporary.rename(target)
         if best is not None and (folder / _name(best)).exists():
-            mark_best(folder, best)
+            write_atomically({folder / BEST: f"{_name(best)}\n".encode()})
         _flush(folder)
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"{target}: the checkpoint can't be written: {error}") from error
+        reason = _disk_error(error) or error
+        raise CheckpointError(f"{target}: the checkpoint can't be written: {reason}") from error
     for old_step, old in list_checkpoints(folder)[:-keep]:
         if old_step != best:
-            _discard(old)
+            try:
+                _discard(old)
+            except OSError as error:  # Windows, of a file that some program has open: it goes the next time
+                warnings.warn(f"{old}: the old checkpoint can't be removed: {error}", stacklevel=2)
     return target
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """What the disk said: PyTorch covers it with what that did to its archive."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

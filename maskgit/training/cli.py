@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from maskgit.config import ConfigError
-from maskgit.data import DataError, ImageError
+from maskgit.data import DataError, EmptySplitError, ImageError
 from maskgit.model_folder import ModelError
 from maskgit.training.checkpoint import CheckpointError
 from maskgit.training.dry_run import dry_run
@@ -75,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         figures = train_tokenizer(config) if isinstance(config, TokenizerTraining) else train_transformer(config)
     except KNOWN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        more = ", or change --val-fraction" if isinstance(error, EmptySplitError) else ""
+        print(f"error: {error}{more}", file=sys.stderr)
         return 1
     except Stopped as stop:
         if _is_main():

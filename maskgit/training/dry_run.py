@@ -72,7 +72,8 @@ def dry_run(config: LoopConfig) -> list[str]:
     timed = together if engine.device.type == "cuda" else min(together, CPU_IMAGES)
     alone = dataclasses.replace(config, batch_size=timed, accumulate=1)
     engine.config = alone
-    with tempfile.TemporaryDirectory(prefix="maskgit-dry-run-") as folder:
+    # Windows removes no file that is mapped into memory, as the tokens are until the end of the program.
+    with tempfile.TemporaryDirectory(prefix="maskgit-dry-run-", ignore_cleanup_errors=True) as folder:
         if isinstance(config, TransformerTraining):
             lines, task, images = _transformer(config, alone, engine, Path(folder))
         else:
@@ -123,7 +124,7 @@ def _transformer(
         source = f"{config.tokens}, {len(tokens.train.tokens)} views"
     else:
         size = tokenizer.config.image_size
-        train, val = (load_dataset(config.data, size, split) for split in ("train", "val"))
+        train, val = (load_dataset(config.data, size, split, config.val_fraction) for split in ("train", "val"))
         images, held_out, classes = len(train), len(val), len(train.class_names)
         tokens = _random_tokens(folder, alone.batch_size, architecture, config.hole_share)
         shards = (1 + (config.holes if config.hole_share else 0)) * config.views * images * architecture.num_tokens * 2
@@ -150,7 +151,7 @@ def _random_tokens(folder: Path, images: int, architecture: TransformerConfig, h
 
 def _tokenizer(config: TokenizerTraining, engine: Engine) -> tuple[list[str], StageTask, int]:
     task = TokenizerTask(config, preset(config.model).tokenizer, engine)
-    held_out = len(load_dataset(config.data, task.model.config.image_size, "val"))
+    held_out = len(load_dataset(config.data, task.model.config.image_size, "val", config.val_fraction))
     images = len(task.families)
     parts = [f"VQGAN of {_millions(task.model)} parameters"]
     if task.discriminator is not None:

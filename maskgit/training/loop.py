@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import dataclasses
 import json
 import math
 import signal
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from maskgit.files import write_atomically
-from maskgit.training.average import AveragedWeights
+from maskgit.training.average import AveragedWeights, growing_decay
 from maskgit.training.checkpoint import BEST, CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from maskgit.training.engine import Engine, Guard
 from maskgit.training.order import SampleOrder
@@ -151,8 +152,11 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine
             raise TrainingError(f"--kernels {config.kernels}: {error}") from error
         use(config.kernels)
     saved = _newest(config)
-    if engine.is_main and saved is None:
+    longer = saved is not None and saved.state["settings"]["steps"] < config.steps
+    if engine.is_main and (saved is None or longer):
         write_json(config.output / "run.json", describe_run(config))
+        if saved is not None:
+            _say_longer(saved, config)
     run = _start(make_task(), config, engine)
     first_step = 0
     if saved is not None:
@@ -220,7 +224,7 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
             task.model.train()
             logged = task.training_step(batch, step)
             if run.averaged is not None:
-                run.averaged.update(task.model, config.ema, engine.broken)
+                run.averaged.update(task.model, growing_decay(config.ema, step), engine.broken)
             run.guard.note(engine.broken)
             progress.update()
             done = step + 1
@@ -287,6 +291,7 @@ def _save(run: _Run, step: int) -> None:
             )
         state = {
             "settings": run_settings(run.config),
+            "folder": str(Path.cwd()),  # where the paths among them begin
             "optimizers": optimizers,
             "skipped": run.guard.counts.tolist(),
             "best": run.best,
@@ -314,12 +319,29 @@ def _newest(config: LoopConfig) -> _Saved | None:
     if not found:
         return None
     if not config.resume:
-        raise TrainingError(f"{config.output} already holds a run: go on with --resume, or choose another --output")
+        raise TrainingError(
+            f"{config.output} already holds a run: go on with --resume (and more --steps, if it is through), or choose "
+            "another --output"
+        )
     step, path = found[-1]
     weights, state = load_checkpoint(path)
-    if changed := changed_settings(state["settings"], config):
-        raise TrainingError(f"{path}: this run was started with other settings: {', '.join(changed)}")
+    if changed := changed_settings(state["settings"], config, Path(state.get("folder", ""))):
+        raise TrainingError(
+            f"{path}: this run was started with other settings: {', '.join(changed)}; go on with its own (--config "
+            f"{config.output} --output {config.output} --resume, and more --steps if you like), or choose another "
+            "--output"
+        )
     return _Saved(step, path, weights, state)
+
+
+def _say_longer(saved: _Saved, config: LoopConfig) -> None:
+    """Say what more steps than at the start do to the learning rate."""
+    before = dataclasses.replace(config, steps=saved.state["settings"]["steps"])
+    rates = [learning_rate(settings, saved.step) for settings in (before, config)]
+    print(
+        f"from step {saved.step} to {config.steps} instead of {before.steps}: the learning rate goes on at "
+        f"{rates[1]:.3g}, where it was to be {rates[0]:.3g}"
+    )
 
 
 def _restore(saved: _Saved, run: _Run) -> None:
@@ -329,7 +351,10 @@ def _restore(saved: _Saved, run: _Run) -> None:
             load_optimizer_state(optimizer, state)
     except (RuntimeError, ValueError) as error:  # another number of classes, another tokenizer
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise CheckpointError(f"{saved.path}: does not fit the networks of this run: {reason}") from error
+        raise CheckpointError(
+            f"{saved.path}: does not fit the networks of this run: {reason}; give it the data and models that it was "
+            "started with, or choose another --output"
+        ) from error
     # The checkpoints of the first release have nothing of these.
     run.guard = Guard(run.engine.device, saved.state.get("skipped"))
     run.best = saved.state.get("best")

@@ -86,18 +86,28 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{name} is {_shortened(value)}, which is too large") from None
     if type(value) is hint:
         return value
-    raise ValueError(f"{name} is {json.dumps(value)}, which is not of type {getattr(hint, '__name__', hint)}")
+    raise ValueError(f"{name} is {_shortened(value)}, which is not of type {getattr(hint, '__name__', hint)}")
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def read_run(path: Path) -> tuple[str, dict[str, Any]]:
     """Stage and settings of a run.json. Raises RunFileError."""
+    if not path.is_file():  # to read a pipe would wait for a writer
+        raise RunFileError(f"--config {path}: {'is not a file' if path.exists() else 'no such file'}")
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RunFileError(f"--config {path}: no such file") from None
+        content = json.loads(path.read_bytes())
+    except RecursionError:
+        raise RunFileError(f"--config {path}: can't be read: nested too deeply") from None
     except (OSError, ValueError) as error:
         raise RunFileError(f"--config {path}: can't be read: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("settings"), dict) or "stage" not in content:

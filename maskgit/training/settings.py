@@ -5,17 +5,32 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from maskgit.data.shards import is_shards
 from maskgit_kernels.backend import BACKENDS
 
 PRECISIONS = ("bf16", "fp16", "float32")
+MOST = 10**9 - 1
+"""The largest step that the name of a checkpoint has room for; more than anything else that is counted will be."""
+MOST_SEED = 10**13
+"""PyTorch takes a seed of 64 bits, and each step needs some of its own."""
 
 
 class TrainingError(RuntimeError):
     """A run that can't start or go on; the message says what to change."""
+
+
+def require_between(option: str, value: float, least: float, most: float) -> None:
+    """Raise a TrainingError if the value of an option isn't in [least, most]."""
+    if not value >= least:
+        raise TrainingError(f"{option} {value}: must be at least {least}")
+    if value > most:
+        raise TrainingError(f"{option} {value}: must be at most {most}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,8 @@ class LoopConfig:
     clip: float = 1.0
     """Largest gradient norm; 0 for no clipping."""
     ema: float = 0.0
-    """Decay of the moving average of the weights, which is what is validated and saved; 0 for none."""
+    """Decay of the moving average of the weights, which is what is validated and saved; 0 for none. It grows to that
+    value, (1 + step) / (10 + step) at most, so that a short run's average isn't its random start."""
     precision: str = "bf16"
     """bf16 or fp16 (autocast; fp16 with a scaled loss, on a GPU only), or float32."""
     accumulate: int = 1
@@ -52,6 +68,9 @@ class LoopConfig:
     compile: bool = False
     """Run the networks through torch.compile: a minute or two of compilation first. On a CPU it speeds up the
     tokenizer; the transformer gains a few percent."""
+    val_fraction: float = 0.1
+    """Share of the images that is held out to validate on, chosen by their names. Give both stages the same, or the
+    second validates on images that the first has seen."""
     one_per_family: bool = False
     """Show one image of each family of near copies in an epoch (of the emoji: skin tones, genders, directions), a
     random one each time, instead of all of them."""
@@ -83,17 +102,19 @@ class LoopConfig:
         self.require_at_least(1, *counts)
         self.require_at_least(0, "lr", "min_lr", "warmup", "weight_decay", "clip", "seed", "workers")
         self.require_share("beta1", "beta2", "ema")
+        if not 0 < self.val_fraction < 1:
+            raise TrainingError(f"--val-fraction {self.val_fraction}: must be between 0 and 1")
         for name, allowed in (("kernels", (None, *BACKENDS)), ("precision", PRECISIONS)):
             if (value := getattr(self, name)) not in allowed:
                 listed = ", ".join(known for known in allowed if known is not None)
                 raise TrainingError(f"--{name} {value}: must be one of {listed}")
 
     def require_at_least(self, minimum: int, *names: str) -> None:
-        """Raise a TrainingError if one of the named settings is smaller than `minimum`, or isn't finite."""
+        """Raise a TrainingError if one of the named settings is smaller than `minimum`, or too large."""
         for name in names:
             value = getattr(self, name)
-            if not minimum <= value < math.inf:
-                raise TrainingError(f"--{name.replace('_', '-')} {value}: must be at least {minimum}")
+            most = MOST_SEED if name == "seed" else MOST if isinstance(value, int) else sys.float_info.max
+            require_between(f"--{name.replace('_', '-')}", value, minimum, most)
 
     def require_share(self, *names: str) -> None:
         """Raise a TrainingError if one of the named settings is outside [0, 1)."""
@@ -108,6 +129,8 @@ class LoopConfig:
         *("output", "device", "workers", "accumulate"),
         *("log_every", "validate_every", "save_every", "keep", "wandb", "resume"),
     )
+    PLACES: ClassVar[tuple[str, ...]] = ("data", "tokens", "tokenizer", "init", "decoder_of")
+    """Settings that are paths; `data` may also be "emoji"."""
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
@@ -128,10 +151,14 @@ def run_settings(config: LoopConfig) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=_plain))
 
 
-def changed_settings(theirs: dict[str, Any], config: LoopConfig) -> list[str]:
-    """What `config` changes of the `run_settings` of another run, as "name (was a, now b)".
+def changed_settings(theirs: dict[str, Any], config: LoopConfig, folder: Path = Path()) -> list[str]:
+    """What `config` changes of the `run_settings` of another run, as "name (was a, now b)"; more steps are no change.
 
-    A setting that didn't exist yet when that run was started had what is its default now.
+    A setting that didn't exist yet when that run was started had what is its default now. Paths are the same if they
+    lead to the same place. A place that is gone counts as moved to where it is said to be now, with a warning.
+
+    Args:
+        folder: where that run was started: its relative paths begin there.
     """
     ours = run_settings(config)
     defaults = {
@@ -143,8 +170,35 @@ def changed_settings(theirs: dict[str, Any], config: LoopConfig) -> list[str]:
     theirs = theirs | json.loads(
         json.dumps({name: value for name, value in defaults.items() if name not in no_default}, default=_plain)
     )
-    return [
-        f"{name} (was {theirs.get(name)}, now {ours.get(name)})"
-        for name in {**ours, **theirs}
-        if theirs.get(name) != ours.get(name)
-    ]
+    theirs, ours = _flat(theirs), _flat(ours)
+    changes = []
+    for name in {**ours, **theirs}:
+        old, new = theirs.get(name), ours.get(name)
+        if name == "steps" and isinstance(old, int) and old <= config.steps:
+            continue
+        embedded = name == "data" and "emoji" in (old, new)
+        if name in config.PLACES and isinstance(old, str) and isinstance(new, str) and not embedded:
+            old_place, new_place = (folder / old).resolve(), Path(new).resolve()
+            if old_place == new_place:
+                continue
+            if not _exists(old_place):
+                warnings.warn(f"--{name}: {old_place} is gone; going on with {new_place} in its place", stacklevel=2)
+                continue
+            old, new = old_place, new_place
+        if old != new:
+            changes.append(f"{name} (was {old}, now {new})")
+    return changes
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """{"augment": {"flip": 0.5}} -> {"augment.flip": 0.5}, as options are called."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= (
+            {f"{name}.{inner}": x for inner, x in _flat(value).items()} if isinstance(value, dict) else {name: value}
+        )
+    return flat
+
+
+def _exists(place: Path) -> bool:
+    return (place.parent if is_shards(place) else place).exists()  # of archives, only a pattern is known

@@ -81,6 +81,8 @@ def load_settings(path: Path) -> tuple[str, Any]:
         raise RunFileError(f"--config {path}: stage {stage!r} is none of {', '.join(STAGES)}")
     try:
         config, missing = settings_from_json(STAGES[stage], values)
+    except RecursionError:
+        raise RunFileError(f"--config {path}: nested too deeply") from None
     except (TypeError, ValueError, TrainingError) as error:
         raise RunFileError(f"--config {path}: {error}") from error
     if missing:

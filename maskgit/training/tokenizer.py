@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskgit.config import TokenizerConfig, preset
 from maskgit.data import AugmentConfig, ImageDataset, load_dataset
 from maskgit.metrics import codebook_usage, psnr, ssim
+from maskgit.metrics.pairs import import_torchmetrics
 from maskgit.model_folder import load_tokenizer, save_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.tokenizer.losses import (
@@ -138,11 +139,12 @@ class TokenizerTask(StageTask):
     judged_by = "l1"
 
     def __init__(self, config: TokenizerTraining, architecture: TokenizerConfig, engine: Engine) -> None:
+        import_torchmetrics()  # it is needed at the first validation: what is missing is said before
         self.config, self.engine, self.device = config, engine, engine.device
         torch.manual_seed(config.seed)
-        images = load_dataset(config.data, architecture.image_size, "train")
+        images = load_dataset(config.data, architecture.image_size, "train", config.val_fraction)
         self.dataset, self.families = ViewDataset(images, config.augment, config.seed), images.family_numbers()
-        held_out = load_dataset(config.data, architecture.image_size, "val")
+        held_out = load_dataset(config.data, architecture.image_size, "val", config.val_fraction)
         chosen = np.linspace(0, len(held_out) - 1, min(len(held_out), config.validation_images)).astype(int)
         self.validation = plain_views(held_out, chosen)
         self.model = VQGAN(architecture).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maskgit.data import AugmentConfig, DataError, ImageDataset, load_dataset
+from maskgit.data.images import as_people_count, class_numbers
 from maskgit.data.tokens import (
     PLAIN_VIEWS,
     TokenShard,
@@ -23,7 +25,7 @@ from maskgit.data.tokens import (
 from maskgit.model_folder import load_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.engine import pick_device
-from maskgit.training.settings import TrainingError
+from maskgit.training.settings import MOST, MOST_SEED, TrainingError, require_between
 
 TRAIN, VAL = "train", "val"
 
@@ -37,11 +39,36 @@ class TrainingTokens(NamedTuple):
     """int64 [n], the family of each training image."""
     class_names: list[str]
 
+    def numbered_as(self, names: Sequence[str]) -> TrainingTokens:
+        """The same with the classes in the order of `names`, if these are the same ones."""
+        numbers = class_numbers(self.class_names, names)
+        if numbers is None:
+            return self
+        for shard in (self.train, self.held_out):
+            shard.labels = numbers[shard.labels]
+        return self._replace(class_names=list(names))
+
 
 def open_tokens(folder: Path, tokenizer: VQGAN, seed: int, hole_share: float) -> TrainingTokens:
     """The shards that `write_tokens` wrote, or an earlier run (its folder `tokens`). Raises DataError."""
     train, held_out = (open_shard(folder / split, tokenizer, seed, hole_share) for split in (TRAIN, VAL))
-    return TrainingTokens(train, held_out, family_numbers(folder / TRAIN), class_names(folder / TRAIN))
+    names, theirs = (class_names(folder / split) for split in (TRAIN, VAL))
+    if names != theirs:
+        raise DataError(
+            f"{folder / VAL / 'images.json'}: names {len(theirs)} classes, and {folder / TRAIN / 'images.json'} other "
+            f"{len(names)}; write both together with train.py tokens"
+        )
+    return TrainingTokens(train, held_out, family_numbers(folder / TRAIN), names)
+
+
+def keep_class_numbers(folder: Path, *data: ImageDataset) -> None:
+    """Number the classes of data sets as the token shard in `folder` does, if there is one with the same classes.
+
+    A model that is trained on it knows them by number, whatever order the images come in now.
+    """
+    if (folder / "images.json").exists():
+        for images in data:
+            images.number_classes_as(class_names(folder))
 
 
 def tokenizer_at(folder: Path, image_size: int | None) -> VQGAN:
@@ -87,12 +114,23 @@ class TokensConfig:
     """cuda, cpu, ... ; auto takes a GPU where there is one. `cuda` spreads the processes over all GPUs."""
 
     def __post_init__(self) -> None:
-        for name, least in (("views", 1), ("holes", 0), ("seed", 0), ("processes", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise TrainingError(f"--{name} {value}: must be at least {least}")
+        for name, least in (("views", 1), ("holes", 0), ("seed", 0), ("processes", 1), ("image_size", 1)):
+            if (value := getattr(self, name)) is not None:
+                most = MOST_SEED if name == "seed" else MOST
+                require_between(f"--{name.replace('_', '-')}", value, least, most)
         if not 0 < self.val_fraction < 1:
             raise TrainingError(f"--val-fraction {self.val_fraction}: must be between 0 and 1")
+
+
+def _check_output(config: TokensConfig) -> None:
+    """Raise a TrainingError if a shard would go into a folder of the input's, or both into one, by whatever path."""
+    train, val = (config.output / split for split in (TRAIN, VAL))
+    inputs = {"--data": config.data, "--val-data": config.val_data, "--tokenizer": config.tokenizer}
+    taken = {f"{option} {path}": Path(path) for option, path in inputs.items() if path is not None}
+    for folder, others in ((train, taken), (val, taken | {f"the other shard, {train}": train})):
+        for name, path in others.items():
+            if folder.exists() and path.exists() and folder.samefile(path):
+                raise TrainingError(f"--output {config.output}: {folder} is the folder of {name}; choose another")
 
 
 def write_tokens(config: TokensConfig) -> list[str]:
@@ -101,16 +139,19 @@ def write_tokens(config: TokensConfig) -> list[str]:
     Raises:
         TrainingError, DataError, ModelError, ConfigError: what is wrong with the settings or the files.
     """
+    _check_output(config)
     tokenizer = tokenizer_at(config.tokenizer, config.image_size)
     size, device = tokenizer.config.image_size, pick_device(config.device)
     if config.val_data is None:
         train, val = (load_dataset(config.data, size, split, config.val_fraction) for split in ("train", "val"))
     else:
         train, val = (load_dataset(data, size, "all") for data in (config.data, config.val_data))
+    keep_class_numbers(config.output / TRAIN, train, val)
     if train.class_names != val.class_names:
+        other = ", ".join(sorted(set(train.class_names) ^ set(val.class_names), key=as_people_count)[:5])
         raise DataError(
             f"--val-data {config.val_data}: has {len(val.class_names)} classes, and {config.data} has "
-            f"{len(train.class_names)}; both need the same ones"
+            f"{len(train.class_names)}; both need the same ones, and only one has {other}"
         )
     plain = AugmentConfig(enabled=False)
     wanted: list[tuple[str, ImageDataset, int, AugmentConfig, int]] = [
@@ -131,6 +172,7 @@ def write_tokens(config: TokensConfig) -> list[str]:
             holes=max(1, holes),
             processes=config.processes or os.cpu_count() or 1,
             key=images.key() or content_key(images),
+            replace=False,
         )
         written = sum(file.stat().st_size for file in (config.output / split).iterdir())
         lines.append(

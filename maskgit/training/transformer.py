@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from maskgit.config import TokenizerConfig, TransformerConfig, config_to_dict, preset
-from maskgit.data import load_dataset
+from maskgit.data import DataError, load_dataset
 from maskgit.data.images import AugmentConfig
 from maskgit.data.tokens import PLAIN_VIEWS, TokenSample, class_names, fingerprint, tokenize
 from maskgit.decoding import DecodeConfig, decode
@@ -30,7 +30,7 @@ from maskgit.training.interpolation import interpolate_grid
 from maskgit.training.loop import StageTask, make_optimizer, train
 from maskgit.training.pictures import save_image_grid
 from maskgit.training.settings import LoopConfig, TrainingError
-from maskgit.training.tokens import TRAIN, VAL, TrainingTokens, open_tokens, tokenizer_at
+from maskgit.training.tokens import TRAIN, VAL, TrainingTokens, keep_class_numbers, open_tokens, tokenizer_at
 from maskgit.training.tracking import Tracker
 from maskgit.transformer import Transformer
 
@@ -58,7 +58,8 @@ class TransformerTraining(LoopConfig):
     weight_decay: float = 0.05
     """AdamW's weight decay, on matrices only."""
     ema: float = 0.999
-    """Decay of the moving average of the weights, which is what is validated and saved; 0 for none."""
+    """Decay of the moving average of the weights, which is what is validated and saved; 0 for none. It grows to that
+    value, (1 + step) / (10 + step) at most, so that a short run's average isn't its random start."""
     init: Path | None = None
     """Model folder whose transformer to go on from, instead of random weights: of the same size, over the same
     tokenizer. Optimizer, learning rate and average start anew."""
@@ -74,7 +75,7 @@ class TransformerTraining(LoopConfig):
     """A folder of images, tar archives ('shards/train-{000..009}.tar'), or `emoji` for the embedded data set."""
     tokens: Path | None = None
     """Folder of token shards that `train.py tokens` wrote, or the folder `tokens` of an earlier run. Images aren't
-    needed then: --data, --views, --augment and --holes say nothing."""
+    needed then: --data, --val-fraction, --views, --augment and --holes say nothing."""
     views: int = 2
     """Views of each image that are tokenized: itself, its mirror, and then random crops."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -131,6 +132,8 @@ class TransformerTraining(LoopConfig):
         self.require_share("label_smoothing", "hole_share", "class_dropout")
         if self.dropout is not None:
             self.require_share("dropout")
+        if self.image_size is not None:
+            self.require_at_least(1, "image_size")
         if self.mask_ratio is not None and not 0 < self.mask_ratio <= 1:
             raise TrainingError(f"--mask-ratio {self.mask_ratio}: must be in (0, 1]")
         for name, choices in (("mask_per", Per), ("mask_count", Count), ("loss_on", LossOn)):
@@ -158,13 +161,15 @@ class TransformerTask(StageTask):
         tokens: TrainingTokens,
     ) -> None:
         self.config, self.engine, self.device, self.tokenizer = config, engine, engine.device, tokenizer
-        self.dataset, self.held_out, self.families, names = tokens
         torch.manual_seed(config.seed)
         self.model = Transformer(architecture).to(self.device)
         self.model.checkpoint_blocks = config.activation_checkpointing
         self.tokens_per_image = architecture.num_tokens
         if config.init is not None:
-            self.model.load_state_dict(_initial_weights(config, config.init, architecture, tokenizer))
+            weights, names = _initial_weights(config, config.init, architecture, tokenizer)
+            self.model.load_state_dict(weights)
+            tokens = tokens.numbered_as(names)  # by which the weights know the classes
+        self.dataset, self.held_out, self.families, names = tokens
         self.class_names = names if architecture.num_classes else []
         self.distance: FillDistance | None = None
         if config.eval_every and engine.is_main:  # which is the one that validates
@@ -350,7 +355,8 @@ class TransformerTask(StageTask):
 
 def _initial_weights(
     config: TransformerTraining, folder: Path, architecture: TransformerConfig, tokenizer: VQGAN
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights of the model to go on from, fitted to `architecture`, and the names of its classes."""
     model = load_model(folder)
     weights, source = model.transformer.state_dict(), model.transformer.config
     if config.interpolate and isinstance(source, TransformerConfig) and source.num_tokens != architecture.num_tokens:
@@ -367,24 +373,33 @@ def _initial_weights(
     )
     if theirs != ours:
         names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-        hint = "; --interpolate goes to a larger grid" if names == ["num_tokens"] else ""
+        larger = names == ["num_tokens"]
+        hint = "--interpolate goes to a larger grid" if larger else "give the --model that it was made with"
         raise TrainingError(
             f"--init {folder}: another transformer than the one to be trained: "
             + ", ".join(f"{name} is {theirs.get(name)} there and {ours.get(name)} here" for name in names)
-            + hint
+            + f"; {hint}"
         )
     if fingerprint(model.tokenizer) != fingerprint(tokenizer):
         raise TrainingError(f"--init {folder}: its tokenizer is not the one to be trained on, so its tokens differ")
-    return weights
+    return weights, model.class_names
 
 
 def training_tokens(config: TransformerTraining, tokenizer: VQGAN, engine: Engine) -> TrainingTokens:
     """The tokens to train on: opened where --tokens says, or made from the images into the output folder."""
     if config.tokens is not None:
+        holes = [config.tokens / split / "holes.json" for split in (TRAIN, VAL)]
+        missing = next((file for file in holes if file.parent.is_dir() and not file.exists()), None)
+        if config.hole_share and missing is not None:
+            raise DataError(
+                f"{missing} is not there; write a token shard with train.py tokens --holes {config.holes}, or leave "
+                "--hole-share out"
+            )
         return open_tokens(config.tokens, tokenizer, config.seed, config.hole_share)
     size = tokenizer.config.image_size
-    images, held_out = (load_dataset(config.data, size, split) for split in ("train", "val"))
+    images, held_out = (load_dataset(config.data, size, split, config.val_fraction) for split in ("train", "val"))
     with engine.main_first():  # which writes the shards; the others find them
+        keep_class_numbers(config.output / "tokens" / TRAIN, images, held_out)
         train = tokenize(
             tokenizer,
             images,
@@ -424,7 +439,7 @@ def make_architecture(config: TransformerTraining, tokenizer: TokenizerConfig) -
         if config.tokens is not None:
             classes = len(class_names(config.tokens / TRAIN))
         else:
-            classes = len(load_dataset(config.data, tokenizer.image_size, "train", check=False).class_names)
+            classes = len(load_dataset(config.data, tokenizer.image_size, check=False).class_names)
         if not classes:
             print(f"{config.tokens or config.data} has no classes (folders of their own): training without")
         architecture = dataclasses.replace(architecture, num_classes=classes)

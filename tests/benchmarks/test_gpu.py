@@ -86,6 +86,16 @@ def test_a_step_ends_with_all_that_it_started(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
+def test_a_step_that_waits_for_its_workers_can_still_report(tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    code = (
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])\n"
+        f"try: child.wait()\nexcept KeyboardInterrupt: child.wait(); open({str(report)!r}, 'w').write('found')"
+    )
+    assert run(["-c", code], 8.0, tmp_path / "log.txt", {}, tmp_path).code is None
+    assert report.read_text() == "found"
+
+
 def _alive(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
@@ -98,6 +108,9 @@ def test_limits_fill_the_time_and_shrink_with_it(tmp_path: Path) -> None:
     assert sum(step.seconds for step in whole) == pytest.approx(60 * MINUTES)
     half = plan(tmp_path, on_gpu=True, quick=False, minutes=MINUTES / 2)
     assert [step.seconds for step in half] == pytest.approx([step.seconds / 2 for step in whole])
+    some = plan(tmp_path, on_gpu=True, quick=False, minutes=3, only=["figures", "verify"])
+    assert [step.name for step in some] == ["verify", "figures"]
+    assert sum(step.seconds for step in some) == pytest.approx(180)
 
 
 def test_every_test_marked_gpu_is_run(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from benchmarks import hardware
-from benchmarks.bench import LocalBench, ProcessBench
-from benchmarks.clock import MOST_CALLS, MOST_GPU_CALLS, PAUSE, PAUSE_CYCLES, SAMPLE_SECONDS, Clock, Pace
+from benchmarks.bench import LocalBench, ProcessBench, Verdict
+from benchmarks.clock import CYCLES_PER_SECOND, MOST_CALLS, MOST_GPU_CALLS, SAMPLE_SECONDS, Clock, Pace
 from benchmarks.counting import count
 from benchmarks.hardware import Peaks, describe, measure_peaks, products
 from benchmarks.harness import Case, Comparison, Maker, Timing, WrongResultError, speedup
@@ -113,9 +113,9 @@ def test_short_calls_are_repeated_and_take_the_given_time() -> None:
 
 def test_calls_fill_a_sample() -> None:
     clock = Clock(CPU)
-    assert clock.pace(10 * SAMPLE_SECONDS, paused=False) == (1, False, 10 * SAMPLE_SECONDS)
-    assert clock.pace(SAMPLE_SECONDS / 8, paused=False) == (8, False, SAMPLE_SECONDS)
-    assert clock.pace(0.0, paused=False).calls == MOST_CALLS
+    assert clock.pace(10 * SAMPLE_SECONDS, pause=0.0) == (1, 0.0, 10 * SAMPLE_SECONDS)
+    assert clock.pace(SAMPLE_SECONDS / 8, pause=0.0) == (8, 0.0, SAMPLE_SECONDS)
+    assert clock.pace(0.0, pause=0.0).calls == MOST_CALLS
 
 
 class FakeGpu:
@@ -152,7 +152,7 @@ class FakeGpu:
 
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: gpu.queue(cycles * PAUSE / PAUSE_CYCLES))
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: gpu.queue(cycles / CYCLES_PER_SECOND))
         monkeypatch.setattr(time, "perf_counter", lambda: gpu.host)
         clock = Clock(CPU)
         clock.device, clock.flush_seconds = torch.device("cuda"), self.flush_seconds
@@ -164,43 +164,54 @@ def test_a_short_kernel_is_not_charged_for_its_launch(monkeypatch: pytest.Monkey
     gpu = FakeGpu(kernel=20e-6, launch=150e-6, flush=90e-6)
     clock = gpu.install(monkeypatch)
     assert clock.time(gpu.call, 5) > 50e-6  # the flush alone is over before the launch is
-    assert clock.time(gpu.call, 5, paused=True) == pytest.approx(20e-6)
+    assert clock.time(gpu.call, 5, pause=1e-3) == pytest.approx(20e-6)
     assert clock.host_time(gpu.call) == pytest.approx(150e-6)
 
 
 def test_samples_on_a_gpu_are_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu(kernel=20e-6, launch=5e-6, flush=90e-6)
     clock = gpu.install(monkeypatch)
-    for paused in (False, True):
-        pace = clock.pace(20e-6, paused)
+    for pause in (0.0, 1e-3):
+        pace = clock.pace(20e-6, pause)
         synchronized = gpu.host = max(gpu.host, gpu.free)
-        clock.time(gpu.call, pace.calls, pace.paused)
+        clock.time(gpu.call, pace.calls, pace.pause)
         assert gpu.host - synchronized == pytest.approx(pace.seconds, rel=0.05)
         assert pace.seconds < 1.2 * SAMPLE_SECONDS
     clock.flush_seconds = 0.0
-    assert clock.pace(1e-6, False).calls == MOST_GPU_CALLS
+    assert clock.pace(1e-6, 0.0).calls == MOST_GPU_CALLS
 
 
-def test_all_pause_where_one_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is timed for a chain of launches must not depend on whether it is itself short."""
+class PausingBench(LocalBench):
+    """Notes the pauses that are asked for."""
 
-    class Bench(LocalBench):
-        def time(self, name: str, calls: int, paused: bool) -> float:
-            asked.append((name, paused))
-            return {"kernel": 20e-6, "chain": 600e-6, "long": 2e-3}[name]
+    def __init__(self, host_seconds: float) -> None:
+        self.host_seconds, self.asked = host_seconds, list[tuple[str, float]]()
 
-        def pace(self, seconds: float, paused: bool) -> Pace:
-            return Pace(1, paused, seconds)
+    def prepare(self, names: list[str]) -> dict[str, Verdict]:
+        return dict.fromkeys(names, Verdict("good", host_seconds=self.host_seconds))
 
-        def make(self, make: Maker, device: torch.device) -> tuple[Comparison, dict[str, float | None]]:
-            return super().make(make, CPU)
+    def time(self, name: str, calls: int, pause: float) -> float:
+        self.asked.append((name, pause))
+        gpu = {"kernel": 20e-6, "chain": 600e-6, "long": 2e-3}[name]
+        return gpu if pause > self.host_seconds else max(gpu, self.host_seconds)
 
-    asked: list[tuple[str, bool]]
-    for names, expected in ((("kernel", "chain"), True), (("chain", "long"), False)):
-        asked = []
+    def pace(self, seconds: float, pause: float) -> Pace:
+        return Pace(1, pause, seconds)
+
+    def make(self, make: Maker, device: torch.device) -> tuple[Comparison, dict[str, float | None]]:
+        return super().make(make, CPU)
+
+
+@pytest.mark.parametrize("host_seconds", [20e-6, 6e-3])
+def test_all_pause_where_one_is_short(host_seconds: float) -> None:
+    """What is timed for a chain of launches depends neither on whether it is itself short nor on a slow host."""
+    for names, short in ((("kernel", "chain"), True), (("chain", "long"), False)):
+        bench = PausingBench(host_seconds)
         job = Comparison("suite", "job", [Case(name, fine, fine) for name in names], names[0])
-        compare(lambda: job, torch.device("cuda"), PEAKS, 0, 2, bench=lambda: nullcontext(Bench()))  # noqa: B023
-        assert asked == [(name, False) for name in names] + [(name, expected) for name in names] * 2
+        compare(lambda: job, torch.device("cuda"), PEAKS, 0, 2, bench=lambda: nullcontext(bench))  # noqa: B023
+        assert [name for name, _ in bench.asked] == [*names] * 3
+        assert all(pause > 1.5 * host_seconds for _, pause in bench.asked[: 6 if short else 2])
+        assert short or all(pause == 0 for _, pause in bench.asked[2:])
 
 
 def test_a_speedup_is_taken_within_each_round() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import signal
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -340,6 +343,87 @@ def test_ledger(tmp_path: Path) -> None:
     assert len(torn.cells) == 1
     torn.add({"a": 3}, {"frechet": 2.0})
     assert set(Ledger(path).cells) == set(torn.cells)
+
+
+def test_wherever_the_last_line_is_torn(tmp_path: Path, capsys: Any) -> None:
+    """It is removed, that is said, and the lines before it stay as they are."""
+    path = tmp_path / "cells.jsonl"
+    for x in range(2):
+        Ledger(path).add({"x": x}, {"frechet": float(x)})
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for end in range(first + 1, len(whole)):
+        for tail in (b"", b"\0" * 7):  # some file systems grow a file before they write into it
+            path.write_bytes(whole[:end] + tail)
+            ledger = Ledger(path)
+            assert path.read_bytes() == whole[:first] and list(ledger.cells.values()) == [{"frechet": 0.0}]
+            assert "cells.jsonl: the last line is torn" in capsys.readouterr().err
+            ledger.add({"x": 1}, {"frechet": 1.0})
+            assert path.read_bytes() == whole
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit of file sizes here")
+def test_no_half_line_counts_where_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first part of the line is written, the rest is not, as on a full disk; then there is room again."""
+    import resource
+
+    path = tmp_path / "cells.jsonl"
+    ledger = Ledger(path)
+    ledger.add({"x": 1}, {"frechet": 1.0})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails instead
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+        with pytest.raises(OSError, match="cells.jsonl"):
+            ledger.add({"x": 2}, {"frechet": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old)
+    assert path.read_bytes() == before and {"x": 2} not in ledger
+    ledger.add({"x": 3}, {"frechet": 3.0})
+    assert [cell["key"] for cell in cells(tmp_path)] == [{"x": 1}, {"x": 3}]
+    assert set(Ledger(path).cells) == set(ledger.cells)
+
+
+def test_what_is_no_ledger_stays_as_it_is(tmp_path: Path) -> None:
+    """A file of that name that somebody else wrote, without an end of line too."""
+    path = tmp_path / "cells.jsonl"
+    for content in (b"my notes", b'{"cell": 1}\n{"cell": 2}', b'{"key": {}, "figures": {}}\nmy notes', b"[" * 10**5):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="cells.jsonl, line [12]: not a finished cell"):
+            Ledger(path)
+        assert path.read_bytes() == content
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="not a file but a pipe or a device: .*cells.jsonl"):
+        Ledger(path)
+
+
+@pytest.mark.parametrize("name", ["results.json", "results.md", "steps.png"])
+def test_files_of_others_are_not_replaced(name: str, model_folder: Path, photos: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / CUSTOM).mkdir()
+    for content in (b"mine", b'{"study": "mine"}'):
+        (tmp_path / CUSTOM / name).write_bytes(content)
+        assert main(arguments(model_folder, photos, tmp_path, "--steps", "1", "2", "--seeds", "1")) == 2
+        assert f"{name} is there, and not from a sweep; choose another" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.rglob("*")] == [CUSTOM, name]
+        assert (tmp_path / CUSTOM / name).read_bytes() == content
+
+
+def test_results_do_not_go_among_the_pictures(
+    model_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """By whatever path: the plots would be found as pictures the next time."""
+    data = Path(shutil.copytree(photos, tmp_path / CUSTOM))
+    before = sorted(data.rglob("*"))
+    (tmp_path / "link").symlink_to(data)
+    monkeypatch.chdir(data / "cats")
+    for output in (tmp_path, data, data / "sweeps", tmp_path / "link" / "new", Path(".."), Path("../../link/x/..")):
+        assert main(arguments(model_folder, data, output, "--steps", "1", "--seeds", "1")) == 2
+        assert f"is inside --data {data}; choose another" in capsys.readouterr().err
+    assert main(arguments(model_folder, Path("../cats"), Path("../../link/cats"), "--steps", "1")) == 2
+    assert sorted(data.rglob("*")) == before
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[]", '{"key": {}}', '{"figures": {}}'])

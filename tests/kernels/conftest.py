@@ -32,6 +32,22 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.fixture
+def far_apart() -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """Gives a tensor memory in which neighbours along a dimension lie so far apart that the last one's offset does not
+    fit into 32 bits. The memory is hardly touched, and so hardly there."""
+
+    def lay_out(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        strides = list(tensor.contiguous().stride())
+        strides[dim] = 2**31 // (tensor.shape[dim] - 1) + 1
+        elements = sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True)) + 1
+        memory = torch.UntypedStorage(elements * tensor.element_size(), device=tensor.device)
+        whole = torch.tensor([], dtype=tensor.dtype, device=tensor.device).set_(memory)
+        return whole.as_strided(tensor.shape, strides).copy_(tensor)
+
+    return lay_out
+
+
 @pytest.fixture(autouse=True)
 def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill what torch.empty and its kin return with NaN (integers: with their lowest value)."""

@@ -129,6 +129,16 @@ def test_any_strides_give_the_same_bits(device):
             assert torch.equal(x, y), name
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="takes too much memory; see test_offsets_beyond_32_bits")
+@pytest.mark.parametrize("dim", [0, 1, 2, 3], ids=["images", "heads", "rows", "columns"])
+def test_offsets_beyond_32_bits_in_the_interpreter(device, far_apart, dim):
+    """Its integers wrap as a GPU's do."""
+    tensors = inputs((2, 2, 20, 20, 16), torch.float16, device)
+    far = [far_apart(x, dim) for x in tensors]
+    for x, y in zip(with_gradients(attention, far), with_gradients(attention, tensors), strict=True):
+        assert torch.equal(x, y)
+
+
 def test_expanded_tensors(device):
     """Strides of 0, in the inputs and in the gradient that a sum sends back."""
     q, k, v, _ = inputs((1, 1, 20, 18, 16), torch.float32, device)

@@ -127,17 +127,15 @@ def test_strided_inputs(wide, device):
     assert_is_reference(given | transposed | shared | dict(logits=every_other, guidance_logits=codes_first))
 
 
-def test_codes_beyond_32_bits(wide, device):
-    """Codes so far apart that the last one's offset does not fit into 32 bits, in memory that is hardly touched."""
+@pytest.mark.parametrize("dim", [0, 1, 2], ids=["images", "positions", "codes"])
+def test_offsets_beyond_32_bits(wide, device, far_apart, dim):
     given = problem(2, 6, 40, device, dtype=torch.float16)
     given["logits"][:, ::2, 39] = 20  # which is drawn, then, and looked up again
-    far = 2**31 // 39 + 1
-    shape, strides = given["logits"].shape, (7, 16, far)
-    size = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
-    memory = torch.tensor([], dtype=torch.float16, device=device).set_(torch.UntypedStorage(2 * size, device=device))
-    logits = memory.as_strided(shape, strides).copy_(given["logits"])
+    logits = far_apart(given["logits"][:, :, :40], dim)
     assert_is_reference(given | dict(logits=logits, draw="greedy"))
-    assert_is_reference(given | dict(guidance_logits=logits, guidance_scale=0.5))
+    assert_is_reference(given | dict(logits=logits.contiguous(), guidance_logits=logits, guidance_scale=0.5))
+    masks = {"masked": far_apart(given["masked"], dim)} if dim < 2 else {}
+    assert_is_reference(given | masks | dict(logits=logits))
 
 
 def test_large_logits_with_small_differences(wide, device):

@@ -166,6 +166,15 @@ def test_images_that_int32_can_number(device):
         head_sample(**given)
 
 
+@pytest.mark.parametrize("name", ["hidden", "guidance_hidden", "weight", "bias", "masked"])
+def test_offsets_beyond_32_bits(device, far_apart, name):
+    """Whichever way the numbers lie far apart."""
+    given = problem(2, 6, 40, 16, device, dtype=torch.float16, guided=True)
+    given["bias"] = given["bias"].half()
+    for dim in range(given[name].dim()):
+        assert_is_reference(given | {name: far_apart(given[name], dim)})
+
+
 # --- what it costs ---------------------------------------------------------------------------------------------------
 
 

@@ -255,6 +255,8 @@ def test_emoji_are_balanced_by_family(model_folder: Path, tmp_path: Path, tiny_n
     [
         (["--seeds", "0"], 2, "--seeds 0: must be at least 1"),
         (["--max-images", "1"], 2, "--max-images 1"),
+        (["--seed", "-1"], 2, "--seed -1: must be at least 0"),
+        (["--seed", str(2**64)], 2, "must be below 2**64"),
         (["--unknown"], 2, "unknown"),
         (["no/such/model/here"], 1, "no such model"),
         (["{model}", "--data", "no/such/folder"], 1, "no such folder"),
@@ -273,8 +275,20 @@ def test_exit_status(
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_packages_are_named(model_folder: Path, tmp_path: Path, tiny_network: None, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+def test_the_pictures_that_are_measured_are_not_replaced(tmp_path: Path, capsys):
+    Image.new("RGB", (20, 20)).save(tmp_path / "inpaintings.png")
+    before = (tmp_path / "inpaintings.png").read_bytes()
+    assert main(["--data", str(tmp_path), "--output", str(tmp_path)]) == 2
+    expected = f"error: {tmp_path / 'inpaintings.png'} would be replaced: choose another --output\n"
+    assert capsys.readouterr().err == expected
+    assert (tmp_path / "inpaintings.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("package", ["cv2", "torchmetrics.functional"])
+def test_missing_packages_are_named(
+    package: str, model_folder: Path, tmp_path: Path, tiny_network: None, monkeypatch, capsys
+):
+    monkeypatch.setitem(__import__("sys").modules, package, None)
     assert main([str(model_folder), "--output", str(tmp_path)]) == 1
     assert "[metrics]" in capsys.readouterr().err
 

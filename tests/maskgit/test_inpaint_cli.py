@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from maskgit import inpaint_cli
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
+from maskgit.data import reading
 from maskgit.decoding import DECODERS, DecodeConfig
 from maskgit.inpaint_cli import Options, decode_config, jobs, main
 from maskgit.inpaint_cli import run as run_module
@@ -366,8 +367,8 @@ def test_only_one_batch_is_in_memory(
     for i in range(6):
         save(images / f"{i}.png")
     events: list[str] = []
-    read_image, write_pictures = run_module.read_image, run_module.write_pictures
-    monkeypatch.setattr(run_module, "read_image", lambda path: events.append("r") or read_image(path))
+    read_picture, write_pictures = run_module.read_picture, run_module.write_pictures
+    monkeypatch.setattr(run_module, "read_picture", lambda path: events.append("r") or read_picture(path))
     monkeypatch.setattr(run_module, "write_pictures", lambda *args: events.append("w") or write_pictures(*args))
     assert run(model, tmp_path, "--batch-size", "2") == 0
     assert "".join(events) == "rrww" * 3 + "w"  # the overview
@@ -591,7 +592,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     noise = np.random.default_rng().integers(0, 2**16, (20, 16), dtype=np.uint16)
     Image.fromarray(noise).save(folder / "sixteen.png")
     Image.fromarray((noise >> 8).astype(np.uint8)).convert("CMYK").save(folder / "cmyk.jpg")
-    frames = [Image.new("P", (16, 12), number) for number in range(3)]
+    frames = [Image.new("RGB", (16, 12), color) for color in ("red", "blue", "lime")]
     frames[0].save(folder / "animals" / "moving.gif", save_all=True, append_images=frames[1:])
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
@@ -637,6 +638,11 @@ def test_a_folder_with_bad_files(
     captured = capsys.readouterr()
     assert f"{done} {len(GOOD)} images in" in captured.out
     assert f"{len(BAD)} of {len(GOOD) + len(BAD)} images failed:" in captured.err and "Traceback" not in captured.err
+    lost = [line for line in captured.err.splitlines() if line.startswith("not in the result: ")]
+    assert lost == [
+        "not in the result: all frames or pages but number 1 (of animals/moving.gif)",
+        "not in the result: the exact colors of CMYK, which become RGB (of cmyk.jpg)",
+    ]
     failed = captured.err[captured.err.index("images failed:") :].splitlines()[1:]
     for name, reason in BAD.items():
         assert any(line.startswith(f"  {photos / name}: {reason}") for line in failed), name
@@ -655,12 +661,55 @@ def test_a_folder_with_bad_files(
     assert set(written) == {f"{name}{suffix}" for name in GOOD for suffix in suffixes} | {"overview.grid.png"}
     for name, (width, height) in GOOD.items():
         with Image.open(output / f"{name}.png") as image:
-            assert image.mode == "RGB" and image.size == (width + round(enlarged * width), height), name
+            mode = {"alpha": "RGBA", "sixteen": "I;16"}.get(name, "RGB")
+            assert image.mode in (mode, mode[0]) and image.size == (width + round(enlarged * width), height), name
             image.load()
     assert results(photos) == before
     (output / "plain.png").write_bytes(b"left by somebody")
     assert run(class_model, tmp_path, *options, images=photos, output="deep/out") == 1
     assert results(output) == written
+
+
+@pytest.mark.parametrize("options", [["--mask", "center"], ["--outpaint", "2", "1", "0", "0"]])
+def test_results_carry_what_their_files_do(model: Path, tmp_path: Path, images: Path, options: list[str]) -> None:
+    """Known pixels bit by bit, the color profile, EXIF; upright."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    grey = profile[:16] + b"GRAY" + profile[20:]
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a phone"
+    stored = {
+        "rgba": Image.fromarray(save(tmp_path / "x.png", 20, 12, "RGBA")),
+        "la": Image.fromarray(save(tmp_path / "x.png", 20, 12, "LA")),
+        "sixteen": Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (12, 20), dtype=np.uint16)),
+    }
+    for name, image in stored.items():
+        image.save(images / f"{name}.png", exif=exif, icc_profile=profile if name == "rgba" else grey)
+    assert run(model, tmp_path, *options) == 0
+    left, top = (2, 1) if options[0] == "--outpaint" else (0, 0)
+    for name, image in stored.items():
+        shown = np.rot90(np.asarray(image), -1)  # a quarter turn clockwise
+        with Image.open(tmp_path / "out" / f"{name}.png") as result:
+            pixels = np.asarray(result)
+            assert result.getexif()[0x010F] == "a phone" and 0x0112 not in result.getexif()
+            assert result.info["icc_profile"] == (profile if name == "rgba" else grey)
+        known = np.ones(pixels.shape[:2], dtype=bool)
+        if left:
+            known[:], known[top:, left:] = False, True
+        else:
+            known[5:15, 3:9] = False  # the centre of 12x20
+        assert np.array_equal(pixels[known], shown[known[top:, left:]])
+
+
+def test_a_picture_that_is_too_large(
+    model: Path, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reading, "MOST_PIXELS", 1000)
+    save(images / "a.png", 50, 20)
+    save(images / "b.png", 77, 13)
+    assert run(model, tmp_path) == 1
+    reason = "too large: 77x13 pixels, at most 1,000 are read; scale it down"
+    assert f"  {images / 'b.png'}: {reason}" in capsys.readouterr().err
+    assert set(results(tmp_path / "out")) == {"a.png", "a.strip.png"}
 
 
 def test_a_margin_that_is_too_large(

@@ -87,13 +87,14 @@ def test_ssim_written_out():
         for channel in range(3):
             for top in range(6):
                 for left in range(6):
-                    x, y = (t[i, channel, top : top + 11, left : left + 11].double().numpy() for t in (a, b))
+                    place = i, channel, slice(top, top + 11), slice(left, left + 11)
+                    x, y = (127.5 * (t[place].double().numpy() + 1) for t in (a, b))  # pixels from 0 to 255
                     mx, my = (window * x).sum(), (window * y).sum()
                     vx, vy = (window * (x - mx) ** 2).sum(), (window * (y - my) ** 2).sum()
                     cov = (window * (x - mx) * (y - my)).sum()
-                    c1, c2 = 0.02**2, 0.06**2
+                    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
                     values.append((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
-        assert float(ssim(a, b)[i]) == pytest.approx(np.mean(values), abs=1e-4)
+        assert float(ssim(a, b)[i]) == pytest.approx(np.mean(values), abs=1e-6)
     assert torch.allclose(ssim(a, a), torch.ones(2), atol=1e-5)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from maskgit import holes, pipeline
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
@@ -189,12 +192,102 @@ def test_progress_adds_up_to_the_images(model: MaskGIT) -> None:
     assert sum(done) == pytest.approx(5)
 
 
-def test_other_modes_are_read_as_rgb(model: MaskGIT) -> None:
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
+def test_known_pixels_keep_their_mode_and_bits(model: MaskGIT, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    shape = (16, 20, bands) if bands > 1 else (16, 20)
+    stored = rng.integers(0, 2**16 if mode == "I;16" else 256, shape, dtype=np.uint16 if mode == "I;16" else np.uint8)
+    image, mask = Image.fromarray(stored), box(20, 16, 4, 4, 9, 9)
+    (result,) = model.inpaint([image], [mask], steps=2)
+    assert result.image.mode == mode and np.array_equal(np.asarray(result.image)[~mask], stored[~mask])
+    assert not np.array_equal(np.asarray(result.image)[mask], stored[mask])
+    if mode in ("LA", "RGBA"):
+        assert (np.asarray(result.image)[mask][:, -1] == 255).all()
+    (outpainted,) = model.outpaint([image], [(3, 2, 1, 0)], steps=2)
+    assert outpainted.mode == mode and outpainted.size == (24, 18)
+    assert np.array_equal(np.asarray(outpainted)[2:, 3:23], stored)
+    (unchanged,) = model.inpaint([image], [~(mask | ~mask)])
+    assert unchanged.image.mode == mode and unchanged.image.tobytes() == image.tobytes()
+    (bare,) = model.inpaint([image], [mask], steps=2, paste=False)
+    assert bare.image.mode == mode
+
+
+def test_what_is_transparent_is_white_to_the_model(model: MaskGIT) -> None:
     mask = box(16, 16, 4, 4, 9, 9)
-    transparent = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
-    for image, colour in ((transparent, (255, 255, 255)), (Image.new("L", (16, 16), 9), (9, 9, 9))):
-        (result,) = model.inpaint([image], [mask], steps=2)
-        assert result.image.mode == "RGB" and result.image.getpixel((15, 15)) == colour
+    (clear,) = model.inpaint([Image.new("RGBA", (16, 16), (255, 0, 0, 0))], [mask], steps=2)
+    (white,) = model.inpaint([Image.new("RGB", (16, 16), "white")], [mask], steps=2)
+    assert same(clear.original, white.original)
+    assert np.array_equal(np.asarray(clear.image)[mask][:, :3], np.asarray(white.image)[mask])
+    assert clear.image.getpixel((15, 15)) == (255, 0, 0, 0)
+
+
+def phone(orientation: int) -> Image.Image:
+    """A picture as `Image.open` gives it, with an EXIF orientation."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    picture(20, 12).save(file, "PNG", exif=exif)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_phone_photo_is_filled_upright(model: MaskGIT, orientation: int, tmp_path: Path) -> None:
+    shown = ImageOps.exif_transpose(phone(orientation))
+    mask = box(*shown.size, 2, 3, 6, 8)
+    (expected,) = model.inpaint([shown], [mask], steps=2)
+    (result,) = model.inpaint([phone(orientation)], [mask], steps=2)
+    result.image.save(tmp_path / "a.png", exif=result.image.getexif())
+    with Image.open(tmp_path / "a.png") as written:
+        assert same(written, expected.image) and 0x0112 not in written.getexif()
+    assert np.array_equal(np.asarray(result.image)[~mask], np.asarray(shown)[~mask])
+    (outpainted,) = model.outpaint([phone(orientation)], [(0, 0, 5, 0)], steps=2)
+    assert same(outpainted.crop((0, 0, *shown.size)), shown)
+    # A mask that can only be of the stored picture.
+    if orientation >= 5:
+        stored = box(20, 12, 1, 2, 6, 4)
+        (turned,) = model.inpaint([phone(orientation)], [stored], steps=2)
+        assert turned.mask.shape == (20, 12) and turned.mask.sum() == 10
+        assert same(turned.image, model.inpaint([shown], [turned.mask], steps=2)[0].image)
+
+
+def test_what_results_lack_is_a_warning(model: MaskGIT, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    mask = box(16, 16, 4, 4, 9, 9)
+    lost = r"image 1 \(.*a.gif\): the result won't have all frames or pages but number 1"
+    with pytest.warns(UserWarning, match=lost) as caught, Image.open(tmp_path / "a.gif") as moving:
+        model.inpaint([picture(), moving], [mask, mask], steps=2)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="image 0: the result won't have the exact colors of CMYK") as caught:
+        model.outpaint([Image.new("CMYK", (16, 16))], [(0, 0, 1, 0)], steps=2)
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+def test_memory_for_each_pixel_is_bounded(model: MaskGIT) -> None:
+    """It was about 90 bytes; the caller's image and mask, 5 more, aren't counted here."""
+
+    def kilobytes(what: str) -> int:
+        return int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+    image = Image.new("RGB", (3000, 2000), "red")
+    mask = np.zeros((2000, 3000), dtype=bool)
+    mask[::7, ::3] = True
+    model.inpaint([picture()], [box(16, 16, 4, 4, 9, 9)], steps=1)  # what is done once only, and kept
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    except OSError:
+        pytest.skip("only Linux tells the peak")
+    before = kilobytes("VmRSS")
+    model.inpaint([image], [mask], steps=1)
+    assert 1024 * (kilobytes("VmHWM") - before) < 60 * 3000 * 2000
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+def test_a_picture_without_pixels_is_named(model: MaskGIT, size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"image 1 has no pixels: it is {size[0]}x{size[1]}"):
+        model.inpaint([picture(), Image.new("I", size)], [box(16, 16, 0, 0, 1, 1), np.ones(size[::-1], dtype=bool)])
+    with pytest.raises(ValueError, match="image 0 has no pixels"):
+        model.outpaint([Image.new("RGB", size)], [(1, 1, 1, 1)])
 
 
 def test_labels() -> None:

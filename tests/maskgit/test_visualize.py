@@ -163,3 +163,23 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(error) == 1 and reason in error[0]
     assert visualize.main(["--steps", "many"]) == 2
+
+
+def test_the_command_replaces_neither_image_nor_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(visualize.MaskGIT, "from_pretrained", lambda *args, **options: pytest.fail("work was done"))
+    Image.new("RGB", (8, 8), "red").save("evolution.png")
+    Image.new("L", (8, 8), 255).save("mask.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "square.strip.png").symlink_to("../mask.png")
+    cases = (
+        (["evolution.png", "--output", "."], "evolution.png"),
+        (["evolution.png", "--mask", "mask.png", "--output", "out"], "mask.png"),
+    )
+    for arguments, name in cases:
+        before = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+        assert visualize.main(arguments) == 2
+        assert capsys.readouterr().err == (f"error: {name} would be replaced by a picture; choose another --output\n")
+        assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == before

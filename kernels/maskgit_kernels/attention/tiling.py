@@ -101,11 +101,13 @@ def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool,
 def candidates(kernel: str, capability: int, head_dim: int, math: str, dropout: bool, length: int) -> list[Tiling]:
     """What tuning tries, at most eight: the fixed choice first (see `fixed` for the arguments)."""
     choice = fixed(kernel, capability, head_dim, math, dropout, length)
-    tilings = [choice, replace(choice, num_stages=3)]
     if math != "half":
-        return [*tilings, replace(choice, max_registers=None if choice.max_registers else 255)]
+        registers = None if choice.max_registers else 255
+        return [choice, replace(choice, num_stages=3), replace(choice, max_registers=registers)]
     roomy = head_dim <= 64  # what a product leaves of the registers
     power_of_two = head_dim & (head_dim - 1) == 0
+    # The second is what an H200 takes for most sizes.
+    tilings = [choice, Tiling(num_stages=3, padded=roomy and not power_of_two)]
     if (roomy or kernel == "forward") and not power_of_two:
         tilings.append(replace(choice, padded=not choice.padded))
     if kernel == "dk_dv":

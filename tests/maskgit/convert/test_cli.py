@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +14,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from maskgit import MaskGIT
+from maskgit.convert import conversion, convert
 from maskgit.convert.cli import main
 from maskgit.model_folder import load_model, load_tokenizer
 
@@ -115,6 +120,119 @@ def test_nothing_is_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]
     assert run(folder, "tokenizer.ckpt", "names.txt") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["tokenizer.ckpt", "large.pth"], "large.pth exists already: choose another name"),
+        (["tokenizer.ckpt", "large.pth", "tokenizer.ckpt"], "tokenizer.ckpt is to be read: name the folder to be made"),
+        (["tokenizer.ckpt", "large.pth", "link"], "link is to be read"),
+        (["tokenizer.ckpt", "large.pth", "hard"], "hard is to be read"),
+        (["tokenizer.ckpt", "below/../large.pth", "large.pth"], "large.pth is to be read"),
+        (["tokenizer.ckpt", "below/large.pth", "below"], "below exists already, and holds .*large.pth, which is to be"),
+        (["tokenizer.ckpt", "below/large.pth", "to-below"], "to-below exists already, and holds .*large.pth"),
+        (["model", "model"], "model is to be read"),
+        (["tokenizer.ckpt", "dangling"], "dangling exists already"),
+        (["tokenizer.ckpt", "large.pth/out"], "large.pth/out"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_inputs_are_safe(folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    """An output that is one of the inputs, or holds one, by whatever name."""
+    assert run(folder, "tokenizer.ckpt", "model") == 0
+    (folder / "below").mkdir()
+    shutil.copy(folder / "large.pth", folder / "below")
+    (folder / "link").symlink_to("tokenizer.ckpt")
+    (folder / "to-below").symlink_to("below")
+    (folder / "dangling").symlink_to("nowhere")
+    os.link(folder / "large.pth", folder / "hard")
+
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+    before = content()
+    capsys.readouterr()
+    assert run(folder, *arguments) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "delete" not in error, error
+    assert content() == before
+
+
+WRITES = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
+
+
+def convert_killed(folder: Path, files: list[str], point: int) -> bool:
+    """Convert in a child process that ends at the given access to the output folder; whether it got that far."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    accesses = itertools.count()
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event in WRITES and str(folder / "out") in str(arguments[0]) and next(accesses) == point:
+            os._exit(9)
+
+    try:
+        sys.addaudithook(hook)
+        convert([folder / name for name in files], folder / "out")
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes can't be forked here")
+def test_a_killed_conversion_does_not_block_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it was killed: no half model is taken for one, and the same command makes a whole one."""
+    files = ["tokenizer.ckpt", "large.pth"]
+    found = conversion.read_model([folder / name for name in files])
+    monkeypatch.setattr(conversion, "read_model", lambda *_: found)  # once will do
+    convert([folder / name for name in files], folder / "whole")
+    whole = {path.name: path.read_bytes() for path in (folder / "whole").iterdir()}
+    for point in itertools.count():
+        killed = convert_killed(folder, files, point)
+        config = folder / "out" / "config.json"
+        if config.exists():  # then all of it is there
+            load_model(folder / "out")
+        else:
+            assert killed
+            convert([folder / name for name in files], folder / "out")
+            assert {path.name: path.read_bytes() for path in (folder / "out").iterdir()} == whole
+        if not killed:
+            break
+        shutil.rmtree(folder / "out")
+    assert point > 10
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_conversion_that_fails_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], exists: bool
+) -> None:
+    if exists:
+        (folder / "out").mkdir()
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if target == folder / "out" / "config.json":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", full)
+    assert run(folder, "tokenizer.ckpt", "large.pth", "out") == 1
+    assert "No space left" in capsys.readouterr().err
+    assert (folder / "out").exists() == exists
+    assert not exists or not any((folder / "out").iterdir())
+
+
+def test_what_a_killed_conversion_left_is_all_that_goes(folder: Path) -> None:
+    """Beside something else, it stays where it is."""
+    (folder / "out" / ".partial-model").mkdir(parents=True)
+    (folder / "out" / "mine.txt").write_text("mine")
+    assert run(folder, "tokenizer.ckpt", "out") == 1
+    assert (folder / "out" / "mine.txt").read_text() == "mine"
+    (folder / "out" / "mine.txt").unlink()
+    (folder / "out" / "transformer.safetensors").write_bytes(b"of the model that was not finished")
+    assert run(folder, "tokenizer.ckpt", "out") == 0
+    assert {path.name for path in (folder / "out").iterdir()} == {"config.json", "tokenizer.safetensors"}
+
+
 def test_a_damaged_folder_as_tokenizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, "tokenizer.ckpt", "old") == 0
     config = json.loads((folder / "old" / "config.json").read_text())
@@ -123,6 +241,20 @@ def test_a_damaged_folder_as_tokenizer(folder: Path, capsys: pytest.CaptureFixtu
     assert run(folder, "old", "large.pth", "out") == 1
     assert "groups" in capsys.readouterr().err.lower()
     assert not (folder / "out").exists()
+
+
+def test_names_that_are_no_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of files and of tensors: they must not reach the terminal as they are, nor keep the model from being written."""
+    evil = os.fsdecode(b"e\x1b[31mvil\n\xff.ckpt")
+    (folder / "tokenizer.ckpt").rename(folder / evil)
+    assert run(folder, evil, "large.pth", "out") == 0
+    out = capsys.readouterr().out
+    assert r"e\x1b[31mvil\n\udcff.ckpt: tokenizer" in out and "\x1b" not in out
+    assert load_model(folder / "out").metadata["converted_from"][0]["file"].endswith(r"\udcff.ckpt")
+    torch.save({"tok\x1b[31m\nen": torch.ones(1)}, folder / "small.pth")
+    assert run(folder, "small.pth", "other") == 1
+    error = capsys.readouterr().err
+    assert r"tok\x1b[31m\nen" in error and error.count("\n") == 1
 
 
 def test_usage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

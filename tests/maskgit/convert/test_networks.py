@@ -288,9 +288,19 @@ def test_values_that_are_no_weights(sound: Sound) -> None:
             sound.read(sound.tensors | twins)
     with pytest.raises(ConvertError, match="holds torch.int32"):
         sound.read(sound.tensors | {name: tensor.to(torch.int32)})
+    with pytest.raises(ConvertError, match="isn't a plain tensor: it has no numbers"):
+        sound.read(sound.tensors | {name: tensor.to("meta")})
     if tensor.numel() > 1:
         with pytest.raises(ConvertError, match=f"claims {tensor.numel()} numbers"):
             sound.read(sound.tensors | {name: torch.ones(()).expand(tensor.shape)})
+
+
+def test_far_too_many_layers(originals: ModuleType) -> None:
+    """Refused before they are gone through, each with a look at all names."""
+    sound = Sound(originals, "lab", "transformer")
+    layers = {f"blocks.{number}.LayerNorm1.weight": torch.ones(1) for number in range(20_000)}
+    with pytest.raises(ConvertError, match=r"there are 20000 of blocks\.\*, and no model has more than"):
+        sound.read(layers | sound.tensors)
 
 
 def test_half_precision_is_read(sound: Sound) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import datetime
 import os
 import pickle
+import random
 import struct
 import sys
+import typing
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -161,11 +167,146 @@ def test_a_whole_module_is_refused(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "model.pt")
 
 
-def test_trainers_leftovers_are_ignored(tmp_path: Path) -> None:
-    """Objects of a few known classes may lie beside the weights; nothing of theirs is imported."""
-    content = {"args": argparse.Namespace(lr=0.1), "epoch": 3, "model": {"a": torch.ones(2)}, "list": [torch.ones(1)]}
-    torch.save(content, tmp_path / "checkpoint.pt")
-    assert read_checkpoint(tmp_path / "checkpoint.pt").keys() == {"model.a"}
+class Library:
+    """Classes of libraries that needn't be installed, for as long as something is saved."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+        self.modules: set[str] = set()
+
+    def make(self, path: str, *bases: type) -> type:
+        """The class with this path."""
+        module, _, name = path.rpartition(".")
+        for end in range(1, module.count(".") + 2):
+            parent = ".".join(module.split(".")[:end])
+            if parent not in self.modules:
+                self.monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+                self.modules.add(parent)
+        made = type(name, bases, {"__module__": module})
+        setattr(sys.modules[module], name, made)
+        return made
+
+    def uninstall(self) -> None:
+        self.monkeypatch.undo()
+        assert self.modules.isdisjoint(sys.modules)
+
+
+def leftovers(library: Library) -> dict[str, object]:
+    """What people's trainers have saved beside the weights."""
+    checkpoint = library.make("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")
+    stopping = library.make("lightning.pytorch.callbacks.early_stopping.EarlyStopping")
+    attributes = library.make("pytorch_lightning.utilities.parsing.AttributeDict", dict)
+    listed = library.make("omegaconf.listconfig.ListConfig")()
+    listed.__dict__.update(_content=[1, 2], _metadata=library.make("omegaconf.base.ContainerMetadata")())
+    easy = library.make("easydict.EasyDict", dict)(lr=1)
+    easy.__dict__["lr"] = 1
+    yacs = library.make("yacs.config.CfgNode", dict)
+    return {
+        "lightning": {"callbacks": {checkpoint: {"best_model_score": 0.5}, "other": stopping()}},
+        "lightning's settings": {"hyper_parameters": attributes(lr=1, model=attributes(depth=3))},
+        "omegaconf": {"hyper_parameters": {"ch_mult": listed, "type": int}},
+        "easydict": easy,
+        "yacs": yacs(MODEL=yacs(DEPTH=3)),
+        "argparse": argparse.Namespace(lr=1e-4, data=Path("/data")),
+        "namespace": SimpleNamespace(a=1),
+        "numpy scalars": {"best": np.float64(0.5), np.int64(3): np.bool_(True), "dtype": np.dtype("f4")},
+        "numpy arrays": [np.zeros(3, np.float32), np.array([1, "a", None], dtype=object)],
+        "random states": [np.random.RandomState(0).get_state(), np.random.default_rng(0), random.Random(0).getstate()],
+        "paths": {PurePosixPath("/x"): PureWindowsPath("c:/x"), "list": [Path("y")]},
+        "dates": [datetime.datetime(2020, 1, 1), datetime.timedelta(1), datetime.timezone.utc],
+        "collections": [collections.defaultdict(list, a=[1]), collections.deque([1, 2]), collections.Counter("aab")],
+        "builtins": [slice(1, 2), range(3), frozenset([1]), {1, 2}, 1 + 2j, b"abc", bytearray(b"abc"), None, 10**30],
+        "version": torch.__version__,
+    }
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_leftovers_of_trainers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: bool) -> None:
+    """Data of any kind may lie beside the weights, and around them; nothing of its code is imported."""
+    library = Library(monkeypatch)
+    made = leftovers(library)
+    for number, rest in enumerate(made.values()):
+        content = {"rest": rest, "model": collections.defaultdict(int, a=torch.ones(2)), "list": [torch.ones(1)]}
+        torch.save(content, tmp_path / f"{number}.pt", _use_new_zipfile_serialization=new)
+    library.uninstall()
+    for number, name in enumerate(made):
+        found = read_checkpoint(tmp_path / f"{number}.pt")
+        assert found.keys() == {"model.a"}, name
+        assert torch.equal(found["model.a"], torch.ones(2))
+        assert library.modules.isdisjoint(sys.modules)
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "function", [eval, getattr, typing.get_type_hints, collections.namedtuple, np.load, partial, nn.Linear, torch.load]
+)
+def test_functions_are_refused(tmp_path: Path, function: Callable, new: bool) -> None:
+    """Even those of modules whose data is read."""
+    torch.save({"a": torch.ones(2), "b": function}, tmp_path / "evil.pt", _use_new_zipfile_serialization=new)
+    with pytest.raises(ConvertError, match=f"refused: .* import and run .*{function.__name__}. A checkpoint needs"):
+        read_checkpoint(tmp_path / "evil.pt")
+
+
+def save_pickle(code: bytes, path: Path) -> None:
+    """A PyTorch file with this pickle in it."""
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as old:
+        files = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, data in files.items():
+            new.writestr(name, code if name.endswith("data.pkl") else data)
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        (b"clightning\nTrainer evil\n.", "run lightning.Trainer"),
+        (b"".join(b"clightning\nC%d\n" % number for number in range(1000)) + b".", r"run lightning\.C\d+"),
+        (b"K\x05)R.", "not a checkpoint: Trying to call reduce for unrecognized function 5"),
+        (b"cargparse\nNamespace\n)\x81K\x01K\x02s.", "damaged, or not a checkpoint: Can only SETITEM for dict"),
+        (b"cpathlib\nPath\n)R(K\x01e.", "damaged, or not a checkpoint: Can only append to lists"),
+    ],
+    ids=["two words", "many", "reduce", "setitem", "append"],
+)
+def test_pickles_by_hand(tmp_path: Path, code: bytes, message: str) -> None:
+    save_pickle(b"\x80\x02" + code, tmp_path / "evil.pt")
+    with pytest.raises(ConvertError, match=message) as caught:
+        read_checkpoint(tmp_path / "evil.pt")
+    assert "weights_only" not in str(caught.value)  # nobody is told to do without it
+
+
+def test_attributes_that_hide_methods(tmp_path: Path) -> None:
+    """A pickle can give tables and tensors attributes named like the methods that we call."""
+    table = b"ccollections\nOrderedDict\n)R}(X\x05\x00\x00\x00itemsK\x05X\x04\x00\x00\x00keysK\x05ub."
+    save_pickle(b"\x80\x02" + table, tmp_path / "table.pt")
+    assert read_checkpoint(tmp_path / "table.pt") == {}
+    tensor = torch.ones(2)
+    tensor.isfinite = tensor.detach = tensor.float = 5  # type: ignore[assignment]
+    torch.save({"a": tensor}, tmp_path / "tensor.pt")
+    found = read_checkpoint(tmp_path / "tensor.pt")["a"]
+    assert found.float().isfinite().all()
+
+
+def test_too_many_entries(tmp_path: Path) -> None:
+    """30 ** 14 names in a few kilobytes."""
+    table: dict = {"a": torch.ones(1)}
+    for _ in range(14):
+        table = {str(number): table for number in range(30)}
+    torch.save(table, tmp_path / "checkpoint.pt")
+    assert (tmp_path / "checkpoint.pt").stat().st_size < 10_000
+    with pytest.raises(ConvertError, match="more than 200000 entries"):
+        read_checkpoint(tmp_path / "checkpoint.pt")
+    torch.save({"x" * 600: {"y" * 600: torch.ones(1)}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ConvertError, match="a name of 1201 characters"):
+        read_checkpoint(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    """Nobody writes to it: opening it would wait for ever."""
+    os.mkfifo(tmp_path / "model.ckpt")
+    with pytest.raises(ConvertError, match="a pipe or a device"):
+        read_checkpoint(tmp_path / "model.ckpt")
 
 
 def test_tables_without_end(tmp_path: Path) -> None:
@@ -204,6 +345,9 @@ def test_compressed_archive(tmp_path: Path) -> None:
         ((1,), "nn", bytes(4)),
         ((1,), "object", bytes(8)),
         (None, "float32", b""),
+        ((2**62, 2**62, 0), "float32", b""),
+        ((0, 2**64 - 1), "float32", b""),
+        ((1,), "quint8", b"\0"),
         "text",
     ],
     ids=str,

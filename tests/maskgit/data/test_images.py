@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import unicodedata
+import zlib
 
 import numpy as np
 import pytest
@@ -147,6 +149,73 @@ def test_what_is_no_image_is_named(tmp_path, monkeypatch):
         read_image(tmp_path / "big.png")
 
 
+def test_a_small_file_of_many_pixels_is_refused_unread(tmp_path):
+    """A kilobyte or so that would take more than 4 GB to fill."""
+    Image.new("1", (8192, 8193)).save(tmp_path / "a.png")
+    with pytest.raises(
+        ImageError, match="a.png: too large: 8192x8193 pixels, at most 67,108,864 are read; scale it down"
+    ):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TGA", "ICO", "PDF", "PCX"])
+def test_other_formats_are_refused_whatever_their_name(tmp_path, rng, kind):
+    """Pillow would hand EPS to Ghostscript."""
+    picture(rng).save(tmp_path / "a.png", kind)
+    with pytest.raises(ImageError, match="a.png: not an image in a known format .PNG, JPEG"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs fifos")
+def test_a_fifo_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="a.png: is not a regular file"):
+        read_image(tmp_path / "a.png")
+
+
+def png_file(width, height, color_type, depth, interlaced, data):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, interlaced)
+    parts = [chunk(b"IHDR", header)] + [chunk(b"PLTE", bytes(6))] * (color_type == 3)
+    return b"\x89PNG\r\n\x1a\n" + b"".join([*parts, chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b"")])
+
+
+@pytest.mark.parametrize(
+    "color_type, depth, interlaced, rows",
+    [
+        # Bytes of each row of 5x3 pixels by hand: a filter's number, then the pixels.
+        (0, 8, 0, [1 + 5] * 3),
+        (2, 8, 0, [1 + 15] * 3),
+        (2, 16, 0, [1 + 30] * 3),
+        (3, 1, 0, [1 + 1] * 3),
+        (6, 8, 0, [1 + 20] * 3),
+        # Passes of 1x1, 1x1, none, 1x1, 3x1, two rows of 2, 5x1.
+        (0, 8, 1, [1 + 1, 1 + 1, 1 + 1, 1 + 3, 1 + 2, 1 + 2, 1 + 5]),
+    ],
+)
+def test_a_png_that_ends_early_is_an_image_error(tmp_path, color_type, depth, interlaced, rows):
+    """Its checksums are right: whoever wrote it stopped too soon. Pillow takes the missing rows for black."""
+    path = tmp_path / "a.png"
+    for count in range(1, len(rows) + 1):
+        path.write_bytes(png_file(5, 3, color_type, depth, interlaced, bytes(sum(rows[:count]))))
+        if count == len(rows):
+            assert read_image(path).size == (5, 3)  # black, and whole
+        else:
+            assert Image.open(path).convert("RGB").size == (5, 3)
+            with pytest.raises(ImageError, match="a.png: can't be decoded: its pixels end early"):
+                read_image(path)
+
+
+def test_black_pngs_are_whole(tmp_path):
+    """What Pillow writes isn't taken for cut off, whatever the size."""
+    for mode in ("1", "L", "LA", "RGB", "RGBA", "P", "I;16"):
+        for size in ((1, 1), (1, 9), (9, 1), (2, 2), (300, 200)):
+            Image.new(mode, size).save(tmp_path / "a.png")
+            assert read_image(tmp_path / "a.png").size == size
+
+
 # --- find_images, ImageFolder -----------------------------------------------------------------------------------------
 
 
@@ -166,6 +235,18 @@ def test_find_images_any_nesting_sorted_without_hidden_ones(tmp_path):
     (tmp_path / "folder.png").mkdir()
     found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
     assert found == sorted(["b.PNG", "a/c.JPeG", "a/deep/er/d.webp", "z/ünï çø∂é 日本.gif"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_are_no_images(tmp_path):
+    picture(np.random.default_rng(0)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("pipe.png")
+    (tmp_path / "nowhere.png").symlink_to("gone.png")
+    assert [path.name for path in find_images(tmp_path)] == ["a.png", "nowhere.png"]  # which somebody may miss
+    for name in ("pipe.png", "link.png"):
+        with pytest.raises(ImageError, match=f"{name}: can't be read: not a file but a pipe"):
+            read_image(tmp_path / name)
 
 
 def test_find_images_follows_links_once(tmp_path):

@@ -1,15 +1,18 @@
 """Masks: makers, files, finding the mask of an image."""
 
 import os
+import warnings
+from importlib import resources
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 
 from maskgit.data import ImageError
 from maskgit.data.masks import (
     MAKERS,
     MaskError,
+    MaskWarning,
     center_box,
     find_mask_for,
     half,
@@ -17,6 +20,7 @@ from maskgit.data.masks import (
     make_mask,
     random_boxes,
     strokes,
+    to_mask,
 )
 
 
@@ -124,6 +128,139 @@ def test_load_mask_threshold_and_modes(tmp_path):
         assert load_mask(path, (2, 1)).tolist() == [[False, True]], mode
     Image.fromarray(np.array([[0, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
     assert load_mask(tmp_path / "deep.png", (2, 1)).tolist() == [[False, True]]
+
+
+# --- what people mean -------------------------------------------------------------------------------------------------
+
+SPOT = np.zeros((20, 30), dtype=bool)
+SPOT[5:12, 8:20] = True
+
+
+def layer(color, inside=255, outside=0, around=(0, 0, 0)):
+    """RGBA of 30x20: a color in SPOT, another around it, and how opaque both are."""
+    pixels = np.empty((20, 30, 4), dtype=np.uint8)
+    pixels[..., :3] = np.where(SPOT[..., None], np.uint8(color), np.uint8(around))
+    pixels[..., 3] = np.where(SPOT, inside, outside)
+    return pixels
+
+
+def meant(pixels, mode=None, **options):
+    """The mask of an array of pixels, without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return to_mask(Image.fromarray(pixels) if mode is None else Image.fromarray(pixels).convert(mode), **options)
+
+
+@pytest.mark.parametrize("color", [(255, 255, 255), (255, 0, 0), (0, 0, 200), (130, 130, 130)])
+@pytest.mark.parametrize("around", [(0, 0, 0), (255, 255, 255)])  # which nobody sees
+def test_strokes_on_a_transparent_layer_are_filled(color, around):
+    np.testing.assert_array_equal(meant(layer(color, around=around)), SPOT)
+    np.testing.assert_array_equal(meant(layer(color, around=around), "RGBa"), SPOT)
+
+
+def test_soft_strokes_are_filled_from_half_on():
+    soft = np.full((1, 256, 4), 255, dtype=np.uint8)
+    soft[0, :, 3] = np.arange(256)
+    np.testing.assert_array_equal(meant(soft)[0], np.arange(256) >= 128)
+
+
+def test_black_and_white_strokes_on_a_transparent_layer_fill_the_white():
+    pixels = layer((255, 255, 255))
+    pixels[5:12, 14:20, :3] = 0  # painted over
+    expected = SPOT.copy()
+    expected[:, 14:20] = False
+    np.testing.assert_array_equal(meant(pixels), expected)
+
+
+def test_holes_erased_into_pictures_are_filled(rng):
+    photo = rng.integers(0, 256, (20, 30, 4), dtype=np.uint8)  # bright spots too are no hole
+    photo[..., 3] = np.where(SPOT, 0, 255)
+    np.testing.assert_array_equal(meant(photo), SPOT)
+    np.testing.assert_array_equal(meant(layer((255, 255, 255), inside=0, outside=255)), SPOT)  # into a black layer
+    gray = np.where(SPOT, 7, 0).astype(np.uint8)
+    palette = Image.fromarray(gray, "L").convert("P")
+    palette.info["transparency"] = 7
+    np.testing.assert_array_equal(to_mask(palette), SPOT)
+
+
+def test_opaque_masks_may_have_an_alpha_channel():
+    np.testing.assert_array_equal(meant(layer((255, 255, 255), 255, 255)), SPOT)
+    np.testing.assert_array_equal(meant(layer((255, 255, 255), 255, 255), "LA"), SPOT)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.float32, bool])
+@pytest.mark.parametrize("value", [1, 38, 255])
+def test_masks_of_two_values(tmp_path, kind, value):
+    pixels = SPOT.astype(kind) if kind is bool else SPOT.astype(kind) * kind(value)
+    np.testing.assert_array_equal(meant(pixels), SPOT)
+    path = tmp_path / "m.tif"
+    Image.fromarray(pixels).save(path)
+    np.testing.assert_array_equal(load_mask(path, (30, 20)), SPOT)
+    np.testing.assert_array_equal(load_mask(path, (30, 20), invert=True), ~SPOT)
+    np.testing.assert_array_equal(load_mask(path, (60, 40)), SPOT.repeat(2, 0).repeat(2, 1))
+
+
+def test_label_maps_with_a_palette():
+    labels = Image.fromarray(SPOT.astype(np.uint8), "P")
+    labels.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])  # as PASCAL VOC has them
+    np.testing.assert_array_equal(to_mask(labels), SPOT)
+
+
+def test_masks_lie_as_they_are_shown():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    image = Image.fromarray(SPOT)
+    image.getexif().update(exif)
+    np.testing.assert_array_equal(to_mask(image), np.rot90(SPOT, -1))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "invert", "words"),
+    [
+        (np.zeros((9, 9), np.uint8), False, "covers nothing"),
+        (np.full((9, 9), 255, np.uint8), True, "covers nothing"),
+        (np.arange(25, dtype=np.uint8).reshape(5, 5), False, "covers nothing"),  # all of it is dark
+        (np.zeros((9, 9, 4), np.uint8), False, "covers nothing"),
+        (np.full((9, 9), 255, np.uint8), False, "covers 100% of the picture; .*invert"),
+        (np.where(SPOT, 0, 255).astype(np.uint8), False, None),  # 86%
+        (np.where(SPOT[:, 12:], 0, 255).astype(np.uint8), False, None),
+        (np.where(np.arange(100) < 4, 0, 255).astype(np.uint8)[None], False, "covers 96%"),
+        (layer((0, 0, 0)), False, "covers 86%"),  # black strokes: a layer with a hole, or are they?
+    ],
+)
+def test_suspicious_masks(tmp_path, pixels, invert, words):
+    path = tmp_path / "m.png"
+    Image.fromarray(pixels).save(path)
+    size = pixels.shape[1::-1]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_mask(path, size, invert)
+    assert [warning.category for warning in caught] == [MaskWarning] * (words is not None)
+    if words is not None:
+        assert str(caught[0].message).startswith(f"{path}: the mask covers ")
+        with pytest.warns(MaskWarning, match=words):
+            to_mask(Image.fromarray(pixels), invert=invert)
+
+
+def test_photographs_are_no_masks(tmp_path):
+    sample = resources.files("maskgit") / "assets" / "samples"
+    with resources.as_file(sample) as folder:
+        for path in sorted(folder.glob("*.png")):
+            with pytest.warns(MaskWarning, match=f"{path.name}: the mask looks like a photograph .* swapped") as caught:
+                load_mask(path, (64, 64))
+            assert len(caught) == 1
+    # Compressed and blurred masks are still masks.
+    image = Image.new("L", (200, 200))
+    ImageDraw.Draw(image).ellipse((50, 50, 150, 150), fill=255)
+    for changed in (image, image.filter(ImageFilter.GaussianBlur(5))):
+        changed.save(tmp_path / "m.jpg", quality=30)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            mask = load_mask(tmp_path / "m.jpg", (200, 200))
+        assert mask[100, 60:140].all() and not mask[100, :40].any()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_transparent_parts_of_a_mask_are_filled(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from maskgit.data import AugmentConfig, DataError, ImageError, ImageShards, in_validation, load_dataset
+from maskgit.data import shards as shards_module
 from maskgit.data.shards import expand, scan
 from maskgit.training.tokenizer import ViewDataset
 
@@ -189,6 +191,119 @@ def test_patterns(tmp_path: Path) -> None:
     assert [path.name for path in expand(f"{tmp_path}/a-{{08..10}}.tar")] == ["a-08.tar", "a-09.tar", "a-10.tar"]
     assert [path.name for path in expand(f"{tmp_path}/{{b,a-09}}.tar")] == ["b.tar", "a-09.tar"]
     assert [path.name for path in expand(f"{tmp_path}/a-*.tar")] == ["a-08.tar", "a-09.tar", "a-10.tar"]
+
+
+def pax(records: bytes) -> bytes:
+    """An extended header before the member that follows."""
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = tarfile.XHDTYPE, len(records)
+    return info.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512)
+
+
+def record(keyword: bytes, value: bytes) -> bytes:
+    rest = b" " + keyword + b"=" + value + b"\n"
+    length = next(n for n in range(len(rest), len(rest) + 9) if n == len(rest) + len(str(n)))
+    return str(length).encode() + rest
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header whose size may be anything, in the binary form of large numbers."""
+    data = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    data[124:136] = (size % 256**12 | 0x80 << 88).to_bytes(12, "big")
+    data[156:157] = kind
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:]))
+    return bytes(data)
+
+
+HOSTILE = {
+    "sparse map": pax(record(b"GNU.sparse.map", b"a,b")) + header("x.png", 0),
+    "sparse size": pax(record(b"GNU.sparse.size", b"abc")) + header("x.png", 0),
+    "charset": pax(record(b"hdrcharset", b"\xff\xfe")) + header("x.png", 0),
+    "length": pax(b"9" * 5000 + b" path=x\n") + header("x.png", 0),
+    "size in pax": pax(record(b"size", b"-512")) + header("x.png", 0),
+    "negative size": header("x.png", -512),
+    "negative size of a folder": header("x", -1024, tarfile.DIRTYPE),
+    "negative size of a name": header("x.png", -512, tarfile.GNUTYPE_LONGNAME),
+    "huge size of a name": header("x.png", 2**90, tarfile.GNUTYPE_LONGNAME),
+    "huge size": header("x.png", 2**62),
+    "larger than any offset": header("x.png", 2**80),
+    "huge size of another": header("words", 2**62),
+    "names of names": header("x.png", 0, tarfile.GNUTYPE_LONGNAME) * 3000,
+    "sparse beyond the end": header("x.png", 0, tarfile.GNUTYPE_SPARSE)[:-30] + b"\xff" * 30,
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=list(HOSTILE))
+def test_hostile_headers(tmp_path: Path, pixels: np.ndarray, hostile: bytes) -> None:
+    """What comes before is used and the rest reported; alone, they are no archive, or none with an image."""
+    write_tar(tmp_path / "a.tar", {"a.png": encoded(pixels[0])})
+    whole = (tmp_path / "a.tar").read_bytes()
+    start, size = scan(tmp_path / "a.tar").samples["a"].image
+    (tmp_path / "a.tar").write_bytes(whole[: start + -(-size // 512) * 512] + hostile + whole)
+    with pytest.warns(UserWarning, match="skipped 1 damaged member"):
+        assert ImageShards(tmp_path / "a.tar", 16).keys == ["a.tar/a"]
+    (tmp_path / "b.tar").write_bytes(hostile + bytes(1024))
+    with pytest.raises(DataError, match="b.tar: (compressed or no tar archive|no images|none of the 1 image)"):
+        ImageShards(tmp_path / "b.tar", 16)
+
+
+def test_hostile_labels(tmp_path: Path, pixels: np.ndarray) -> None:
+    """Each is named, and the picture without trouble is used."""
+    labels = {
+        "nested.json": b"[" * 100_000 + b"]" * 100_000,
+        "long.json": b'{"label": ' + b"9" * 5000 + b"}",
+        "digits.cls": b"9" * 5000,
+        "bytes.cls": b"\xff\xfe",
+        "large.cls": b"x" * (2**24 + 1),
+        "none.json": b'{"label": [1]}',
+    }
+    images = {f"{name.split('.')[0]}.png": encoded(pixels[0]) for name in [*labels, "good.png"]}
+    write_tar(tmp_path / "a.tar", images | labels)
+    with pytest.warns(UserWarning, match="skipped 6 damaged member"):
+        found = ImageShards(tmp_path / "a.tar", 16)
+    assert found.keys == ["a.tar/good"]
+    reasons = {Path(name).name: why for name, why in found.skipped}
+    assert set(reasons) == set(labels)
+    assert "nested too deeply" in reasons["nested.json"] and "16,777,217 bytes" in reasons["large.cls"]
+
+
+def test_a_member_with_gaps(tmp_path: Path, pixels: np.ndarray) -> None:
+    """Its bytes don't lie in one piece, so it can't be read by its place."""
+    data = encoded(pixels[0])
+    sparse = record(b"GNU.sparse.map", b"0,%d" % len(data)) + record(b"GNU.sparse.size", b"%d" % len(data))
+    member = pax(sparse) + header("x.png", len(data)) + data + bytes(-len(data) % 512)
+    write_tar(tmp_path / "a.tar", {"a.png": data})
+    (tmp_path / "a.tar").write_bytes(member + (tmp_path / "a.tar").read_bytes())
+    with pytest.warns(UserWarning, match="x.png: stored with gaps"):
+        assert ImageShards(tmp_path / "a.tar", 16).keys == ["a.tar/a"]
+
+
+def test_patterns_of_too_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They end at once: at the first name that is missing, or at the bound."""
+    with pytest.raises(DataError, match="a-0000000000.tar: no such file"):
+        expand(f"{tmp_path}/a-{{0000000000..9999999999}}.tar")
+    with pytest.raises(DataError, match=r"a-0{1000}\.\.9{1000}.tar: no such file"):
+        expand(f"{tmp_path}/a-{{{'0' * 1000}..{'9' * 1000}}}.tar")
+    (tmp_path / "a.tar").touch()
+    with pytest.raises(DataError, match="braces, at most 16; use wildcards"):
+        expand(f"{tmp_path}/{'{.,.}/' * 2000}a.tar")
+    monkeypatch.setattr(shards_module, "_MOST_ARCHIVES", 10)
+    assert len(expand(f"{tmp_path}/{{{'.,' * 9}.}}/a.tar")) == 10
+    with pytest.raises(DataError, match="names more than 10 archives"):
+        expand(f"{tmp_path}/{'{.,.}/' * 15}a.tar")
+
+
+def test_no_pipe_is_waited_for(tmp_path: Path, shards: str) -> None:
+    images = ImageShards(shards, 16)
+    path = tmp_path / "train-001.tar"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="train-001.tar: is not a file"):
+        ImageShards(shards, 16)
+    with pytest.raises(ImageError, match="train-001.tar/sub/0012: can't be read: not a file but a pipe or a device"):
+        images.picture(12)
+    with pytest.raises(DataError, match="train-001.tar: can't be read: not a file but a pipe or a device"):
+        scan(path)
 
 
 # --- by index, whoever reads ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskgit.training.average import AveragedWeights, move_together
+from maskgit.training.average import AveragedWeights, growing_decay, move_together
 
 FINE, BROKEN, AMOUNT = torch.tensor(False), torch.tensor(True), torch.tensor(0.3)
 
@@ -45,6 +45,23 @@ def test_by_hand() -> None:
     assert found == [2.0, 3.0, 3.0, 2.0]  # copied, (3 * 2 + 6) / 4, left alone, (3 * 3 - 1) / 4
     averaged.update(model, 0.5, FINE)
     assert averaged.module.weight.item() == 0.5  # (2 - 1) / 2: the decay may change from step to step
+
+
+def test_the_decay_grows() -> None:
+    """As diffusers' EMAModel and TensorFlow's ExponentialMovingAverage have it: 1/10, 2/11, 3/12, ... up to the decay.
+
+    The first update copies, so the 1/10 is never met.
+    """
+    decays = [growing_decay(0.99, step) for step in range(7)]
+    assert decays == pytest.approx([1 / 10, 2 / 11, 1 / 4, 4 / 13, 5 / 14, 2 / 5, 7 / 16], rel=1e-12)
+    assert growing_decay(0.99, 889) < growing_decay(0.99, 890) == growing_decay(0.99, 10**9) == 0.99  # 891 / 900
+    assert growing_decay(0.5, 7) < growing_decay(0.5, 8) == growing_decay(0.5, 9) == 0.5  # 9 / 18
+    model = nn.Linear(1, 1, bias=False)
+    averaged = AveragedWeights(model)
+    for step, value in enumerate((11.0, 0.0, 12.0)):
+        nn.init.constant_(model.weight, value)
+        averaged.update(model, growing_decay(0.99, step), FINE)
+    assert averaged.module.weight.item() == pytest.approx(9.5)  # 11, 2/11 * 11 + 0 = 2, 1/4 * 2 + 3/4 * 12
 
 
 def test_as_pytorchs() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shutil
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,16 +36,15 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 def test_the_best_is_kept_too(tmp_path: Path) -> None:
-    """And named by a link, whatever a killed process left of one."""
-    link = tmp_path / "best"
+    """And named by a file, which takes the place of the link that an older release has made."""
+    name = tmp_path / "best"
+    name.symlink_to("step-000000003", target_is_directory=True)
     for step, best in ((5, None), (10, 10), (15, 10), (20, 10), (25, 25), (30, 25)):
-        (tmp_path / ".best.partial").symlink_to("nowhere")
         save_checkpoint(tmp_path, step, WEIGHTS, STATE, keep=2, best=best)
-        (tmp_path / ".best.partial").unlink(missing_ok=True)
-        assert link.is_symlink() == (best is not None)
+        assert name.is_symlink() == (best is None)
         if best is not None:
-            assert link.resolve() == tmp_path / f"step-{best:09d}"
-            load_checkpoint(link)
+            assert name.read_text() == f"step-{best:09d}\n"
+            load_checkpoint(tmp_path / name.read_text().strip())
     assert [step for step, _ in list_checkpoints(tmp_path)] == [25, 30]
     save_checkpoint(tmp_path, 35, WEIGHTS, STATE, keep=1, best=25)
     assert [step for step, _ in list_checkpoints(tmp_path)] == [25, 35]
@@ -99,6 +102,86 @@ def test_everything_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "fsync", spy)
     save_checkpoint(tmp_path, 7, WEIGHTS, STATE, keep=2)
     assert done == ["weights.safetensors", "state.pt", ".step-000000007.partial", tmp_path.name]
+
+
+@pytest.mark.parametrize("code", ["EACCES", "EPERM", "EINVAL", "ENOTSUP", "ENOSYS", "EBADF"])
+@pytest.mark.parametrize("function", ["open", "fsync"])
+def test_without_links_and_without_flushing_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, code: str
+) -> None:
+    """Windows, exFAT, network disks: links and folders' descriptors are refused, files are flushed all the same."""
+    real, error, flushed = getattr(os, function), OSError(getattr(errno, code), os.strerror(getattr(errno, code))), []
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    def refuse_folders(target: int | Path, *rest: int, **options: Any) -> int | None:
+        if stat.S_ISDIR(os.stat(target).st_mode) and not options:  # shutil.rmtree has some, where folders can be opened
+            raise error
+        flushed.append(target)
+        return real(target, *rest, **options)
+
+    for link in ("symlink", "link"):
+        monkeypatch.setattr(os, link, refuse)
+    monkeypatch.setattr(os, function, refuse_folders)
+    for step in (5, 10, 15):
+        save_checkpoint(tmp_path, step, WEIGHTS, STATE, keep=1, best=5)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [5, 15]
+    assert (tmp_path / "best").read_text() == "step-000000005\n"
+    assert function == "open" or len(flushed) == 3 * 3  # weights, state, name of the best
+
+
+def test_a_folder_that_can_not_be_flushed_for_another_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def broken_disk(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", broken_disk)
+    with pytest.raises(CheckpointError, match="the checkpoint can't be written: .*Input/output error"):
+        save_checkpoint(tmp_path, 5, WEIGHTS, STATE, keep=1)
+
+
+def test_an_old_one_that_can_not_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where a program has a file of it open: training goes on, and it goes the next time."""
+    save_checkpoint(tmp_path, 5, WEIGHTS, STATE, keep=1)
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == "step-000000005":
+            raise PermissionError(13, "used by another process")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="step-000000005: .* can't be removed: .*used"):
+        patch.setattr(Path, "rename", refuse)
+        save_checkpoint(tmp_path, 10, WEIGHTS, STATE, keep=1)
+    save_checkpoint(tmp_path, 15, WEIGHTS, STATE, keep=1)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [15]
+
+
+@pytest.mark.parametrize("room", [0, 700, 3_000, 100_000, 399_000, 400_700])
+def test_a_full_disk_is_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """Wherever in PyTorch's file of some 401 kB it is full; its own words are of positions in the archive."""
+
+    class FullDisk(io.FileIO):
+        def write(self, data: Any) -> int:
+            if self.tell() + len(data) > room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    real = open
+    monkeypatch.setattr(
+        "builtins.open",
+        lambda path, *rest: (
+            io.BufferedWriter(FullDisk(path, "w")) if str(path).endswith("state.pt") else real(path, *rest)
+        ),
+    )
+    state = STATE | {"moments": torch.randn(100_000)}
+    with pytest.raises(CheckpointError, match=r"step-000000010: the checkpoint can't be written: .*No space left"):
+        save_checkpoint(tmp_path, 10, WEIGHTS, state, keep=1)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("function", ["save_file", "_flush"])

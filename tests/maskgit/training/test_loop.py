@@ -120,6 +120,9 @@ def test_each_process_takes_its_part_of_the_batch() -> None:
         ({"workers": -1}, "--workers -1"),
         ({"beta1": 1.0}, r"--beta1 1.0: must be in \[0, 1\)"),
         ({"ema": 1.0}, "--ema 1.0"),
+        ({"val_fraction": 0.0}, "--val-fraction 0.0: must be between 0 and 1"),
+        ({"steps": 10**9}, "--steps 1000000000: must be at most 999999999"),  # a checkpoint's name has nine digits
+        ({"seed": 10**13 + 1}, "--seed 10000000000001: must be at most 10000000000000"),
         ({"precision": "int8"}, "--precision int8: must be one of bf16, fp16, float32"),
         ({"accumulate": 0}, "--accumulate 0: must be at least 1"),
     ],
@@ -173,6 +176,14 @@ def test_what_the_device_can_not_do(changes: dict, message: str) -> None:
         Engine(config(device="cpu", **changes))
     with pytest.raises(TrainingError, match="--fsdp: there is one process"):
         Engine(config(device="cpu"), shard=True)
+
+
+def test_the_largest_seed_and_step_have_noise_of_their_own() -> None:
+    """In the last of very many parts; PyTorch's generators take 64 bits."""
+    largest = config(device="cpu", seed=10**13, steps=10**9 - 1, batch_size=10**6, accumulate=10**6)
+    engine = Engine(largest)
+    engine.begin(largest.steps - 1)
+    engine.new_noise(largest.steps - 1, slice(10**6 - 1, 10**6))
 
 
 def test_processes_that_do_not_divide_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:

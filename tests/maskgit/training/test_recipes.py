@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,14 @@ def test_every_recipe_comes_back() -> None:
         ({"colour": "red"}, "there is no setting colour in this release"),
         ({"lr": -1.0}, "--lr -1.0: must be at least 0"),
         ({"augment": {"flip": 2.0}}, "flip=2.0"),
+        ({"lr": 10**400}, f"lr is 1{'0' * 76}..., which is too large"),
+        ({"dropout": -(10**400)}, "dropout is -1000"),
+        ({"augment": {"crop_scale": [0.5, 10**400]}}, "crop_scale is 1000"),
+        ({"steps": 10**400}, "--steps 1000"),
+        ({"steps": [[[[1]]]] * 50}, "steps is [[[[1]]], [[[1]]], "),
+        ({"warmup": 10**30}, f"--warmup {10**30}: must be at most 999999999"),
+        ({"image_size": 10**30}, f"--image-size {10**30}: must be at most 999999999"),
+        ({"seed": 10**13 + 1}, "--seed 10000000000001: must be at most 10000000000000"),
     ],
 )
 def test_settings_that_can_not_be(change: dict, message: str, capsys: Any, tmp_path: Path) -> None:
@@ -177,6 +186,34 @@ def test_a_config_of_an_older_release(capsys: Any, tmp_path: Path, started: list
     assert cli.main(["--config", str(tmp_path)]) == 0
     assert started == [TransformerTraining(lr=3e-4)]
     assert "doesn't say mask_count, eval_every: at the defaults" in capsys.readouterr().out
+
+
+def test_deeply_nested(capsys: Any, tmp_path: Path) -> None:
+    """At any depth: what the parser refuses, and what only the message about it would not stand."""
+    for depth in (10, 200, 900, 980, 1_100, 100_000):
+        for inner in ("[" * depth + "]" * depth, '{"flip":' * depth + "1" + "}" * depth):
+            text = json.dumps(describe_run(TransformerTraining(steps=77))).replace("77", inner)
+            (tmp_path / "run.json").write_text(text)
+            assert failure(capsys, "--config", str(tmp_path)).startswith(f"error: --config {tmp_path / 'run.json'}: ")
+            text = json.dumps(describe_run(TransformerTraining()))
+            (tmp_path / "run.json").write_text(text.replace('"flip": 0.5', f'"flip": {inner}'))
+            assert failure(capsys, "--config", str(tmp_path)).startswith(f"error: --config {tmp_path / 'run.json'}: ")
+
+
+def test_what_never_ends(capsys: Any, tmp_path: Path) -> None:
+    """A pipe without a writer, a device."""
+    os.mkfifo(tmp_path / "run.json")
+    for path in (tmp_path, tmp_path / "run.json", Path("/dev/zero")):
+        assert "run.json: is not a file" in failure(capsys, "--config", str(path)).replace("/dev/zero", "run.json")
+
+
+def test_as_windows_writes_it(tmp_path: Path, started: list[Any]) -> None:
+    """With a byte order mark, in either encoding."""
+    text = json.dumps(describe_run(TransformerTraining(lr=3e-4, data="Bücher")), ensure_ascii=False)
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "run.json").write_text(text, encoding=encoding)
+        assert cli.main(["--config", str(tmp_path)]) == 0
+        assert started.pop() == TransformerTraining(lr=3e-4, data="Bücher")
 
 
 def test_files_that_are_no_config(capsys: Any, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_what_stage_1_leaves(unbroken: dict[str, Path]) -> None:
     l1 = dict(curve(output, "validation/l1"))
     best = min(l1, key=lambda step: l1[step])
     assert [step for step, _ in list_checkpoints(output / "checkpoints")] == sorted({best, SAVED, STEPS})
-    assert (output / "checkpoints" / "best").resolve().name == f"step-{best:09d}"
+    assert (output / "checkpoints" / "best").read_text() == f"step-{best:09d}\n"
     # The averaged weights are what is saved.
     weights, _ = last_state(output)
     saved = load_tokenizer(output / "model").state_dict()
@@ -96,6 +96,30 @@ def test_what_stage_2_leaves(unbroken: dict[str, Path]) -> None:
     assert shards["train"][0] == 3 and shards["val"][0] == 2 and shards["train"][1] + shards["val"][1] == 30
     ours, theirs = model.tokenizer.state_dict(), load_tokenizer(unbroken["tokenizer"] / "model").state_dict()
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_average_of_a_short_run(
+    stage: str, run: Any, unbroken: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is saved is the average of all steps' weights, written out; hardly any of it is of the first one's."""
+    seen: list[dict[str, Tensor]] = []
+    real = TASKS[stage].training_step
+
+    def training_step(self: Any, batch: Any, step: int) -> dict[str, Tensor]:
+        logged = real(self, batch, step)
+        seen.append({name: parameter.detach().double().clone() for name, parameter in self.model.named_parameters()})
+        return logged
+
+    monkeypatch.setattr(TASKS[stage], "training_step", training_step)
+    run(stage, tmp_path, steps=5, ema=0.999)
+    shares = [1 - decay for decay in (0, 2 / 11, 3 / 12, 4 / 13, 5 / 14)]  # of each step's weights
+    weights, _ = last_state(tmp_path)
+    for name in seen[0]:
+        expected = torch.zeros_like(seen[0][name])
+        for share, step in zip(shares, seen, strict=True):
+            expected += share * (step[name] - expected)
+        torch.testing.assert_close(weights[f"ema.module.{name}"].double(), expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------

@@ -127,6 +127,57 @@ def test_errors(capsys: Any, here: None, run: Any, unbroken: Any, pictures: Path
         TokensConfig(views=0)
 
 
+def test_no_other_shard_is_replaced(here: None, unbroken: Any, pictures: Path, tmp_path: Path, capsys: Any) -> None:
+    """Hours of work may be in it."""
+    tokenizer, shards = unbroken["tokenizer"] / "model", tmp_path / "shards"
+    assert main(words(tokenizer, pictures, shards)) == 0
+    whole = {path: path.read_bytes() for path in shards.rglob("*") if path.is_file()}
+    assert main(words(tokenizer, pictures, shards, "--views", "3", "--seed", "1")) == 1
+    error = capsys.readouterr().err
+    assert f"{shards / 'train' / 'tokens.npy'}: is there already, made with other views, seed; choose another" in error
+    assert {path: path.read_bytes() for path in shards.rglob("*") if path.is_file()} == whole
+    assert main(words(tokenizer, pictures, shards)) == 0
+
+
+def test_shards_do_not_go_into_the_input(
+    here: None, unbroken: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """By whatever path it is named; nor both shards into one folder."""
+    tokenizer, data = unbroken["tokenizer"] / "model", Path(shutil.copytree(pictures, tmp_path / "data" / "train"))
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "val").symlink_to(data)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "train").symlink_to(tokenizer)
+    monkeypatch.chdir(tmp_path / "other")
+    before = sorted(tmp_path.rglob("*"))
+
+    def refused(*arguments: Any) -> str:
+        assert main(words(*arguments)) == 1
+        assert sorted(tmp_path.rglob("*")) == before
+        return capsys.readouterr().err
+
+    for output in (tmp_path / "data", tmp_path / "link", Path("../data"), Path("../other/../link"), Path("../other")):
+        assert f"is the folder of --data {data}; choose another" in refused(tokenizer, data, output)
+    assert "is the folder of --data ../link/train; choose another" in refused(
+        tokenizer, Path("../link/train"), Path("../data")
+    )
+    val = ["--val-data", str(data)]
+    assert f"is the folder of --val-data {data}" in refused(tokenizer, pictures, Path("."), *val)
+    assert f"is the folder of --tokenizer {tokenizer}" in refused(tokenizer, pictures, Path("../model"))
+    (tmp_path / "both" / "train").mkdir(parents=True)
+    (tmp_path / "both" / "val").symlink_to("train")
+    before = sorted(tmp_path.rglob("*"))
+    assert "val is the folder of the other shard" in refused(tokenizer, pictures, tmp_path / "both")
+
+
+def test_shards_of_other_classes(here: None, run: Any, unbroken: Any, pictures: Path, tmp_path: Path) -> None:
+    assert main(words(unbroken["tokenizer"] / "model", pictures, tmp_path / "shards")) == 0
+    (tmp_path / "shards" / "val" / "images.json").write_text('{"class_names": ["below", "above"]}')
+    with pytest.raises(DataError, match="val.images.json: names 2 classes, and .*train.images.json other 2"):
+        run("transformer", tmp_path / "run", tokens=tmp_path / "shards")
+
+
 @pytest.mark.slow
 def test_sigkill(unbroken: Any, pictures: Path, tmp_path: Path) -> None:
     """Killed while its processes work, which end with it; started again, it ends with the same bytes."""

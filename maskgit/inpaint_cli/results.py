@@ -1,0 +1,44 @@
+"""Results know that they are ones: so they are told from inputs in the same folder, and may be replaced."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from maskgit.files import open_regular
+
+_KEY = "maskgit-result"  # of the text in a result's PNG
+
+
+def result_mark(path: Path, output: Path) -> PngInfo:
+    """The text for a result's PNG: it is the result of a run with this output folder, at this place in it."""
+    mark = PngInfo()
+    mark.add_text(_KEY, _place(path, output) or "")
+    return mark
+
+
+def is_result(path: Path, output: Path) -> bool:
+    """Whether a file is the result of an earlier run with this output folder, and lies where that run put it."""
+    place = _place(path, output)
+    if place is None or path.suffix.lower() != ".png":
+        return False
+    try:
+        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as image:
+            return image.info.get(_KEY) == place
+    except Exception:  # a damaged file makes Pillow raise nearly anything, and is no result
+        return False
+
+
+def _place(path: Path, output: Path) -> str | None:
+    """A digest of where a file lies below a folder; None outside it. Not of links that the file itself may be."""
+    try:
+        relative = (path.parent.resolve() / path.name).relative_to(output.resolve())
+    except ValueError:
+        return None
+    # Some file systems take names for equal that differ in case or in how accents are encoded.
+    name = unicodedata.normalize("NFC", relative.as_posix()).casefold()
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
