@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-MOST_PIXELS = 2**26
-"""Of the enlarged picture."""
+from maskgit.data.reading import MOST_PIXELS
 
 Margins = tuple[int, int, int, int]
 """Pixels to add on the left, at the top, on the right, at the bottom."""

@@ -130,7 +130,8 @@ def _claim(folder: Path, description: dict[str, Any]) -> None:
     if _read_claim(folder) != description:
         if lost := len(list(folder.glob("*.npy"))):
             warnings.warn(f"{folder}: removed the {lost} part(s) of a run with other settings", stacklevel=4)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir():  # a named pipe would wait there for a writer
+            shutil.rmtree(folder, ignore_errors=True)
         with _writing(folder):
             write_atomically({folder / CLAIM: (json.dumps(description, indent=2) + "\n").encode()})
 
