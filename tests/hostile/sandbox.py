@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import hashlib
 import json
@@ -78,11 +77,8 @@ class Run:
 
     def poll(self) -> Outcome | None:
         """What came of it, once it has ended or gone beyond its limits."""
-        ended, status = os.waitpid(self.pid, os.WNOHANG)
-        if ended:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)  # what it may have started
-            return self._verdict(status)
+        if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return self._verdict(self._end())
         now, (cpu, memory) = time.monotonic(), _usage(self.pid)
         self.base = self.base or memory
         if cpu > self.cpu:
@@ -97,11 +93,15 @@ class Run:
     def _kill(self, what: str) -> Outcome:
         os.kill(self.pid, signal.SIGUSR1)  # writes down where it is
         time.sleep(0.2)
-        os.killpg(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        self._end()
         places = re.findall(r'File "(.+?)", line (\d+) in', _text(self.folder / "stack"))
         ours = [f"{Path(file).relative_to(ROOT)}:{line}" for file, line in places if _is_ours(file)]
         return self._outcome(what, ours[0] if ours else "?", _text(self.folder / "stack"))
+
+    def _end(self) -> int:
+        """Kill it, and what it may have started; how it ended."""
+        os.killpg(self.pid, signal.SIGKILL)  # its number is nobody else's before it has been waited for
+        return os.waitpid(self.pid, 0)[1]
 
     def _verdict(self, status: int) -> Outcome:
         if (self.folder / CANARY).exists():
