@@ -43,7 +43,11 @@ def carry(image: Image.Image) -> Carried:
     lost = []
     if _has_deep_colors(image):  # which only an image that isn't loaded yet can tell
         lost.append("16 bits a channel, of which Pillow reads 8")
-    upright = ImageOps.exif_transpose(image)
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except Exception:  # damaged data makes Pillow raise nearly anything
+        upright = image.copy()  # which raises whatever else is wrong
+        lost.append("its orientation, as its EXIF data is damaged")
     if _has_frames(image):
         lost.append(f"all frames or pages but number {image.tell() + 1}")
     if upright.mode.startswith("I") or upright.mode == "F":

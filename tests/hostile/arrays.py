@@ -89,6 +89,12 @@ def hole(image: Image.Image) -> np.ndarray:
     return mask
 
 
+def _damaged(seeds: Seeds) -> Case:
+    image = Image.new("RGB", (8, 8))
+    image.info["exif"] = b"Exif\0\0no TIFF"
+    return inpaint(seeds, [image], [hole(image)], steps=1)
+
+
 def _empty(width: int, height: int) -> Callable[[Seeds], Case]:
     image = Image.new("RGB", (width, height))
     return lambda seeds: inpaint(seeds, [image], [np.ones((height, width), dtype=bool)], steps=1)
@@ -102,6 +108,7 @@ KNOWN: Known = {
     "temperature 10^400": lambda seeds: generate(seeds, 1, softmax_temperature=10**400),
     "guidance 1e308": lambda seeds: generate(seeds, 1, steps=2, guidance_scale=1e308, labels=["red"]),
     "2 MB of a line": lambda seeds: inpaint(seeds, [Image.new("L", (2**21, 1))], [np.ones((1, 2**21), bool)], steps=1),
+    "damaged EXIF": _damaged,
     "one pixel": _empty(1, 1),
 }
 

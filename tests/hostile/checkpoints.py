@@ -18,10 +18,11 @@ import safetensors.torch
 import torch
 
 from maskgit.convert import ConvertError, Hints, convert
+from maskgit.convert.cli import main
 from maskgit.model_folder import load_model, load_tokenizer
 
 from .bending import NAMES, NESTED, bend_bytes, bend_json, put_odd
-from .cases import Case, Content, Group, Known, expect, with_file
+from .cases import Case, Content, Group, Known, command, expect, with_file
 from .seeds import CANARY, Seeds
 from .weights import damage, header, with_header
 
@@ -237,6 +238,8 @@ def random_case(rng: random.Random, seeds: Seeds) -> Case:
     if "transformer" in name or name in ("valeo_maskgit", "halton"):
         files.append("model")
         seeds.take("model")
+    if rng.random() < 0.3:
+        return command(main, [*files, os.fspath(OUTPUT)])
     numbers = (None, None, 2, 0, -1, 3, 2**63, 10**30)
     return use(*files, hints=Hints(heads=rng.choice(numbers), image_size=rng.choice((None, None, None, *numbers))))
 

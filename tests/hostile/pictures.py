@@ -92,7 +92,7 @@ def random_file(rng: random.Random) -> bytes:
         if rng.random() < 0.3:
             exif = Image.Exif()
             exif[0x0112] = rng.choice((1, 2, 6, 8, 0, 9, 65535))
-            options["exif"] = exif
+            options["exif"] = rng.choice((exif, bend_bytes(rng, exif.tobytes()), b"Exif\0\0" + rng.randbytes(60)))
         if rng.random() < 0.2:
             options["icc_profile"] = rng.randbytes(rng.choice((4, 128, 3000)))
         if rng.random() < 0.2:
