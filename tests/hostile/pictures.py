@@ -1,4 +1,4 @@
-"""Picture files: `read_image`, and then inpainting with what it read."""
+"""Picture files: read in both ways, as RGB and as they are stored, and then filled."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from maskgit import InpaintResult
 from maskgit.data import ImageError, read_image
+from maskgit.data.carried import read_picture
 
 from .bending import NESTED, bend_bytes, put_odd
 from .cases import Case, Group, Known, expect, with_file
@@ -134,12 +135,12 @@ def use(seeds: Seeds, path: Path = PATH) -> Case:
     """Read a picture, and fill its lower half."""
 
     def call() -> None:
-        image = read_image(path)
-        expect(min(image.size) > 0, "a picture without pixels was read")
-        mask = np.zeros(image.size[::-1], dtype=bool)
-        mask[image.height // 2 :] = True
-        (result,) = seeds.model.inpaint([image], [mask], steps=1)
-        expect_kept(image, mask, result)
+        for image in (read_image(path), read_picture(path).image):
+            expect(min(image.size) > 0, "a picture without pixels was read")
+            mask = np.zeros(image.size[::-1], dtype=bool)
+            mask[image.height // 2 :] = True
+            (result,) = seeds.model.inpaint([image], [mask], steps=1)
+            expect_kept(image, mask, result)
 
     return Case(call, (ImageError,))
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .cases import Case, Group, Wrong
+from .cases import Case, Group, Status, Wrong
 from .seeds import CANARY, Seeds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,18 +159,19 @@ def _tried(group: Group, name: str, seed: int, seeds: Seeds, folder: Path) -> tu
     except BaseException:
         return "uncaught", "the generator itself", traceback.format_exc()
     before = snapshot(folder / "work")
-    refused = False
+    keeps = True
     try:
         result = case.call()
         case.check(result)
-        refused = getattr(result, "code", 0) != 0  # a command's exit status
+        if isinstance(result, Status):
+            keeps = result.code == 0 or (result.code == 1 and case.keeps)
     except Wrong as error:
         return "wrong", str(error), traceback.format_exc()
     except BaseException as error:
-        refused = is_documented(error, case)
-        if not refused:
+        if not is_documented(error, case):
             return "uncaught", f"{place(error)} {type(error).__name__}", traceback.format_exc()
-    found = left(before, snapshot(folder / "work"), case, refused)
+        keeps = case.keeps
+    found = left(before, snapshot(folder / "work"), case.changes, keeps)
     found += [f"a file in the temporary folder ({path})" for path in snapshot(folder / "temporary")]
     return ("left", re.sub(r" \(.*", "", found[0]), "\n".join(found)) if found else ("well", "", "")
 
@@ -213,14 +214,19 @@ def snapshot(folder: Path, contents: bool = True) -> Snapshot:
     return found
 
 
-def left(before: Snapshot, after: Snapshot, case: Case, refused: bool) -> list[str]:
-    """What should not be there, or is gone: of a refused input no file may stay, of another one no unfinished one."""
+def left(before: Snapshot, after: Snapshot, changes: bool, keeps: bool) -> list[str]:
+    """What should not be there, or is gone.
+
+    Args:
+        changes: files of before may be others, or gone.
+        keeps: new files may be there, if they are finished.
+    """
     changed = [path for path in before if path not in after or after[path][3] != before[path][3]]
-    found = [] if case.changes else [f"a file changed ({path})" for path in changed]
+    found = [] if changes else [f"a file changed ({path})" for path in changed]
     for path in after.keys() - before.keys():
         if any(part.startswith(".") or part.endswith(".partial") for part in Path(path).parts):
             found.append(f"an unfinished file ({path})")
-        elif refused and not case.keeps:
+        elif not keeps:
             found.append(f"a file of a refused input ({path})")
     return found
 
