@@ -182,7 +182,8 @@ def changed_settings(theirs: dict[str, Any], config: LoopConfig, folder: Path = 
             if old_place == new_place:
                 continue
             if not _exists(old_place):
-                warnings.warn(f"--{name}: {old_place} is gone; going on with {new_place} in its place", stacklevel=2)
+                option = f"--{name.replace('_', '-')}"
+                warnings.warn(f"{option}: {old_place} is gone; going on with {new_place} in its place", stacklevel=2)
                 continue
             old, new = old_place, new_place
         if old != new:
@@ -194,9 +195,10 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """{"augment": {"flip": 0.5}} -> {"augment.flip": 0.5}, as options are called."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= (
-            {f"{name}.{inner}": x for inner, x in _flat(value).items()} if isinstance(value, dict) else {name: value}
-        )
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": x for inner, x in _flat(value).items()}
+        else:
+            flat[name] = value
     return flat
 
 
