@@ -312,8 +312,10 @@ class MaskGIT:
             `count` RGB images of the model's size.
 
         Raises:
-            ValueError: as `inpaint`.
+            ValueError: as `inpaint`; a negative count.
         """
+        if count < 0:
+            raise ValueError(f"count must be at least 0, got {count}")
         config = _configure(config or self.decoding, overrides)
         all_seeds = _seeds(count, seed, seeds)
         all_labels = self._labels(count, labels)

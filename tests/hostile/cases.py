@@ -35,8 +35,8 @@ class Case:
     """Looks at what the call returned, and raises Wrong."""
     keeps: bool = False
     """A refusal may leave finished files, as a command does that goes on with the other files."""
-    changes: bool = False
-    """The call may change or remove files that are there, because they are its own from an earlier time."""
+    changes: str = ""
+    """A folder whose files the call may replace or remove, because they are its own from an earlier time."""
 
 
 Known = dict[str, Callable[[Seeds], Case]]
@@ -84,7 +84,7 @@ class Status(NamedTuple):
     output: str
 
 
-def command(main: Callable[[Sequence[str]], int], words: Sequence[str], keeps: bool = False) -> Case:
+def command(main: Callable[[Sequence[str]], int], words: Sequence[str], keeps: bool = False, changes: str = "") -> Case:
     """A command, which ends with a status and, unless that is 0, says why; never with a traceback."""
 
     def call() -> Status:
@@ -102,4 +102,4 @@ def command(main: Callable[[Sequence[str]], int], words: Sequence[str], keeps: b
         expect("Traceback (most recent call last)" not in status.output, "a traceback in the output")
         expect("\x1b" not in status.output, "codes that steer a terminal in the output")
 
-    return Case(call, (), check, keeps)
+    return Case(call, (), check, keeps, changes)

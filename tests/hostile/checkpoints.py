@@ -136,7 +136,7 @@ def stored(rng: random.Random, seeds: Seeds, table: dict[str, torch.Tensor], nam
     """A table as some format holds it, with what trainers leave beside it."""
     if name.startswith("google") and rng.random() < 0.8:
         path = Path("flax")
-        seeds.originals.write_flax({key: value for key, value in table.items() if "." in key}, path)
+        seeds.originals.write_flax({key: table[key] for key in seeds.checkpoints[name] if key in table}, path)
         data = path.read_bytes()
         path.unlink()
         return data

@@ -50,7 +50,7 @@ def killed(work: Callable[[], object], point: int) -> bool:
         os._exit(0)
 
 
-def again(case: Case) -> Case:
+def again(case: Case, folder: str) -> Case:
     """A call of which a first go was killed: it must do as if there had been none, and leave nothing of that."""
     before = case.check
 
@@ -60,7 +60,7 @@ def again(case: Case) -> Case:
             expect(not path.name.startswith(".tmp-"), "a temporary file that was never removed")
             expect(not path.name.endswith((".parts", ".partial")), "parts that were never removed")
 
-    return Case(case.call, (), check, changes=True)
+    return Case(case.call, (), check, changes=folder)
 
 
 def conversion(point: int) -> Callable[[Seeds], Case]:
@@ -73,7 +73,7 @@ def conversion(point: int) -> Callable[[Seeds], Case]:
 
         killed(work, point)
         done = os.path.exists("out/config.json")  # comes last, so all is there: not to be replaced
-        return again(Case((lambda: None) if done else work, (), lambda found: load_model("out")))
+        return again(Case((lambda: None) if done else work, (), lambda found: load_model("out")), "out")
 
     return known
 
@@ -82,7 +82,7 @@ def tokenizing(point: int) -> Callable[[Seeds], Case]:
     def known(seeds: Seeds) -> Case:
         case = go_on(seeds)
         killed(case.call, point)
-        return again(case)
+        return again(case, "tokens")
 
     return known
 
@@ -91,7 +91,7 @@ def inpainting(point: int) -> Callable[[Seeds], Case]:
     def known(seeds: Seeds) -> Case:
         case = use(seeds)
         killed(case.call, point)
-        return again(case)
+        return again(case, "out")
 
     return known
 

@@ -214,15 +214,15 @@ def snapshot(folder: Path, contents: bool = True) -> Snapshot:
     return found
 
 
-def left(before: Snapshot, after: Snapshot, changes: bool, keeps: bool) -> list[str]:
+def left(before: Snapshot, after: Snapshot, changes: str, keeps: bool) -> list[str]:
     """What should not be there, or is gone.
 
     Args:
-        changes: files of before may be others, or gone.
+        changes: a folder; files in it may be others, or gone.
         keeps: new files may be there, if they are finished.
     """
     changed = [path for path in before if path not in after or after[path][3] != before[path][3]]
-    found = [] if changes else [f"a file changed ({path})" for path in changed]
+    found = [f"a file changed ({path})" for path in changed if not changes or Path(path).parts[0] != changes]
     for path in after.keys() - before.keys():
         if any(part.startswith(".") or part.endswith(".partial") for part in Path(path).parts):
             found.append(f"an unfinished file ({path})")

@@ -79,7 +79,7 @@ def go_on(seeds: Seeds, exact: bool = True) -> Case:
         expect(tokens.shape == sound.shape and tokens.dtype == sound.dtype, "tokens of another shape or type")
         expect(not exact or np.array_equal(tokens, sound), "other tokens than those of the images")
 
-    return Case(call, (DataError,), check, keeps=True, changes=True)
+    return Case(call, (DataError, OSError), check, keeps=True, changes="tokens")
 
 
 def cut_off(seeds: Seeds) -> Path:

@@ -52,7 +52,7 @@ def use(seeds: Seeds, *words: str) -> Case:
     if "--generate" in given:
         del sound["--images"]
     start = [word for option, value in sound.items() if option not in given for word in (option, value)]
-    return command(main, [*start, *words], keeps=True)
+    return command(main, [*start, *words], keeps=True, changes="out")
 
 
 def named(*words: str) -> Callable[[Seeds], Case]:
