@@ -19,7 +19,7 @@ LONG = "9" * 400
 LENGTHS = ["", *"0 1 8 25% 100% 12.5% -1 1e9 0% 999999999 x % ٣ ²".split(), "1" + "0" * 30, f"{LONG}%"]
 COUNTS = ["", *"1 2 0 -1 1.5 1e3 nan ² ٣ x".split(), LONG, "9" * 5000]
 NUMBERS = ["", *"0 1 0.5 -1 nan inf -inf 1e400 1e308 x".split(), LONG]
-PLACES = ["x" * 5000, *"x.png pictures masks nowhere model /dev/null /dev/zero /proc/self/mem . / a/../b".split()]
+PLACES = ["x" * 5000, *"x.png pictures masks nowhere model /dev/null /dev/zero /proc/self/mem . a/../b".split()]
 OPTIONS: dict[str, list[str]] = {
     "images": [*PLACES, "pictures/0.png"],
     "mask": [*PLACES, "center", "strokes", "half", "mask.png"],
