@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import itertools
 import os
 import shutil
@@ -12,6 +13,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]  # what is tested is what lies beside the tests
@@ -90,7 +93,8 @@ class Report:
         for row in rows:
             yield "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else cell for cell in row) + " |"
         for key, same in sorted(self.kinds.items()):
-            yield f"{' | '.join(key)} | {len(same)} times, such as {same[-1].name!r} | {self.kept[key]}"
+            smallest = min(same, key=lambda one: one.size)
+            yield f"{' | '.join(key)} | {len(same)} times, such as {smallest.name!r} | {self.kept[key]}"
 
 
 def main() -> int:
@@ -103,6 +107,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="inputs that are used at the same time")
     options = parser.parse_args()
     started = time.monotonic()
+    tqdm.monitor_interval = 0  # no threads here: a forked process would wait for the locks that they held
     base = Path(tempfile.mkdtemp(prefix="hostile-"))
     (base / "seeds").mkdir()
     seeds = make_seeds(base / "seeds")
@@ -110,13 +115,16 @@ def main() -> int:
     preload()
     report = Report(base, options.seed)
     groups = [group for group in GROUPS if not options.group or group.name in options.group]
-    todo = inputs(groups, options.inputs, options.only)
-    run_all(todo, options.seed, seeds, base, Limits(options.seconds), options.jobs, report.add)
+    todo = iter(tqdm(list(inputs(groups, options.inputs, options.only)), unit="input", disable=None))
+    with contextlib.suppress(KeyboardInterrupt):
+        run_all(todo, options.seed, seeds, base, Limits(options.seconds), options.jobs, report.add)
     print("\n".join(report.lines()))
     slowest = report.slowest
     print(f"{time.monotonic() - started:.0f} s; slowest: {slowest.group} {slowest.name!r}, {slowest.seconds:.1f} s")
+    for part in base.glob("[!f]*"):  # all but the failures
+        shutil.rmtree(part)
     if not report.kinds:
-        shutil.rmtree(base)
+        base.rmdir()
     return 1 if report.kinds else 0
 
 

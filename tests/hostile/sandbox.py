@@ -78,7 +78,7 @@ class Run:
     def poll(self) -> Outcome | None:
         """What came of it, once it has ended or gone beyond its limits."""
         if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            return self._verdict(self._end())
+            return self._verdict(self.end())
         now, (cpu, memory) = time.monotonic(), _usage(self.pid)
         self.base = self.base or memory
         if cpu > self.cpu:
@@ -93,12 +93,12 @@ class Run:
     def _kill(self, what: str) -> Outcome:
         os.kill(self.pid, signal.SIGUSR1)  # writes down where it is
         time.sleep(0.2)
-        self._end()
+        self.end()
         places = re.findall(r'File "(.+?)", line (\d+) in', _text(self.folder / "stack"))
         ours = [f"{Path(file).relative_to(ROOT)}:{line}" for file, line in places if _is_ours(file)]
         return self._outcome(what, ours[0] if ours else "?", _text(self.folder / "stack"))
 
-    def _end(self) -> int:
+    def end(self) -> int:
         """Kill it, and what it may have started; how it ended."""
         os.killpg(self.pid, signal.SIGKILL)  # its number is nobody else's before it has been waited for
         return os.waitpid(self.pid, 0)[1]
@@ -259,17 +259,21 @@ def run_all(
     """Run inputs, `jobs` at a time; `done` is told of each and may take its folder away."""
     running: list[Run] = []
     count, more = 0, True
-    while more or running:
-        while more and len(running) < jobs:
-            following = next(todo, None)
-            more = following is not None
-            if following is not None:
-                running.append(start(*following, seed, seeds, base / f"run-{count}", limits))
-                count += 1
-        for run in list(running):
-            outcome = run.poll()
-            if outcome is not None:
-                running.remove(run)
-                done(outcome, run.folder)
-                shutil.rmtree(run.folder, ignore_errors=True)
-        time.sleep(0.005)
+    try:
+        while more or running:
+            while more and len(running) < jobs:
+                following = next(todo, None)
+                more = following is not None
+                if following is not None:
+                    running.append(start(*following, seed, seeds, base / f"run-{count}", limits))
+                    count += 1
+            for run in list(running):
+                outcome = run.poll()
+                if outcome is not None:
+                    running.remove(run)
+                    done(outcome, run.folder)
+                    shutil.rmtree(run.folder, ignore_errors=True)
+            time.sleep(0.005)
+    finally:
+        for run in running:  # after Ctrl-C, which they don't hear of
+            run.end()
