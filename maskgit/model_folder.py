@@ -207,7 +207,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(_read(path))
     except ValueError as error:
         # ModelError is a ValueError too, and already says it all.
-        raise error if isinstance(error, ModelError) else ModelError(f"{path}: not JSON: {error}") from error
+        reason = str(error).partition(";")[0]  # behind it, Python gives programmers advice
+        raise error if isinstance(error, ModelError) else ModelError(f"{path}: not JSON: {reason}") from error
     except RecursionError:
         raise ModelError(f"{path}: not a model's configuration: lists within lists without end") from None
     if not isinstance(config, dict) or "format_version" not in config:

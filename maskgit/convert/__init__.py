@@ -6,7 +6,7 @@
     convert(["VQGAN.pt", "transformer.pt"], "models/cats", Hints(heads=16))
 
 writes a model folder that `MaskGIT.from_pretrained` reads. Nothing in a file is ever run: PyTorch files are loaded with
-weights_only, and whatever needs more is refused. Every tensor of a network is used, fits, and is finite, or nothing is
+weights_only, and whatever needs code is refused. Every tensor of a network is used, fits, and is finite, or nothing is
 written.
 
     reading.py    files to tables of tensors

@@ -16,6 +16,8 @@ from maskgit.data.reading import read_as
 
 _EXACT = ("1", "L", "LA", "P", "PA", "RGB", "RGBX", "RGBA")  # modes whose colors need no rounding below
 
+_GAMMA = 1 / 2.2  # what a picture without profile is shown with
+
 # Of EXIF, what describes the file that it was in, its rows, tiles and thumbnail; a TIFF has all of its own there.
 _LAYOUT = frozenset(
     (*range(254, 267), *range(273, 282), *range(284, 293), 317, *range(320, 348), *range(512, 533), 700, 34377, 34675)
@@ -57,6 +59,8 @@ def carry(image: Image.Image) -> Carried:
         info["icc_profile"] = profile
     elif profile:
         lost.append(f"its color profile, which isn't for {space.decode().strip()}")
+    elif "srgb" not in image.info and abs(image.info.get("gamma", _GAMMA) - _GAMMA) > 0.01:  # a PNG's
+        lost.append(f"its gamma of {image.info['gamma']:g}")
     try:
         if exif := _exif(image):
             info["exif"] = exif
@@ -70,7 +74,7 @@ def read_picture(path: str | os.PathLike[str]) -> Carried:
     """Read an image file of any common format and mode, with what it carries.
 
     Raises:
-        ImageError: as `maskgit.data.images.read_image`.
+        ImageError: as `maskgit.data.reading.read_image`.
     """
     return read_as(path, carry)
 
@@ -78,7 +82,8 @@ def read_picture(path: str | os.PathLike[str]) -> Carried:
 def turn_mask(mask: np.ndarray, image: Image.Image, upright: Image.Image) -> np.ndarray:
     """A mask that has the stored size of an image, where the upright one has another, turned as that; any other mask
     as it is."""
-    if image.size == upright.size or not isinstance(mask, np.ndarray) or mask.shape != image.size[::-1]:
+    is_mask = isinstance(mask, np.ndarray) and mask.dtype == bool
+    if not is_mask or image.size == upright.size or mask.shape != image.size[::-1]:
         return mask
     stored = Image.fromarray(mask)  # of mode "1", and back
     stored.getexif()[ExifTags.Base.Orientation] = image.getexif()[ExifTags.Base.Orientation]
@@ -106,7 +111,7 @@ def fill_in(
     left, top = corner
     inside = pixels[top : top + picture.height, left : left + picture.width]
     known = np.ones(inside.shape[:2], dtype=bool) if hole is None else ~hole
-    inside[known] = np.asarray(picture)[known]
+    np.copyto(inside, np.asarray(picture), where=known if pixels.ndim == 2 else known[..., None])
     result = Image.fromarray(pixels)
     result.info = dict(picture.info)
     return result

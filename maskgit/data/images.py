@@ -316,7 +316,7 @@ class ImageFolder(ImageDataset):
             warnings.warn(f"{self.root}: skipped {len(self.skipped)} unreadable file(s):\n{lines}", stacklevel=2)
         if not self.paths:
             raise DataError(
-                f"{self.root}: none of the {len(self.skipped)} image(s) for {split!r} can be read: add others"
+                f"{self.root}: no image for {split!r} can be used ({len(self.skipped)} unreadable): add others"
             )
         number = {name: i for i, name in enumerate(self.class_names)}
         self.labels = np.array(

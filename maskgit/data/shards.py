@@ -259,7 +259,7 @@ class ImageShards(ImageDataset):
             lines = "\n".join(f"  {member}: {why}" for member, why in self.skipped)
             warnings.warn(f"{self.spec}: skipped {len(self.skipped)} damaged member(s):\n{lines}", stacklevel=2)
         if not self.keys:
-            raise DataError(f"{self.spec}: no image for {split!r} can be read: add others")
+            raise DataError(f"{self.spec}: no image for {split!r} can be used, all are damaged: add others")
 
     def _scan_all(self) -> Iterator[_Scan]:
         with ThreadPoolExecutor() as pool:

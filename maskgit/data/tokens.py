@@ -210,9 +210,7 @@ def tokenize(
         if not replace:
             check_same(file, description)
         write_in_parts(file, description, size, encoder, processes, device)
-        look_through(
-            folder, file.name, open_stored(file, np.uint16, size), codes
-        )  # parts may be old, and damaged since
+        look_through(folder, file.name, open_stored(file, np.uint16, size), codes)  # parts may be old and damaged
     describe_images(folder, images)
     return TokenShard(folder, images.labels, seed, hole_share, codes)
 
@@ -224,13 +222,19 @@ def open_shard(folder: Path, tokenizer: VQGAN, seed: int = 0, hole_share: float 
         DataError: a file is missing or damaged, another tokenizer made it, it has no holes but should show some, or it
             holds tokens or labels that don't exist.
     """
-    for name in ("tokens", "holes") if hole_share else ("tokens",):
-        made = read_json(folder / f"{name}.json")
-        if made.get("tokenizer") != fingerprint(tokenizer):
+    names = ("tokens", "holes") if hole_share else ("tokens",)
+    made = [read_json(folder / f"{name}.json") for name in names]
+    for name, inputs in zip(names, made, strict=True):
+        if inputs.get("tokenizer") != fingerprint(tokenizer):
             raise DataError(
                 f"{folder / name}.npy: made by another tokenizer (or at another image size), so its tokens mean "
                 "something else; name the tokenizer that made it, or tokenize again (train.py tokens)"
             )
+    if others := [name for name, value in made[0].items() if made[-1].get(name) != value]:
+        raise DataError(
+            f"{folder / 'holes.npy'}: made with other {', '.join(others)} than tokens.npy, so the two don't belong "
+            "together; remove it and write it again with train.py tokens --holes"
+        )
     tokens = open_stored(folder / "tokens.npy", np.uint16, (None, None, tokenizer.config.num_tokens))
     labels = np.array(open_stored(folder / "labels.npy", np.int64, (tokens.shape[1],)))
     classes, codes = len(class_names(folder)), tokenizer.config.codebook_size

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
 from maskgit.data.carried import carry, fill_in, read_picture, turn_mask
 from maskgit.data.reading import ImageError, to_rgb
@@ -50,6 +50,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+KINDS = [("PNG", "RGBA"), ("PNG", "I;16"), ("WEBP", "RGB"), ("TIFF", "L")]
 HOLE = np.zeros((5, 7), dtype=bool)
 HOLE[1:4, 2:5] = True
 
@@ -138,7 +139,7 @@ def test_a_fill_around_a_picture() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind, mode", [("PNG", "RGBA"), ("PNG", "I;16"), ("WEBP", "RGB"), ("TIFF", "L")])
+@pytest.mark.parametrize("kind, mode", KINDS)
 def test_every_orientation(orientation: int, kind: str, mode: str) -> None:
     expected = ImageOps.exif_transpose(oriented(noise(mode), orientation, kind))
     image = oriented(noise(mode), orientation, kind)
@@ -181,6 +182,14 @@ def test_the_profile_stays_where_it_fits(tmp_path: Path) -> None:
     assert lost == ("the exact colors of CMYK, which become RGB", "its color profile, which isn't for RGB")
 
 
+def test_an_unusual_gamma_is_said() -> None:
+    for gamma, lost in ((45455, ()), (55556, ("its gamma of 0.55556",))):
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add(b"gAMA", gamma.to_bytes(4, "big"))
+        assert carry(reopened(noise("RGB"), pnginfo=chunks)).lost == lost
+        assert carry(reopened(noise("RGB"), pnginfo=chunks, icc_profile=SRGB)).lost == ()
+
+
 def test_the_thumbnail_of_the_original_is_not_kept() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "a phone"
@@ -203,22 +212,30 @@ def test_the_thumbnail_of_the_original_is_not_kept() -> None:
     assert b"a phone" in kept and b"THE ORIGINAL" not in kept
 
 
-def test_damaged_exif_is_an_image_error_or_an_image(tmp_path: Path) -> None:
+def test_damage_is_an_image_error_or_an_image(tmp_path: Path) -> None:
+    files = [oriented(noise(mode), 6, kind).fp.getvalue() for kind, mode in KINDS]
     exif = oriented(noise("RGB"), 6).info["exif"].removeprefix(b"Exif\0\0")
-    plain = io.BytesIO()
-    noise("RGB").save(plain, "PNG")
-    head, rest = plain.getvalue()[:33], plain.getvalue()[33:]
+    plain = reopened(noise("RGB")).fp.getvalue()
     rng = np.random.default_rng(0)
-    for _ in range(200):
-        damaged = np.frombuffer(exif, dtype=np.uint8).copy()
+    for number in range(400):
+        data = exif if number % 2 else files[number // 2 % len(files)]
+        damaged = np.frombuffer(data, dtype=np.uint8).copy()
         damaged[rng.integers(len(damaged), size=4)] = rng.integers(256, size=4)
-        (tmp_path / "a.png").write_bytes(head + chunk(b"eXIf", damaged.tobytes()) + rest)
+        if number % 2:  # with a right checksum, or Pillow won't look at it
+            damaged = np.frombuffer(plain[:33] + chunk(b"eXIf", damaged.tobytes()) + plain[33:], dtype=np.uint8)
+        (tmp_path / "a").write_bytes(damaged.tobytes())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow has some of its own
             try:
-                read_picture(tmp_path / "a.png")
+                assert png(read_picture(tmp_path / "a").image)
             except ImageError as error:
-                assert "a.png: can't be decoded" in str(error)
+                assert str(error).startswith(f"{tmp_path / 'a'}: ")
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=image.info.get("exif"))
+    return file.getvalue()
 
 
 # --- what is lost -----------------------------------------------------------------------------------------------------

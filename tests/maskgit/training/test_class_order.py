@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_train import assert_same_run
+from torch import Tensor
 
 import maskgit.data.images
 import maskgit.data.parts
+from benchmarks import sweep
+from maskgit import MaskGIT, evaluation
 from maskgit.data import load_dataset
 from maskgit.model_folder import load_model
 from maskgit.training.cli import main
@@ -103,3 +107,29 @@ def test_going_on_from_a_model_of_an_older_release(
     images = load_dataset(numbered, 16, "train")
     seen = [OLD[int(task.dataset[i, 0].label)] for i in range(len(images))]
     assert seen == [str(images.image(i)[0, 0, 0]) for i in range(len(images))]
+
+
+def test_measuring_a_model_of_an_older_release(
+    run: Any, unbroken: Any, numbered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told the classes by its own numbers."""
+    with monkeypatch.context() as patch:
+        as_text(patch)
+        run("transformer", tmp_path, data=str(numbered), steps=1)
+    model = MaskGIT.from_pretrained(tmp_path / "model", device="cpu")
+    images = sweep.load_images(model, sweep.Options(data=str(numbered), classes=True, one_per_family=False))
+    assert images.labels is not None and len(images.labels) > 2
+    assert [OLD[label] for label in images.labels] == [str(int(value)) for value in images.pixels[:, 0, 0, 0]]
+
+    class Seen(Exception):
+        pass
+
+    def held_out(pixels: Tensor, _: Tensor, labels: list[int], __: Any) -> None:
+        assert [OLD[label] for label in labels] == [str(int(value)) for value in pixels[:, 0, 0, 0]]
+        raise Seen
+
+    monkeypatch.setattr(evaluation, "HeldOut", held_out)
+    monkeypatch.setattr(evaluation, "measure_tokenizer", lambda *_: (None, None, None))
+    options = evaluation.Options(data=str(numbered), classes=True, output=tmp_path)
+    with pytest.raises(Seen):
+        evaluation.evaluate(model, torch.nn.Identity(), options)
