@@ -12,6 +12,7 @@ from typing import Annotated
 import tyro
 from torch import nn
 
+from maskgit.console import printable
 from maskgit.convert.conversion import Conversion, Part, convert
 from maskgit.convert.hints import Hints
 from maskgit.convert.reading import ConvertError
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = _read_names(options.class_names) if options.class_names else []
         found = convert(files, output, options.hints, names)
     except (ConvertError, OSError) as error:
-        print(_printable(f"error: {error}"), file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -106,12 +107,7 @@ def summary(found: Conversion, output: Path) -> str:
             f"{transformer.depth} blocks, {transformer.dim} wide, {transformer.heads} heads, {classes}",
         )
         next_step = f"inpaint.py --model {output} --images FOLDER"
-    return "\n".join(map(_printable, [*lines, f"wrote {output}", f"next: python {next_step}"]))
-
-
-def _printable(line: str) -> str:
-    """A line in which names of files and tensors can neither colour the terminal nor begin a new line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return "\n".join(map(printable, [*lines, f"wrote {output}", f"next: python {next_step}"]))
 
 
 def _describe(part: Part, what: str, sizes: str) -> list[str]:
