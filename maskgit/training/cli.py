@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from maskgit.config import ConfigError
+from maskgit.console import printable_lines
 from maskgit.data import DataError, EmptySplitError, ImageError
 from maskgit.model_folder import ModelError
 from maskgit.training.checkpoint import CheckpointError
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures = train_tokenizer(config) if isinstance(config, TokenizerTraining) else train_transformer(config)
     except KNOWN_ERRORS as error:
         more = ", or change --val-fraction" if isinstance(error, EmptySplitError) else ""
-        print(f"error: {error}{more}", file=sys.stderr)
+        print(printable_lines(f"error: {error}{more}"), file=sys.stderr)
         return 1
     except Stopped as stop:
         if _is_main():
