@@ -27,6 +27,7 @@ from benchmarks.hardware import describe, measure_peaks
 from benchmarks.report import Report, load_rows, regressions, slug
 from benchmarks.setting import Setting
 from benchmarks.suites import STATIC, SUITES, Suite, measure
+from maskgit.console import printable_lines
 from maskgit.pipeline import resolve_device
 
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         key = describe(device)
         old = load_rows(options.compare, key, options.quick) if options.compare else {}
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable_lines(f"error: {error}"), file=sys.stderr)
         return 2
     setting = Setting(device, options.quick)
     report = Report(key, options.quick, measure_peaks(device, Clock(device), options.quick))

@@ -34,6 +34,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.hardware import describe
+from maskgit.console import printable_lines
 from maskgit.data import DataError, load_dataset
 from maskgit.data.masks import MAKERS, make_mask
 from maskgit.decoding import DECODERS, DecodeConfig, decoder
@@ -247,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options.check()
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable_lines(f"error: {error}"), file=sys.stderr)
         return BAD_USAGE
     try:
         try:

@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from maskgit.console import printable_lines
 from maskgit.decoding import ORDERS
 from maskgit.pipeline import MaskGIT
 from maskgit.schedules import SCHEDULES
@@ -204,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: the page needs gradio: pip install 'maskgit-inpaint[app]'", file=sys.stderr)
         return 2
     except (OSError, RuntimeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable_lines(f"error: {error}"), file=sys.stderr)
         return 2
     return 0
 

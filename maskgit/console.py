@@ -18,6 +18,11 @@ def printable(text: object) -> str:
     return "".join(_escape(character) for character in str(text))
 
 
+def printable_lines(text: object) -> str:
+    """As `printable`, but for line breaks: of messages that have some of their own."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
 def _escape(character: str) -> str:
     kind = unicodedata.category(character)
     if (kind[0] == "C" and character not in _JOINERS) or kind in ("Zl", "Zp"):

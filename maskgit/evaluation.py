@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from maskgit import visualize
-from maskgit.console import printable
+from maskgit.console import printable, printable_lines
 from maskgit.data import DataError, ImageDataset, ImageError, find_images, load_dataset
 from maskgit.data.masks import make_mask
 from maskgit.decoding import DecodeConfig
@@ -185,7 +185,7 @@ def decoding(model: MaskGIT, options: Options) -> DecodeConfig:
 
 def fail(error: Exception) -> int:
     """Say what went wrong and give the exit status."""
-    print(f"error: {error}", file=sys.stderr)
+    print(printable_lines(f"error: {error}"), file=sys.stderr)
     return FAILED
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from maskgit.console import printable
 from maskgit.data.reading import ImageError, read_image
 
 Split = Literal["train", "val", "all"]
@@ -312,7 +313,7 @@ class ImageFolder(ImageDataset):
             self.skipped = [(path, why) for path, why in zip(self.paths, problems, strict=True) if why is not None]
             self.paths = [path for path, why in zip(self.paths, problems, strict=True) if why is None]
         if self.skipped:
-            lines = "\n".join(f"  {path}: {why}" for path, why in self.skipped)
+            lines = "\n".join(printable(f"  {path}: {why}") for path, why in self.skipped)
             warnings.warn(f"{self.root}: skipped {len(self.skipped)} unreadable file(s):\n{lines}", stacklevel=2)
         if not self.paths:
             raise DataError(

@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from maskgit.console import printable
 from maskgit.data.images import (
     SUFFIXES,
     DataError,
@@ -256,7 +257,7 @@ class ImageShards(ImageDataset):
             self.skipped += [(self._path(i), why) for i, why in enumerate(problems) if why is not None]
             self._keep([i for i, why in enumerate(problems) if why is None])
         if self.skipped:
-            lines = "\n".join(f"  {member}: {why}" for member, why in self.skipped)
+            lines = "\n".join(printable(f"  {member}: {why}") for member, why in self.skipped)
             warnings.warn(f"{self.spec}: skipped {len(self.skipped)} damaged member(s):\n{lines}", stacklevel=2)
         if not self.keys:
             raise DataError(f"{self.spec}: no image for {split!r} can be used, all are damaged: add others")

@@ -104,8 +104,8 @@ def find_jobs(options: Options) -> list[Job]:
     output folder, which may so lie among the images, are left out.
 
     Raises:
-        UsageError: there are none.
-        DataError: the folder is missing.
+        UsageError: there are none, or --images names nothing that has any.
+        DataError: a folder can't be listed.
     """
     path = options.images
     if path is None:
@@ -113,8 +113,9 @@ def find_jobs(options: Options) -> list[Job]:
             path = samples
     if path.is_file():
         root, found = path.parent, [path]
-    elif not path.exists():
-        raise UsageError(f"--images {path}: no such file or folder")
+    elif not path.is_dir():
+        kind = "neither a file nor a folder" if path.exists() else "no such file or folder"
+        raise UsageError(f"--images {path}: {kind}")
     else:
         root, there = path, find_images(path)
         found = [file for file in there if not is_result(file, options.output)]
@@ -124,7 +125,7 @@ def find_jobs(options: Options) -> list[Job]:
                 "to go on from them, choose another --output"
             )
     if not found:
-        raise UsageError(f"{path}: no images in this folder")
+        raise UsageError(f"--images {path}: no images in this folder")
     jobs = []
     taken = {OVERVIEW} if len(found) > 1 else set()
     for file in found:

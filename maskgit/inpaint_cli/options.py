@@ -12,12 +12,14 @@ import tyro
 
 from maskgit.decoding import DecodeConfig, decoder
 from maskgit.pipeline import MaskGIT, Precision
+from maskgit_kernels.backend import BACKENDS
 
 Lengths = tuple[str, str, str, str]
 """Four lengths, each in pixels ("12") or in percent of the picture's side ("25%")."""
 
 _DIGITS = 9  # of such a length: no picture has a side of more
 _MOST_GENERATED = 10**6
+_MOST_STEPS = 10_000  # as of a model's own way of decoding
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,10 @@ def check_task(options: Options) -> None:
     for name, unusual in (("--invert-mask", options.invert_mask), ("--no-paste", not options.paste)):
         if unusual and task != "--box":
             raise UsageError(f"{task} and {name} exclude each other")
+    if options.kernels not in (None, *BACKENDS):
+        raise UsageError(f"--kernels must be one of {', '.join(BACKENDS)}, got {options.kernels!r}")
+    if options.steps is not None and options.steps > _MOST_STEPS:
+        raise UsageError(f"--steps must be at most {_MOST_STEPS:,}")
     if options.guidance is not None and options.class_ is None:
         raise UsageError("--guidance needs a --class to guide to")
     if options.guidance is not None and options.guidance < 0:

@@ -23,8 +23,7 @@ def result_mark(path: Path, output: Path) -> PngInfo:
 
 def is_result(path: Path, output: Path) -> bool:
     """Whether a file is the result of an earlier run with this output folder, and lies where that run put it."""
-    place = _place(path, output)
-    if place is None or path.suffix.lower() != ".png":
+    if path.suffix.lower() != ".png" or (place := _place(path, output)) is None:
         return False
     try:
         with open_regular(path) as file, Image.open(file, formats=["PNG"]) as image:

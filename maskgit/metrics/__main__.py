@@ -23,6 +23,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from maskgit.console import printable, printable_lines, warnings_as_lines
 from maskgit.data.images import DataError
 from maskgit.data.masks import MAKERS, find_mask_for, load_mask, make_mask
 from maskgit.data.reading import read_image
@@ -142,12 +143,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help, or options that tyro could not read
         return int(stop.code or 0)
     if problem := options.problem():
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {printable(problem)}", file=sys.stderr)
         return BAD_USAGE
     try:
-        report = measure(options)
+        with warnings_as_lines():
+            report = measure(options)
     except (ImportError, OSError, RuntimeError, ValueError) as error:  # they all say what to do
-        print(f"error: {error}", file=sys.stderr)
+        print(printable_lines(f"error: {error}"), file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from maskgit.config import ConfigError
-from maskgit.console import printable
+from maskgit.console import printable_lines
 from maskgit.data import DataError, EmptySplitError, ImageError
 from maskgit.model_folder import ModelError
 from maskgit.training.checkpoint import CheckpointError
@@ -72,12 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config=(tyro.conf.OmitSubcommandPrefixes,),
         )
         if start.dry_run or isinstance(config, TokensConfig):
-            print("\n".join(map(printable, dry_run(config) if start.dry_run else write_tokens(config))))
+            print(printable_lines("\n".join(dry_run(config) if start.dry_run else write_tokens(config))))
             return 0
         figures = train_tokenizer(config) if isinstance(config, TokenizerTraining) else train_transformer(config)
     except KNOWN_ERRORS as error:
         more = ", or change --val-fraction" if isinstance(error, EmptySplitError) else ""
-        print(f"error: {printable(error)}{more}", file=sys.stderr)
+        print(printable_lines(f"error: {error}{more}"), file=sys.stderr)
         return 1
     except Stopped as stop:
         if _is_main():

@@ -288,7 +288,9 @@ def test_absurd_lengths(work: Path, option: str, number: str, capsys: pytest.Cap
     ("arguments", "status", "words"),
     [
         (["--box", "999999999%", "0", "5", "5"], 1, "the box is outside this picture of 16x16"),
-        (["--outpaint", "999999999", "0", "0", "0"], 1, "at most 134,217,728 are made"),
+        (["--outpaint", "999999999", "0", "0", "0"], 1, "are made"),
+        (["--kernels", "cuda"], 2, "error: --kernels must be one of auto, triton, torch, got 'cuda'"),
+        (["--steps", "9" * 400], 2, "error: --steps must be at most 10,000"),
         (["--device", "privateuseone"], 2, "device 'privateuseone' can't be used here"),
         (["--class", "9" * 5000], 2, "the model was trained without classes; leave --class out"),
     ],
