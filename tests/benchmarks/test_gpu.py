@@ -92,7 +92,7 @@ def test_a_step_that_waits_for_its_workers_can_still_report(tmp_path: Path) -> N
         "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])\n"
         f"try: child.wait()\nexcept KeyboardInterrupt: child.wait(); open({str(report)!r}, 'w').write('found')"
     )
-    assert run(["-c", code], 8.0, tmp_path / "log.txt", {}, tmp_path).code is None
+    assert run(["-c", code], 16.0, tmp_path / "log.txt", {}, tmp_path).code is None
     assert report.read_text() == "found"
 
 
