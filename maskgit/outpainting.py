@@ -46,7 +46,7 @@ class Canvas:
             raise ValueError(f"margins must be at least 0, got {margins}")
         left, top, right, bottom = margins
         width, height = left + image.width + right, top + image.height + bottom
-        if width * height > MOST_PIXELS:
+        if not width * height <= MOST_PIXELS:  # true of NaN too
             raise ValueError(f"margins {margins} make {width}x{height} pixels; at most {MOST_PIXELS:,} are filled")
         self.image = Image.new("RGB", (width, height))
         self.image.paste(image, (left, top))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from maskgit.data import DataError
+from maskgit.metrics.__main__ import read_statistics
 
 from .bending import bend_bytes, put_odd
 from .cases import Case, Group, Known, expect, with_file
@@ -21,8 +22,6 @@ PATH = Path("x.npz")
 
 
 def use(seeds: Seeds, refused: bool = False) -> Case:
-    from maskgit.metrics.__main__ import read_statistics
-
     def check(gaussian: Any) -> None:
         expect(not refused, "what are no statistics was taken for some")
         for tensor in gaussian:

@@ -76,6 +76,7 @@ KNOWN: Known = {
     "class of 5000 digits": named("--class", "9" * 5000),
     "class that is no digit": named("--class", "²"),
     "steps of 5000 digits": named("--steps", "9" * 5000),
+    "F12 steps of 400 digits": named("--steps", LONG),
     "margins of 0": named("--outpaint", "0", "0", "0", "0"),
     "mask is a model": named("--mask", "model/config.json"),
 }
