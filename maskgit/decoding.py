@@ -25,6 +25,7 @@ from maskgit_kernels.philox import STREAM_REMASK, random_words
 ORDERS = ("confidence", "halton")
 ANNEALINGS = ("progress", "schedule")
 RAMPS = ("constant", "linear")
+_MOST_STEPS = 10_000  # beyond any use: more would be a slip, or a hostile model
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.steps > _MOST_STEPS:
+            raise ValueError(f"steps must be at most {_MOST_STEPS:,}")
         check_schedule(self.schedule)
         check_counts(self.counts, self.progress)
         check_draw(self.draw, self.confidence)

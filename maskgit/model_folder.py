@@ -57,7 +57,6 @@ _FIELDS: dict[str, type] = {
     "sha256": dict,
 }
 _JSON_NAMES = {int: "number", list: "list", dict: "object"}
-_MAX_STEPS = 10_000  # of a model's own way of decoding
 _MAX_NAMES = 3  # tensors named in an error; the rest are counted
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -97,7 +96,7 @@ def save_model(folder: str | os.PathLike[str], model: Model, dtype: torch.dtype 
     except ConfigError as error:
         raise ModelError(f"can't save to {folder}: {error}") from error
     num_classes = model.transformer.config.num_classes
-    _check_extras(Path(folder) / CONFIG_FILE, model.class_names, num_classes, model.decoding)
+    _check_names(Path(folder) / CONFIG_FILE, model.class_names, num_classes)
     parts = {TOKENIZER_FILE: model.tokenizer, TRANSFORMER_FILE: model.transformer}
     config = {
         "tokenizer": config_to_dict(model.tokenizer.config),
@@ -132,7 +131,7 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
     except (TypeError, ValueError) as error:  # a ConfigError is a ValueError
         raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
     names = config.get("class_names", [])
-    _check_extras(folder / CONFIG_FILE, names, transformer_config.num_classes, decoding)
+    _check_names(folder / CONFIG_FILE, names, transformer_config.num_classes)
     transformer = _fill(transformer, folder / TRANSFORMER_FILE, config)
     return Model(tokenizer, transformer, names, config.get("metadata", {}), decoding)
 
@@ -151,9 +150,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> VQGAN:
     return _load_tokenizer(Path(folder), _read_config(Path(folder)))
 
 
-def _check_extras(path: Path, names: Sequence[str], num_classes: int, decoding: DecodeConfig) -> None:
-    if decoding.steps > _MAX_STEPS:
-        raise ModelError(f"{path}: steps {decoding.steps} is more than {_MAX_STEPS}")
+def _check_names(path: Path, names: Sequence[str], num_classes: int) -> None:
     for number, name in enumerate(names):
         if not isinstance(name, str):
             raise ModelError(f"{path}: class_names holds {short_repr(name)} for class {number}, which is not text")

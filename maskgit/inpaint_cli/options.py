@@ -19,7 +19,6 @@ Lengths = tuple[str, str, str, str]
 
 _DIGITS = 9  # of such a length: no picture has a side of more
 _MOST_GENERATED = 10**6
-_MOST_STEPS = 10_000  # as of a model's own way of decoding
 
 
 @dataclass(frozen=True)
@@ -192,8 +191,6 @@ def check_task(options: Options) -> None:
             raise UsageError(f"{task} and {name} exclude each other")
     if options.kernels not in (None, *BACKENDS):
         raise UsageError(f"--kernels must be one of {', '.join(BACKENDS)}, got {options.kernels!r}")
-    if options.steps is not None and options.steps > _MOST_STEPS:
-        raise UsageError(f"--steps must be at most {_MOST_STEPS:,}")
     if options.guidance is not None and options.class_ is None:
         raise UsageError("--guidance needs a --class to guide to")
     if options.guidance is not None and options.guidance < 0:

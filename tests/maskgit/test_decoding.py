@@ -214,6 +214,7 @@ def test_arguments_that_do_not_fit():
     "values, message",
     [
         (dict(steps=0), "steps must be at least 1, got 0"),
+        (dict(steps=10**6), "steps must be at most 10,000"),
         (dict(schedule="cos"), "schedule must be one of"),
         (dict(draw="best"), "draw must be one of"),
         (dict(confidence="p"), "confidence must be one of"),

@@ -77,7 +77,7 @@ def edit(folder: Path, path: str, value: Any) -> None:
         ("transformer.num_classes", 10**400, "num_classes 1000*... is not a whole number"),
         ("transformer", [], "transformer must be a JSON object, not \\[\\]"),
         ("decoding.steps", "8", "steps '8' is not a whole number"),
-        ("decoding.steps", 10**9, "steps 1000000000 is more than"),
+        ("decoding.steps", 10**9, "steps must be at most 10,000"),
         ("decoding.stop_after", 1.0, "stop_after 1.0 is not a whole number or null"),
         ("decoding.choice_temperature", 10**400, "choice_temperature 1000*... is not a number"),
         ("decoding.schedule", [], r"schedule \[\] is not text"),
