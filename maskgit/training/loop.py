@@ -314,6 +314,7 @@ class _Saved:
 
 def _newest(config: LoopConfig) -> _Saved | None:
     """Read the newest checkpoint of this run; None for a fresh start."""
+    _keep_apart(config)
     config.output.mkdir(parents=True, exist_ok=True)
     found = list_checkpoints(config.output / "checkpoints")
     if not found:
@@ -332,6 +333,16 @@ def _newest(config: LoopConfig) -> _Saved | None:
             "--output"
         )
     return _Saved(step, path, weights, state)
+
+
+def _keep_apart(config: LoopConfig) -> None:
+    """Raise a TrainingError if the pictures of the run would be among the images that it trains on."""
+    data, output = getattr(config, "data", "emoji"), config.output.resolve()
+    if data != "emoji" and Path(data).is_dir() and Path(data).resolve() in (output, *output.parents):
+        raise TrainingError(
+            f"--output {config.output}: lies in --data {data}, where its pictures would be taken for images; "
+            "choose another --output"
+        )
 
 
 def _say_longer(saved: _Saved, config: LoopConfig) -> None:

@@ -54,6 +54,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 RESUME = ["tokenizer", "--resume", *as_words(QUICK)]
 
 
+@pytest.mark.parametrize(
+    ("data", "output"), [("pictures", "pictures"), ("pictures", "pictures/run"), ("pictures", "link/run"), (".", "new")]
+)
+def test_no_run_among_its_images(project: Path, data: str, output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted((project / "pictures").rglob("*"))
+    said = failure(capsys, "tokenizer", *as_words(QUICK | {"data": data, "output": output}))
+    assert f"--output {output}: lies in --data {data}" in said
+    assert sorted((project / "pictures").rglob("*")) == before
+
+
 def test_the_same_folder_written_differently(project: Path, monkeypatch: Any) -> None:
     ways = [(".", "./pictures/"), (".", "run/../pictures"), (".", "link"), (".", project / "pictures")]
     with warnings.catch_warnings():
