@@ -174,6 +174,10 @@ def test_weights_that_are_not_finite(folder: Path, file: str, name: str, value: 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 def test_weights_of_another_kind(folder: Path, dtype: torch.dtype) -> None:
+    try:
+        safetensors.torch.save({"x": torch.zeros(1, dtype=dtype)})
+    except KeyError:
+        pytest.skip(f"this version of safetensors knows no {dtype}")
     change(folder, "tokenizer.safetensors", "codebook.weight", lambda tensor: tensor.to(dtype))
     with pytest.raises(ModelError, match=f"tokenizer.safetensors: codebook.weight holds {dtype}"):
         load_tokenizer(folder)

@@ -264,7 +264,7 @@ def save_pickle(code: bytes, path: Path) -> None:
         (b"".join(b"clightning\nC%d\n" % number for number in range(1000)) + b".", r"run lightning\.C\d+"),
         (b"K\x05)R.", "not a checkpoint: Trying to call reduce for unrecognized function 5"),
         (b"cargparse\nNamespace\n)\x81K\x01K\x02s.", "damaged, or not a checkpoint: Can only SETITEM for dict"),
-        (b"cpathlib\nPath\n)R(K\x01e.", "damaged, or not a checkpoint: Can only append to lists"),
+        (b"cpathlib\nPath\n)R(K\x01e.", "damaged, or not a checkpoint: Can only (append to|extend) lists"),
     ],
     ids=["two words", "many", "reduce", "setitem", "append"],
 )
