@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from maskgit.data.images import SUFFIXES
-from maskgit.data.reading import read_as, to_rgb
+from maskgit.data.reading import read_as, to_rgb, turn_upright
 
 Side = Literal["left", "right", "top", "bottom"]
 SIDES: tuple[Side, ...] = ("left", "right", "top", "bottom")
@@ -221,7 +221,7 @@ def load_mask(path: str | os.PathLike[str], size: tuple[int, int], invert: bool 
         ImageError: the file can't be read as an image.
         MaskError: the mask's proportions aren't those of the image.
     """
-    return to_mask(read_as(path, ImageOps.exif_transpose), size, invert, os.fspath(path))
+    return to_mask(read_as(path, turn_upright), size, invert, os.fspath(path))
 
 
 def to_mask(
@@ -253,7 +253,7 @@ def to_mask(
     Raises:
         MaskError: its proportions aren't those of `size`.
     """
-    image = ImageOps.exif_transpose(image)
+    image = turn_upright(image)
     layer = _with_transparency(image)
     mask = _painted(image) if layer is None else _drawn(layer)
     mask = _fit(mask ^ invert, size or image.size, name)

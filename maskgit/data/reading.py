@@ -58,9 +58,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def turn_upright(image: Image.Image) -> Image.Image:
+    """A copy, turned as the EXIF orientation says; where EXIF data is damaged, as it is stored."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged data makes Pillow raise nearly anything
+        return image.copy()  # which raises whatever else is wrong
+
+
 def to_shown(image: Image.Image) -> Image.Image:
     """As it is shown: the EXIF orientation applied, RGB."""
-    return to_rgb(ImageOps.exif_transpose(image))
+    return to_rgb(turn_upright(image))
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:

@@ -32,7 +32,7 @@ def damage(rng: random.Random, table: Table) -> None:
     damaged: tuple[Tensor, ...] = (
         *(flat.view(tensor.shape), torch.full_like(tensor, rng.choice((float("nan"), 0.0, 3e38)))),
         *(tensor.to(rng.choice(DTYPES)), tensor[:0].clone(), tensor[None], tensor.flatten()),
-        *(tensor.repeat_interleave(2, 0), torch.tensor(0.0), -tensor, tensor.T.contiguous()),
+        *(tensor.repeat_interleave(2, 0), torch.tensor(0.0), -1 * tensor, tensor.T.contiguous()),
     )
     how = rng.random()
     if how < 0.8:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from maskgit.data import ImageError
+from maskgit.data import ImageError, read_image
 from maskgit.data.masks import (
     MAKERS,
     MaskError,
@@ -318,3 +318,14 @@ def test_find_mask_for(tmp_path):
     for missing in ("fish.jpg", "notes.png", "Cat.jpg"):
         with pytest.raises(MaskError, match="no mask named"):
             find_mask_for(missing, masks)
+
+
+def test_a_mask_with_damaged_exif_data_is_read_as_stored(tmp_path):
+    mask = np.zeros((8, 12), np.uint8)
+    mask[:4] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png", exif=b"Exif\x00\x00" + bytes(range(60, 100)))
+    with pytest.raises(SyntaxError):  # of Pillow
+        Image.open(tmp_path / "m.png").getexif()
+    assert (load_mask(tmp_path / "m.png", (12, 8)) == (mask > 0)).all()
+    assert (to_mask(Image.open(tmp_path / "m.png")) == (mask > 0)).all()
+    assert np.array_equal(read_image(tmp_path / "m.png").convert("L"), mask)
