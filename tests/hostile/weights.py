@@ -25,14 +25,14 @@ Table = dict[str, Tensor]
 
 def damage(rng: random.Random, table: Table) -> None:
     """Change a tensor so that it is no weight of its place any more, or hardly."""
-    name = rng.choice(sorted(table))
-    tensor = table[name]
+    name = rng.choice(sorted(name for name, tensor in table.items() if tensor.numel()))  # some are damaged already
+    tensor = torch.atleast_1d(table[name])
     flat = tensor.clone().flatten()
     flat[rng.randrange(len(flat))] = rng.choice((float("nan"), float("inf"), float("-inf"), 3e38, 1e-42))
     damaged: tuple[Tensor, ...] = (
         *(flat.view(tensor.shape), torch.full_like(tensor, rng.choice((float("nan"), 0.0, 3e38)))),
         *(tensor.to(rng.choice(DTYPES)), tensor[:0].clone(), tensor[None], tensor.flatten()),
-        *(tensor.repeat_interleave(2, 0), torch.tensor(0.0), -1 * tensor, tensor.T.contiguous()),
+        *(tensor.repeat_interleave(2, 0), torch.tensor(0.0), -1 * tensor, torch.atleast_2d(tensor).mT.contiguous()),
     )
     how = rng.random()
     if how < 0.8:
