@@ -22,8 +22,6 @@ from maskgit.pipeline import image_seed
 OVERVIEW = "overview.grid.png"
 """The file, in the output folder, that shows the results of a run together."""
 
-_MOST_PIXELS = MOST_PIXELS  # of an outpainted picture, so that it can be read again
-
 Target = np.ndarray | Margins
 """What is to be done with an image: the mask bool [H, W] to fill, or the margins to add."""
 
@@ -77,10 +75,10 @@ def outpainting(lengths: Lengths) -> Callable[[Job, Image.Image], Target]:
             to_pixels(length, side) for length, side in zip(lengths, image.size * 2, strict=True)
         )
         width, height = image.width + left + right, image.height + top + bottom
-        if width * height > _MOST_PIXELS:
+        if width * height > MOST_PIXELS:
             raise MaskError(
                 f"{job.path}: with --outpaint {' '.join(lengths)} it would have {width}x{height} pixels; "
-                f"at most {_MOST_PIXELS:,} are made"
+                f"at most {MOST_PIXELS:,} are made"
             )
         return left, top, right, bottom
 

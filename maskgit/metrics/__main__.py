@@ -28,7 +28,7 @@ from maskgit.data.images import DataError
 from maskgit.data.masks import MAKERS, find_mask_for, load_mask, make_mask
 from maskgit.data.reading import read_image
 from maskgit.features import EfficientNetFeatures, FeatureNetwork, WeightsError, extract_features, inception
-from maskgit.metrics.folders import cache_folder, find_pictures, folder_features, match_pictures
+from maskgit.metrics.folders import cache_folder, find_pictures, folder_features, match_pictures, read_statistics
 from maskgit.metrics.pairs import (
     SSIM_WINDOW,
     hole_errors,
@@ -37,7 +37,7 @@ from maskgit.metrics.pairs import (
     psnr_of_mean_error,
     ssim,
 )
-from maskgit.metrics.sets import Gaussian, class_score, frechet_distance, gaussian_of_moments, manifold_scores
+from maskgit.metrics.sets import Gaussian, class_score, frechet_distance, manifold_scores
 from maskgit.pipeline import resolve_device
 from maskgit.tokenizer.losses import PerceptualLoss, efficientnet_stages
 
@@ -253,27 +253,6 @@ def compare_sets(
             "compare it between sets of equal size only"
         )
     return figures
-
-
-def read_statistics(path: Path) -> Gaussian:
-    """pytorch-fid's statistics of a set: an .npz file with mu [2048] and sigma [2048, 2048].
-
-    Raises:
-        DataError: the file is missing or holds something else.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ValueError("it is a single array")
-        with file:
-            mean, covariance = file["mu"], file["sigma"]
-        if {mean.dtype.kind, covariance.dtype.kind} - set("fiu"):
-            raise ValueError(f"numbers of types {mean.dtype} and {covariance.dtype} instead of real ones")
-        return gaussian_of_moments(*(torch.from_numpy(array.astype(np.float64)) for array in (mean, covariance)))
-    except Exception as error:  # zipfile, zlib, tokenize and ast: a damaged file makes NumPy raise anything
-        raise DataError(f"{path}: no statistics as pytorch-fid writes them (mu, sigma): {error}") from error
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Folders of pictures: which files count, which belong together, and features kept from the last time."""
+"""What sets are read from: folders of pictures, features kept from the last time, statistics of pytorch-fid."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from maskgit.data.images import DataError, find_images
 from maskgit.features import FeatureNetwork
 from maskgit.files import write_atomically
+from maskgit.metrics.sets import Gaussian, gaussian_of_moments
 
 BESIDE = (".strip", ".maps", ".grid")
 """How the stems end of what `inpaint.py` writes beside its results: picture strips, maps, the overview."""
@@ -128,3 +131,24 @@ def folder_features(
     except OSError as error:
         warnings.warn(f"{path}: the features can't be kept for the next time: {error.strerror}", stacklevel=2)
     return features
+
+
+def read_statistics(path: Path) -> Gaussian:
+    """pytorch-fid's statistics of a set: an .npz file with mu [2048] and sigma [2048, 2048].
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it is a single array")
+        with file:
+            mean, covariance = file["mu"], file["sigma"]
+        if {mean.dtype.kind, covariance.dtype.kind} - set("fiu"):
+            raise ValueError(f"numbers of types {mean.dtype} and {covariance.dtype} instead of real ones")
+        return gaussian_of_moments(*(torch.from_numpy(array.astype(np.float64)) for array in (mean, covariance)))
+    except Exception as error:  # zipfile, zlib, tokenize and ast: a damaged file makes NumPy raise anything
+        raise DataError(f"{path}: no statistics as pytorch-fid writes them (mu, sigma): {error}") from error

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from maskgit.data import DataError
-from maskgit.metrics.__main__ import read_statistics
+from maskgit.metrics.folders import read_statistics
 
 from .bending import bend_bytes, put_odd
 from .cases import Case, Group, Known, expect, with_file

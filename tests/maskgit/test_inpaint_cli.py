@@ -715,7 +715,7 @@ def test_a_picture_that_is_too_large(
 def test_a_margin_that_is_too_large(
     model: Path, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(jobs, "_MOST_PIXELS", 1000)
+    monkeypatch.setattr(jobs, "MOST_PIXELS", 1000)
     save(images / "a.png", 16, 16)
     save(images / "b.png", 32, 20)
     assert run(model, tmp_path, "--outpaint", "0", "0", "200%", "0") == 1
