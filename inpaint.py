@@ -11,7 +11,7 @@ Results go to outputs/inpaint (--output): for each image NAME.png and NAME.strip
 
 import sys
 
-from maskgit.inpaint_cli import main
+from maskgit.cli.inpaint import main
 from maskgit.memory import keep_freed_memory
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "maskgit-inpaint=maskgit.inpaint_cli:main",
+            "maskgit-inpaint=maskgit.cli.inpaint:main",
             "maskgit-train=maskgit.training.cli:main",
         ]
     },

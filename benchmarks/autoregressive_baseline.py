@@ -12,13 +12,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from benchmarks.autoregressive import decode_autoregressively
 from benchmarks.harness import Case, Comparison, Maker, WrongResultError
 from benchmarks.models import decode_tokens, make_models
 from benchmarks.setting import Setting
 from maskgit import MaskGIT
-from maskgit.autoregressive import decode_autoregressively
 from maskgit.decoding import DecodeConfig
-from maskgit.transformer import Transformer
+from maskgit.network.transformer import Transformer
 
 STEPS = (8, 12)
 BATCHES = {"embedded": 8, "maskgit-256": 1}

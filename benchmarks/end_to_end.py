@@ -21,11 +21,11 @@ from maskgit import MaskGIT
 from maskgit.data.tokens import TokenSample
 from maskgit.decoding import DecodeConfig
 from maskgit.memory import keep_freed_memory
+from maskgit.network.transformer import Transformer
 from maskgit.pipeline import Precision
 from maskgit.training.engine import Engine
 from maskgit.training.loop import make_optimizer
 from maskgit.training.transformer import TransformerTask, TransformerTraining
-from maskgit.transformer import Transformer
 from maskgit_kernels import backend
 
 STEPS = 8

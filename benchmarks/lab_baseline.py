@@ -22,12 +22,12 @@ from benchmarks.models import make_models, pictures_with_holes, transformer_of
 from benchmarks.naive_transformer import NaiveTransformer, check_same_logits
 from benchmarks.setting import Setting
 from maskgit import MaskGIT
-from maskgit.holes import cells_with_holes
+from maskgit.canvas.holes import cells_with_holes
 from maskgit.memory import keep_freed_memory
+from maskgit.network.transformer import Transformer
 from maskgit.pipeline import Precision
 from maskgit.tokenizer import VQGAN
 from maskgit.tokenizer.layers import AttentionBlock
-from maskgit.transformer import Transformer
 
 STEPS = 8
 CHOICE_TEMPERATURE = 4.5

@@ -13,9 +13,9 @@ from torch import Tensor
 from maskgit import MaskGIT
 from maskgit.config import ModelConfig, Stage, TokenizerConfig, TransformerConfig, preset
 from maskgit.decoding import DecodeConfig
+from maskgit.network.transformer import Transformer
 from maskgit.pipeline import Precision
 from maskgit.tokenizer import VQGAN
-from maskgit.transformer import Transformer
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from benchmarks.harness import WrongResultError
 from maskgit.config import TransformerConfig
-from maskgit.dropout import Dropout
-from maskgit.transformer import Block, Transformer
+from maskgit.network.dropout import Dropout
+from maskgit.network.transformer import Block, Transformer
 
 # The logit of ids that are not codes. A trained model has learned never to predict them; random weights draw the mask
 # token once in a thousand, over and over in a large batch.

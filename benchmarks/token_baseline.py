@@ -20,7 +20,7 @@ from benchmarks.naive_transformer import NaiveTransformer, check_same_logits
 from benchmarks.setting import Setting
 from maskgit import MaskGIT
 from maskgit.decoding import DecodeConfig
-from maskgit.schedules import mask_counts
+from maskgit.decoding.schedules import mask_counts
 
 MODEL = "maskgit-256"
 STEPS, BATCH, GUIDANCE_SCALE = 8, 8, 3.0

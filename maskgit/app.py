@@ -20,8 +20,8 @@ from PIL import Image
 
 from maskgit.console import printable_lines
 from maskgit.decoding import ORDERS
+from maskgit.decoding.schedules import SCHEDULES
 from maskgit.pipeline import MaskGIT
-from maskgit.schedules import SCHEDULES
 
 NO_CLASS = -1
 

@@ -1,10 +1,14 @@
-"""Memory that a long CPU job has used once stays its own."""
+"""Memory: how much one picture may take, and that a long CPU job keeps what it has used once."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+
+MOST_PIXELS = 2**26
+"""Of a picture that is read: a few kilobytes can hold more than fits into memory. Filling holes takes about 50 bytes a
+pixel."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _NEVER = -1

@@ -23,17 +23,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from maskgit import graphs
+from maskgit.canvas.holes import cells_with_holes, paste_known, smooth_fill
+from maskgit.canvas.outpainting import Canvas, Margins
 from maskgit.config import ConfigError, check_fit
 from maskgit.data.carried import carry, fill_in, turn_mask
 from maskgit.data.reading import to_rgb
-from maskgit.decoding import DecodeConfig, decode_plan, decode_steps
-from maskgit.graphs import Batch, GraphCache, Loop
-from maskgit.half import half_copy
-from maskgit.halton_transformer import HaltonTransformer
-from maskgit.holes import cells_with_holes, paste_known, smooth_fill
-from maskgit.last_block import MaskedRowsNetwork, masked_counts
-from maskgit.model_folder import (
+from maskgit.decoding import DecodeConfig, decode_plan, decode_steps, graphs
+from maskgit.decoding.graphs import Batch, GraphCache, Loop
+from maskgit.network.folder import (
     CONFIG_FILE,
     TOKENIZER_FILE,
     TRANSFORMER_FILE,
@@ -42,11 +39,13 @@ from maskgit.model_folder import (
     load_model,
     save_model,
 )
-from maskgit.outpainting import Canvas, Margins
-from maskgit.packed import Network, can_pack, pack
-from maskgit.reuse import Context, ReusingNetwork, changed_counts
+from maskgit.network.half import half_copy
+from maskgit.network.halton import HaltonTransformer
+from maskgit.network.last_block import MaskedRowsNetwork, masked_counts
+from maskgit.network.packed import Network, can_pack, pack
+from maskgit.network.reuse import Context, ReusingNetwork, changed_counts
+from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
-from maskgit.transformer import Transformer
 from maskgit_kernels import backend
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
@@ -241,7 +240,7 @@ class MaskGIT:
             labels: class of each image (number or name), None for no class; for models with classes. Guidance acts
                 on images with a class only.
             batch_size: images that go through the transformer together.
-            paste: put known pixels back as they were, and the fill in tune with them (see `maskgit.holes.paste_known`);
+            paste: put known pixels back as they were, and the fill in tune with them (see `canvas.holes.paste_known`);
                 False returns the bare decoding.
             save_steps: keep the state after each step: costs decoding each of them to pixels, with the embedded
                 model on a CPU about half as much time again.
@@ -346,7 +345,7 @@ class MaskGIT:
         progress: Progress | None = None,
         **overrides: Any,
     ) -> list[Image.Image]:
-        """Continue images beyond their borders, by `inpaint` of one window after another (see `maskgit.outpainting`).
+        """Continue images beyond their borders, by `inpaint` of one window after another (see `canvas.outpainting`).
 
         Args:
             images: of any size (W, H) and mode, as for `inpaint`.

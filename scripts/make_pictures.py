@@ -12,9 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from maskgit import visualize
+from maskgit.cli.inpaint import main as inpaint
 from maskgit.files import write_atomically
-from maskgit.inpaint_cli import main as inpaint
+from maskgit.pictures import strips as visualize
 
 FOLDER = Path("docs/images")
 FOX = "maskgit/assets/samples/fox.png"

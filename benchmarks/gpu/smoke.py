@@ -21,7 +21,7 @@ from benchmarks.gpu.files import write
 from benchmarks.harness import WrongResultError
 from benchmarks.setting import Setting
 from maskgit import MaskGIT
-from maskgit.graphs import Batch, DecodeGraph
+from maskgit.decoding.graphs import Batch, DecodeGraph
 from maskgit_kernels import backend
 
 STEPS = 8

@@ -19,8 +19,7 @@ from maskgit.convert.formats import TokenizerFormat, TransformerFormat, find_par
 from maskgit.convert.hints import Hints
 from maskgit.convert.reading import ConvertError, read_checkpoint
 from maskgit.convert.weights import Weights
-from maskgit.halton_transformer import HaltonTransformer
-from maskgit.model_folder import (
+from maskgit.network.folder import (
     CONFIG_FILE,
     TOKENIZER_FILE,
     TRANSFORMER_FILE,
@@ -30,8 +29,9 @@ from maskgit.model_folder import (
     save_model,
     save_tokenizer,
 )
+from maskgit.network.halton import HaltonTransformer
+from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
-from maskgit.transformer import Transformer
 
 PARTIAL = ".partial-model"  # in the folder that is being made; what is in it moves up when all of it is there
 

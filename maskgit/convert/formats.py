@@ -12,9 +12,9 @@ from maskgit.convert import google, lab, taming, valeo
 from maskgit.convert.hints import Hints
 from maskgit.convert.reading import ConvertError
 from maskgit.convert.weights import Weights, some
-from maskgit.halton_transformer import HaltonTransformer
+from maskgit.network.halton import HaltonTransformer
+from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
-from maskgit.transformer import Transformer
 
 
 class TokenizerFormat(NamedTuple):

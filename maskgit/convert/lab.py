@@ -18,8 +18,8 @@ from maskgit.convert.hints import Hints
 from maskgit.convert.reading import ConvertError
 from maskgit.convert.vqgans import Half, build_vqgan
 from maskgit.convert.weights import Weights, some
+from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
-from maskgit.transformer import Transformer
 
 NORM_EPS = 1e-12
 DROPOUT = 0.1

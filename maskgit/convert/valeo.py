@@ -8,8 +8,8 @@ from maskgit.config import HaltonConfig, TransformerConfig
 from maskgit.convert.hints import USUAL_HEADS, Hints
 from maskgit.convert.reading import ConvertError
 from maskgit.convert.weights import Weights
-from maskgit.halton_transformer import HaltonTransformer
-from maskgit.transformer import Transformer
+from maskgit.network.halton import HaltonTransformer
+from maskgit.network.transformer import Transformer
 
 DROPOUT = 0.1
 HALTON_HEADS = {384: 6, 512: 8, 768: 12}

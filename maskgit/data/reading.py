@@ -11,15 +11,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from maskgit.data.png import png_ends_early
 from maskgit.files import open_regular
+from maskgit.memory import MOST_PIXELS
 
 T = TypeVar("T")
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """What is read, by Pillow's names. Not all that Pillow can: some formats (EPS) would start other programs."""
-
-MOST_PIXELS = 2**26
-"""Of a picture that is read: a few kilobytes can hold more than fits into memory. Filling holes takes about 50 bytes a
-pixel."""
 
 
 class ImageError(ValueError):

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from maskgit.canvas.holes import cells_with_holes, smooth_fill
 from maskgit.data.images import AugmentConfig, DataError, ImageDataset
 from maskgit.data.masks import make_mask
 from maskgit.data.parts import remove_parts, write_in_parts
@@ -38,7 +39,6 @@ from maskgit.data.token_files import (
     open_stored,
     read_json,
 )
-from maskgit.holes import cells_with_holes, smooth_fill
 from maskgit.tokenizer import VQGAN
 
 PLAIN_VIEWS = 2  # as it is, and flipped

@@ -3,7 +3,7 @@
 `python -m maskgit.metrics REAL GENERATED` measures two folders.
 """
 
-from maskgit.features import pooled_features
+from maskgit.metrics.features import pooled_features
 from maskgit.metrics.pairs import hole_errors, perceptual_distance, psnr, psnr_of_mean_error, ssim
 from maskgit.metrics.sets import (
     Gaussian,

@@ -27,7 +27,7 @@ from maskgit.console import printable, printable_lines, warnings_as_lines
 from maskgit.data.images import DataError
 from maskgit.data.masks import MAKERS, find_mask_for, load_mask, make_mask
 from maskgit.data.reading import read_image
-from maskgit.features import EfficientNetFeatures, FeatureNetwork, WeightsError, extract_features, inception
+from maskgit.metrics.features import EfficientNetFeatures, FeatureNetwork, WeightsError, extract_features, inception
 from maskgit.metrics.folders import cache_folder, find_pictures, folder_features, match_pictures, read_statistics
 from maskgit.metrics.pairs import (
     SSIM_WINDOW,

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from maskgit.data.images import DataError, find_images
-from maskgit.features import FeatureNetwork
 from maskgit.files import write_atomically
+from maskgit.metrics.features import FeatureNetwork
 from maskgit.metrics.sets import Gaussian, gaussian_of_moments
 
 BESIDE = (".strip", ".maps", ".grid")

@@ -104,7 +104,7 @@ def class_score(logits: Tensor, splits: int = 1, seed: int = 0) -> tuple[float, 
     """exp of the mean KL(p(class | image), p(class)): how sure the classes of images are, and how varied.
 
     Salimans et al., "Improved Techniques for Training GANs", NeurIPS 2016. With the logits of
-    `maskgit.features.InceptionFeatures` it is the Inception score; with those of another network it is not. It lies
+    `InceptionFeatures` it is the Inception score; with those of another network it is not. It lies
     between 1 and the number of classes, and falls with the number of images: with n of them it is at most n.
 
     Args:

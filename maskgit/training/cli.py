@@ -14,7 +14,7 @@ import tyro
 from maskgit.config import ConfigError
 from maskgit.console import printable_lines
 from maskgit.data import DataError, EmptySplitError, ImageError
-from maskgit.model_folder import ModelError
+from maskgit.network.folder import ModelError
 from maskgit.training.checkpoint import CheckpointError
 from maskgit.training.dry_run import dry_run
 from maskgit.training.run_file import RunFileError

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from maskgit.canvas.holes import cells_with_holes
 from maskgit.data.tokens import TokenSample, TokenShard, hole_of
 from maskgit.decoding import DecodeConfig, decode
-from maskgit.features import efficientnet_lite0, pooled_features
-from maskgit.holes import cells_with_holes
 from maskgit.metrics import frechet_distance
+from maskgit.metrics.features import efficientnet_lite0, pooled_features
 from maskgit.tokenizer import VQGAN
 
 NAME = "frechet distance (efficientnet-lite0, not FID)"

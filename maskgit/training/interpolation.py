@@ -12,7 +12,7 @@ from torch import Tensor
 from maskgit.training.settings import TrainingError
 
 OVER_THE_GRID = ("position_embedding", "bias")
-"""The tensors of `maskgit.transformer.Transformer` that have a row for each position."""
+"""The tensors of `maskgit.network.transformer.Transformer` that have a row for each position."""
 
 
 def interpolate_grid(weights: Mapping[str, Tensor], num_tokens: int, larger: int) -> dict[str, Tensor]:

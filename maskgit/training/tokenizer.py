@@ -17,7 +17,7 @@ from maskgit.config import TokenizerConfig, preset
 from maskgit.data import AugmentConfig, ImageDataset, load_dataset
 from maskgit.metrics import codebook_usage, psnr, ssim
 from maskgit.metrics.pairs import import_torchmetrics
-from maskgit.model_folder import load_tokenizer, save_tokenizer
+from maskgit.network.folder import load_tokenizer, save_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.tokenizer.losses import (
     PERCEPTUAL_NETWORKS,

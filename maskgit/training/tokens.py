@@ -22,7 +22,7 @@ from maskgit.data.tokens import (
     open_shard,
     tokenize,
 )
-from maskgit.model_folder import load_tokenizer
+from maskgit.network.folder import load_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.engine import pick_device
 from maskgit.training.settings import MOST, MOST_SEED, TrainingError, require_between

@@ -18,10 +18,11 @@ from maskgit.data import DataError, load_dataset
 from maskgit.data.images import AugmentConfig
 from maskgit.data.tokens import PLAIN_VIEWS, TokenSample, class_names, fingerprint, tokenize
 from maskgit.decoding import DecodeConfig, decode
-from maskgit.last_block import masked_rows
-from maskgit.masking import Count, Per, mvtm_masks
-from maskgit.model_folder import Model, load_model, save_model
-from maskgit.schedules import check_schedule
+from maskgit.decoding.masking import Count, Per, mvtm_masks
+from maskgit.decoding.schedules import check_schedule
+from maskgit.network.folder import Model, load_model, save_model
+from maskgit.network.last_block import masked_rows
+from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit.training import distance
 from maskgit.training.distance import FillDistance
@@ -32,7 +33,6 @@ from maskgit.training.pictures import save_image_grid
 from maskgit.training.settings import LoopConfig, TrainingError
 from maskgit.training.tokens import TRAIN, VAL, TrainingTokens, keep_class_numbers, open_tokens, tokenizer_at
 from maskgit.training.tracking import Tracker
-from maskgit.transformer import Transformer
 
 _ROWS_STRIDE = 256  # the numbers of tokens that go through the last block are multiples of it
 BUCKETS = 4  # of the mask ratio, in the validation figures

@@ -18,7 +18,7 @@ from benchmarks.naive_transformer import NaiveTransformer, check_same_logits, fo
 from benchmarks.setting import Setting
 from benchmarks.token_baseline import naive_decode
 from maskgit.config import PRESETS, TransformerConfig
-from maskgit.transformer import Transformer
+from maskgit.network.transformer import Transformer
 from maskgit_kernels.attention.eager import written_out
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ import torch
 
 from maskgit.convert import ConvertError, Hints, convert
 from maskgit.convert.cli import main
-from maskgit.model_folder import load_model, load_tokenizer
+from maskgit.network.folder import load_model, load_tokenizer
 
 from .bending import NAMES, NESTED, bend_bytes, bend_json, put_odd
 from .cases import Case, Content, Group, Known, command, expect, with_file

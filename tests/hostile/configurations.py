@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maskgit import MaskGIT
-from maskgit.model_folder import ModelError
+from maskgit.network.folder import ModelError
 
 from .bending import NESTED, as_json, bend_json, put_odd
 from .cases import Case, Content, Group, Known, expect, with_file

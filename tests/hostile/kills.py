@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from maskgit.convert import convert
-from maskgit.model_folder import load_model
+from maskgit.network.folder import load_model
 
 from .cases import Case, Group, Known, expect
 from .checkpoints import torch_file

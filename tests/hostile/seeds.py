@@ -20,8 +20,8 @@ from PIL import Image
 from maskgit import MaskGIT
 from maskgit.data import AugmentConfig, ImageFolder
 from maskgit.data.tokens import tokenize
+from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
-from maskgit.transformer import Transformer
 
 CANARY = "canary"
 """The file, beside an input's folder, that code in an input would make."""
@@ -101,8 +101,8 @@ def preload() -> None:
     import torch._dynamo  # noqa: F401
     import torch.utils.flop_counter  # noqa: F401
 
+    import maskgit.cli.inpaint
     import maskgit.convert.cli
-    import maskgit.inpaint_cli
     import maskgit.training.cli  # noqa: F401
 
 

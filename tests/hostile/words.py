@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from maskgit.cli.inpaint import main
 from maskgit.decoding import DECODERS
-from maskgit.inpaint_cli import main
 
 from .bending import NAMES, TEXTS, bend_bytes, put_odd
 from .cases import Case, Content, Group, Known, command, with_file

@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 
 from maskgit import MaskGIT
+from maskgit.cli.inpaint import main
 from maskgit.config import TokenizerConfig, TransformerConfig
 from maskgit.data import ImageFolder, ImageShards
 from maskgit.data.images import as_people_count
-from maskgit.inpaint_cli import main
+from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
-from maskgit.transformer import Transformer
 
 # As a person wrote them down, in their order.
 IN_ORDER = [

@@ -22,9 +22,9 @@ from maskgit.config import (
     tokenizer_from_dict,
     transformer_from_dict,
 )
+from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit.tokenizer.layers import AttentionBlock
-from maskgit.transformer import Transformer
 
 
 def count(module: nn.Module) -> int:

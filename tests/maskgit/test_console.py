@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from maskgit import evaluation
 from maskgit.console import printable, printable_lines, warnings_as_lines
 from maskgit.data import ImageFolder
+from maskgit.metrics import evaluation
 from maskgit.metrics.__main__ import main as metrics
 from maskgit.training.cli import main as train
 

@@ -14,13 +14,14 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from maskgit import holes, pipeline
+from maskgit import pipeline
+from maskgit.canvas import holes
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
 from maskgit.decoding import DecodeConfig
-from maskgit.model_folder import ModelError, load_tokenizer, save_tokenizer
+from maskgit.network.folder import ModelError, load_tokenizer, save_tokenizer
+from maskgit.network.transformer import Transformer
 from maskgit.pipeline import MaskGIT, image_seed
 from maskgit.tokenizer import VQGAN
-from maskgit.transformer import Transformer
 
 TOKENIZER = TokenizerConfig(
     image_size=16,

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from maskgit.model_folder import save_tokenizer
+from maskgit.network.folder import save_tokenizer
 from maskgit.tokenizer import VQGAN
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from maskgit import MaskGIT
 from maskgit.convert import conversion, convert
 from maskgit.convert.cli import main
-from maskgit.model_folder import load_model, load_tokenizer
+from maskgit.network.folder import load_model, load_tokenizer
 
 
 @pytest.fixture

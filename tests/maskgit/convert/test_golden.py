@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from maskgit.convert import Hints, convert
-from maskgit.model_folder import Model, load_model, load_tokenizer
+from maskgit.network.folder import Model, load_model, load_tokenizer
 from maskgit.tokenizer import VQGAN
 
 

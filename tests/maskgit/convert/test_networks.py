@@ -14,7 +14,7 @@ from maskgit import MaskGIT
 from maskgit.config import Stage
 from maskgit.convert import ConvertError, Hints, convert, read_model
 from maskgit.convert.formats import TokenizerFormat, find_parts
-from maskgit.model_folder import load_model, load_tokenizer
+from maskgit.network.folder import load_model, load_tokenizer
 
 TOKENIZERS = ["lab", "taming", "llamagen", "diffusers", "google"]
 TRANSFORMERS = ["lab", "valeo", "halton", "google"]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from maskgit.canvas.holes import cells_with_holes, smooth_fill
 from maskgit.config import TokenizerConfig
 from maskgit.data import AugmentConfig, DataError, ImageDataset, ImageError, ImageFolder, parts
 from maskgit.data.tokens import (
@@ -26,7 +27,6 @@ from maskgit.data.tokens import (
     tokenize,
     view_of,
 )
-from maskgit.holes import cells_with_holes, smooth_fill
 from maskgit.tokenizer import VQGAN
 
 

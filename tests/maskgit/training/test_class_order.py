@@ -15,10 +15,10 @@ from torch import Tensor
 
 import maskgit.data.images
 import maskgit.data.parts
-from benchmarks import sweep
-from maskgit import MaskGIT, evaluation
+from maskgit import MaskGIT, sweep
 from maskgit.data import load_dataset
-from maskgit.model_folder import load_model
+from maskgit.metrics import evaluation
+from maskgit.network.folder import load_model
 from maskgit.training.cli import main
 from maskgit.training.transformer import TransformerTask
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maskgit.data import AugmentConfig, ImageFolder
 from maskgit.data.tokens import TokenShard, tokenize
 from maskgit.metrics import frechet_distance
-from maskgit.model_folder import load_tokenizer
+from maskgit.network.folder import load_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training import distance
 from maskgit.training.distance import FillDistance

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from maskgit.config import preset
+from maskgit.network.transformer import Transformer
 from maskgit.training.cli import main
 from maskgit.training.dry_run import _Activations
-from maskgit.transformer import Transformer
 
 
 def report(stage: str, settings: dict[str, dict[str, Any]], capsys: Any, **changes: Any) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_train import as_words, assert_same_run, curve, make_pictures
 
 import maskgit.data.parts
-from maskgit.model_folder import save_tokenizer
+from maskgit.network.folder import save_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import list_checkpoints
 from maskgit.training.cli import main

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from maskgit.config import TransformerConfig
-from maskgit.model_folder import load_model, save_tokenizer
+from maskgit.network.folder import load_model, save_tokenizer
+from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.interpolation import interpolate_grid
 from maskgit.training.settings import TrainingError
-from maskgit.transformer import Transformer
 
 
 @pytest.mark.parametrize("classes", [0, 3])

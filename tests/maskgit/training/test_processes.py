@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_train import as_words, assert_same_run, curve, finish, last_state, start
 
-from maskgit.model_folder import load_model
+from maskgit.network.folder import load_model
 from maskgit.training.checkpoint import list_checkpoints
 
 STEPS = 50

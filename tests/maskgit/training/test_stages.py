@@ -18,15 +18,15 @@ from torch import Tensor
 import maskgit.training.loop as loop
 import maskgit.training.transformer
 from maskgit.config import TokenizerConfig
-from maskgit.last_block import masked_rows
-from maskgit.model_folder import load_model, load_tokenizer, save_tokenizer
+from maskgit.network.folder import load_model, load_tokenizer, save_tokenizer
+from maskgit.network.last_block import masked_rows
+from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
 from maskgit.training.engine import Engine
 from maskgit.training.settings import TrainingError
 from maskgit.training.tokenizer import TokenizerTask
 from maskgit.training.transformer import TransformerTask
-from maskgit.transformer import Transformer
 
 STAGES = ("tokenizer", "transformer")
 STEPS, SAVED = 8, 5  # as in conftest.py

@@ -18,7 +18,7 @@ import torch
 
 from maskgit.data import DataError, ImageFolder, in_validation
 from maskgit.data import parts as parts_module
-from maskgit.model_folder import load_model, load_tokenizer, save_tokenizer
+from maskgit.network.folder import load_model, load_tokenizer, save_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import list_checkpoints, load_checkpoint
 from maskgit.training.cli import main

@@ -17,12 +17,12 @@ import torch
 from tiny_train import curve
 
 from maskgit.config import preset
+from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.settings import LoopConfig
 from maskgit.training.tokenizer import TokenizerTask
 from maskgit.training.tracking import Speed, Tracker, peak_flops
 from maskgit.training.transformer import TransformerTask
-from maskgit.transformer import Transformer
 
 
 def config(output: Path, **changes: Any) -> LoopConfig:

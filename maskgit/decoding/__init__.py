@@ -1,0 +1,21 @@
+"""Decoding tokens: the config and its presets, schedules, the plan, the loop, the loop as a CUDA graph, MVTM masks.
+
+It knows tokens, masks and logits, but no model and no picture.
+"""
+
+from maskgit.decoding.config import DECODERS, ORDERS, DecodeConfig, decoder
+from maskgit.decoding.loop import decode, decode_steps
+from maskgit.decoding.plan import DecodePlan, decode_plan, plan_up_to, remask_counts
+
+__all__ = [
+    "DECODERS",
+    "ORDERS",
+    "DecodeConfig",
+    "DecodePlan",
+    "decode",
+    "decode_plan",
+    "decode_steps",
+    "decoder",
+    "plan_up_to",
+    "remask_counts",
+]

@@ -1,0 +1,164 @@
+"""The transformer of Halton-MaskGIT (Besnier et al., "Halton Scheduler for Masked Generative Image Transformer", 2025).
+
+Its blocks are those of a diffusion transformer (Peebles and Xie, ICCV 2023): the class is no token of the sequence but
+sets shift, scale and gate of every branch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskgit.config import HaltonConfig
+from maskgit.network.dropout import Dropout
+from maskgit_kernels import attention
+
+if TYPE_CHECKING:
+    from maskgit.network.reuse import Context
+
+NORM_EPS = 1e-5
+INIT_STD = 0.02
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """[B, N, dim] with a shift and a scale [B, dim] for each image."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class Modulation(nn.Sequential):
+    """Condition [B, dim] -> `count` vectors [B, dim], zero at the start of training."""
+
+    def __init__(self, dim: int, count: int) -> None:
+        linear = nn.Linear(dim, count * dim)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        super().__init__(nn.SiLU(), linear)
+        self.count = count
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        return super().forward(condition).chunk(self.count, dim=1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention whose queries and keys have unit mean square over all heads together."""
+
+    def __init__(self, config: HaltonConfig) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.attention_dropout
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.proj = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """[B, N, dim] -> [B, N, dim]; with a context, of the positions that it evaluates, which see all positions."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k = (F.rms_norm(part, part.shape[-1:], eps=NORM_EPS).to(v.dtype) for part in (q, k))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))  # [B, H, N, D]
+        if context is not None:
+            k, v = context.recall(self, k, v)
+        if self.training and self.dropout:
+            seed = torch.randint(2**62, (), device=x.device)
+            out = attention(q, k, v, dropout_p=self.dropout, seed=seed)
+        else:
+            out = attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """A gated MLP (Shazeer, 2020)."""
+
+    def __init__(self, config: HaltonConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.dim, config.mlp_dim, bias=False)
+        self.value = nn.Linear(config.dim, config.mlp_dim, bias=False)
+        self.out = nn.Linear(config.mlp_dim, config.dim, bias=False)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, dim] -> [B, N, dim]."""
+        return self.out(self.dropout(F.silu(self.gate(x)) * self.value(x)))
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, each a residual branch behind a modulated RMSNorm, with a gate."""
+
+    def __init__(self, config: HaltonConfig) -> None:
+        super().__init__()
+        self.modulation = Modulation(config.dim, 6)
+        self.norm1 = nn.RMSNorm(config.dim, NORM_EPS)
+        self.attention = Attention(config)
+        self.dropout = Dropout(config.dropout)
+        self.norm2 = nn.RMSNorm(config.dim, NORM_EPS)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x: Tensor, condition: Tensor, context: Context | None = None) -> Tensor:
+        """[B, N, dim] and the condition [B, dim] -> [B, N, dim]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
+        x = x + gate1[:, None] * self.dropout(self.attention(modulate(self.norm1(x), shift1, scale1), context))
+        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class HaltonTransformer(nn.Module):
+    """Tokens with holes in, logits over the codes out: called as `maskgit.network.transformer.Transformer` is."""
+
+    def __init__(self, config: HaltonConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.codebook_size + 1, config.dim)
+        self.class_embedding = nn.Embedding(config.num_classes + 1, config.dim)
+        self.position_embedding = nn.Parameter(torch.empty(config.num_tokens, config.dim))
+        self.registers = nn.Parameter(torch.empty(config.registers, config.dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_norm = nn.RMSNorm(config.dim, NORM_EPS)
+        self.final_norm_bias = nn.Parameter(torch.zeros(config.dim))
+        self.final_modulation = Modulation(config.dim, 2)
+        self.bias = nn.Parameter(torch.zeros(config.codebook_size))
+        for table in (
+            self.token_embedding.weight,
+            self.class_embedding.weight,
+            self.position_embedding,
+            self.registers,
+        ):
+            nn.init.normal_(table, std=INIT_STD)
+
+    def forward(self, tokens: Tensor, labels: Tensor | None = None, context: Context | None = None) -> Tensor:
+        """Logits over the codes at every position.
+
+        Args:
+            tokens: int64 [B, N]; positions to predict hold the mask token V.
+            labels: int64 [B] in [0, C]; C (or None) means no class.
+            context: keeps keys and values, and says which positions to evaluate (see `maskgit.network.reuse`).
+
+        Returns:
+            Logits [B, N, V]: the mask token has no column, so it can't be predicted. Where nothing is evaluated, the
+            bias.
+
+        Raises:
+            ValueError: N isn't the model's.
+        """
+        return F.linear(self.hidden(tokens, labels, context), *self.output_weights())
+
+    def output_weights(self) -> tuple[Tensor, Tensor]:
+        """The last product: weight [V, dim] and bias [V], for `hidden`'s states."""
+        return self.token_embedding.weight[: self.config.codebook_size], self.bias
+
+    def hidden(self, tokens: Tensor, labels: Tensor | None = None, context: Context | None = None) -> Tensor:
+        """What the last product turns into logits: [B, N, dim], 0 where nothing is evaluated. As for `forward`."""
+        config = self.config
+        if tokens.shape[1] != config.num_tokens:
+            raise ValueError(f"the model takes {config.num_tokens} tokens an image, got {tokens.shape[1]}")
+        if labels is None:
+            labels = torch.full_like(tokens[:, 0], config.num_classes)
+        condition = self.class_embedding(labels)  # [B, dim]
+        x = self.token_embedding(tokens) + self.position_embedding
+        x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)  # [B, N + registers, dim]
+        count = config.num_tokens
+        if context is not None:
+            x, count = context.select(x, count)  # from here on N is the number of positions that are evaluated
+        for block in self.blocks:
+            x = block(x, condition, context)
+        x = self.final_norm(x[:, :count]) + self.final_norm_bias
+        x = modulate(x, *self.final_modulation(condition))
+        return x if context is None else context.spread(x)

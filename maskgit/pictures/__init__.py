@@ -1,0 +1,1 @@
+"""Pictures about pictures: strips, grids, animations, maps."""
