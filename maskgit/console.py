@@ -1,16 +1,97 @@
-"""What commands print: names without control characters, and warnings as lines."""
+"""What all commands share: exit statuses, how errors and warnings are printed, progress bars, tables.
+
+Nothing here knows what a command is about; nothing is imported from the rest of the package.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from tqdm import tqdm
 
+Options = TypeVar("Options")
+
+DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses."""
+
 _JOINERS = "\u200c\u200d"  # invisible too, but parts of emoji and of words
+
+
+class UsageError(ValueError):
+    """Options that make no sense; the message names the option, its value and what would do."""
+
+
+def run_command(
+    options: type[Options],
+    work: Callable[[Options], int | None],
+    argv: Sequence[str] | None,
+    *,
+    prog: str | None = None,
+    description: str | None = None,
+    errors: tuple[type[BaseException], ...] = (ImportError, OSError, ValueError),
+    interrupted: str = "interrupted",
+) -> int:
+    """Read a command's options and do its work; errors are one line on stderr, never a traceback.
+
+    Args:
+        options: a dataclass, from which tyro makes the command line.
+        work: does it; it may return an exit status, and raises UsageError before anything is done.
+        argv: arguments without the program's name; None: those of the process.
+        prog, description: for `--help`; by default the file that was started, and the docstring of `options`.
+        errors: what the work is known to raise, with a message that says what to do.
+        interrupted: what is printed after Ctrl-C.
+
+    Returns:
+        The exit status: 0; 1 after one of `errors`; 2 for bad usage; 130 after Ctrl-C.
+    """
+    import tyro  # here: who uses the package from Python needs no command line
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may be no valid text
+    try:
+        chosen = tyro.cli(options, args=argv, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
+    except SystemExit as stop:  # --help, or options that tyro could not read
+        return int(stop.code or 0)
+    try:
+        with warnings_as_lines():
+            return work(chosen) or DONE
+    except UsageError as error:
+        print(printable_lines(f"error: {error}"), file=sys.stderr)
+        return BAD_USAGE
+    except errors as error:
+        print(printable_lines(f"error: {error}"), file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def require_at_least(options: object, least: Mapping[str, float]) -> None:
+    """Raise UsageError where one of these fields of `options` is below its least value; None passes."""
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= smallest:  # true of NaN too
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {smallest}")
+
+
+def progress_bar(total: float, description: str, unit: str | None = "image") -> tqdm:
+    """A bar on stderr that counts units; parts of them, where work is weighed, are shown whole. None: no count."""
+    count = " {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]" if unit else " [{elapsed}<{remaining}]"
+    layout = "{desc}: {percentage:3.0f}%|{bar}|" + count
+    return tqdm(total=total, desc=description, unit=unit or "it", bar_format=layout, dynamic_ncols=True)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table and an empty one; all columns but the first are set flush right."""
+    align = ["---", *["---:"] * (len(head) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in (head, align, *rows)] + [""]
 
 
 def printable(text: object) -> str:

@@ -1,10 +1,14 @@
-"""PNG files whose pixels end early though the file is whole: Pillow reads them, the missing rows black."""
+"""PNG files: made in memory, and those whose pixels end early though the file is whole.
+
+Pillow reads the latter, the missing rows black.
+"""
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -14,6 +18,13 @@ _WHOLE = ((0, 0, 1, 1),)
 # The PNG specification, section 8.2: where each pass starts (x, y), and its steps.
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _PART = 2**14  # bytes at once, which may inflate to a thousand times as many
+
+
+def png_bytes(picture: Image.Image, **options: Any) -> bytes:
+    """A picture as a PNG file; options are those of Pillow's encoder."""
+    data = io.BytesIO()
+    picture.save(data, "PNG", **options)
+    return data.getvalue()
 
 
 def png_ends_early(file: IO[bytes], image: Image.Image) -> bool:
