@@ -11,7 +11,7 @@ from PIL import Image
 
 from maskgit.console import printable, printable_lines, warnings_as_lines
 from maskgit.data import ImageFolder
-from maskgit.metrics import evaluation
+from maskgit.metrics import card as evaluation
 from maskgit.metrics.__main__ import main as metrics
 from maskgit.training.cli import main as train
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
 from maskgit.data import DataError
-from maskgit.metrics import evaluation
+from maskgit.metrics import card as evaluation
 from maskgit.metrics.card import (
     ALL,
     BALANCED,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import maskgit.training.transformer
 from maskgit.metrics import __main__ as command
-from maskgit.metrics import evaluation
+from maskgit.metrics import card as evaluation
 from maskgit.tokenizer import VQGAN
 from maskgit.training.tokenizer import TokenizerTask
 from maskgit.training.transformer import TransformerTask

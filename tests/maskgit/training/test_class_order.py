@@ -17,7 +17,7 @@ import maskgit.data.images
 import maskgit.data.parts
 from maskgit import MaskGIT, sweep
 from maskgit.data import load_dataset
-from maskgit.metrics import evaluation
+from maskgit.metrics import card as evaluation
 from maskgit.network.folder import load_model
 from maskgit.training.cli import main
 from maskgit.training.transformer import TransformerTask
