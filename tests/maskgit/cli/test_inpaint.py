@@ -20,7 +20,8 @@ from PIL import Image, ImageCms
 from maskgit.cli import inpaint as inpaint_cli
 from maskgit.cli import jobs
 from maskgit.cli import run as run_module
-from maskgit.cli.inpaint import Options, decode_config, main
+from maskgit.cli.inpaint import main
+from maskgit.cli.options import Options, decode_config
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
 from maskgit.data import reading
 from maskgit.decoding import DECODERS, DecodeConfig
@@ -284,7 +285,7 @@ def test_strips_without_steps(model: Path, tmp_path: Path, images: Path) -> None
         (["--device", "toaster"], "device 'toaster' can't be used here"),
         (["--schedule", "sine"], "--schedule must be one of cosine"),
         (["--steps", "0"], "--steps must be at least 1"),
-        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (
             ["--kernels", "triton"],
             "backend 'triton' was asked for, but it needs an NVIDIA GPU, and the tensors are on cpu",
@@ -343,18 +344,18 @@ def test_interrupt(
 ) -> None:
     for name in "abc":
         save(images / f"{name}.png")
-    write_pictures, written = run_module.write_pictures, []
+    write_results, written = run_module.write_results, []
 
     def interrupt(*args, **options):
         written.append(args)
         if len(written) == 2 or when == "loading":
             raise KeyboardInterrupt
-        return write_pictures(*args)
+        return write_results(*args)
 
     if when == "loading":
         monkeypatch.setattr(MaskGIT, "from_pretrained", interrupt)
     else:
-        monkeypatch.setattr(run_module, "write_pictures", interrupt)
+        monkeypatch.setattr(run_module, "write_results", interrupt)
     assert run(model, tmp_path) == 130
     expected = "interrupted" if when == "loading" else f"interrupted: 1 of 3 images are done, in {tmp_path / 'out'}"
     assert capsys.readouterr().err.splitlines()[-1] == expected
@@ -368,9 +369,9 @@ def test_only_one_batch_is_in_memory(
     for i in range(6):
         save(images / f"{i}.png")
     events: list[str] = []
-    read_picture, write_pictures = run_module.read_picture, run_module.write_pictures
+    read_picture, write_results = run_module.read_picture, run_module.write_results
     monkeypatch.setattr(run_module, "read_picture", lambda path: events.append("r") or read_picture(path))
-    monkeypatch.setattr(run_module, "write_pictures", lambda *args: events.append("w") or write_pictures(*args))
+    monkeypatch.setattr(run_module, "write_results", lambda *args: events.append("w") or write_results(*args))
     assert run(model, tmp_path, "--batch-size", "2") == 0
     assert "".join(events) == "rrww" * 3 + "w"  # the overview
     # Huge images make the batches smaller.
@@ -474,7 +475,7 @@ def test_pictures_from_nothing(class_model: Path, tmp_path: Path, capsys: pytest
         (["--box", "1", "1", "1", "1", "--mask", "half"], "--box and --mask exclude each other"),
         (["--outpaint", "1", "1", "1cm", "1"], "--outpaint 1cm: neither pixels, such as 12, nor percent"),
         (["--guidance", "2"], "--guidance needs a --class"),
-        (["--guidance", "-1", "--class", "cats"], "--guidance must be at least 0, got -1"),
+        (["--guidance", "-1", "--class", "cats"], "--guidance -1.0: must be at least 0"),
         (["--guidance", "nan", "--class", "cats"], "--guidance must be finite, got nan"),
         (["--generate", "2", "--invert-mask"], "--generate and --invert-mask exclude each other"),
         (["--outpaint", "1", "1", "1", "1", "--no-paste"], "--outpaint and --no-paste exclude each other"),
