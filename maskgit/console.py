@@ -59,10 +59,11 @@ def run_command(
         chosen = tyro.cli(options, args=argv, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
     except SystemExit as stop:  # --help, or options that tyro could not read
         return int(stop.code or 0)
+    known: tuple[type[BaseException], ...] = (UsageError, *errors)
     try:
         with warnings_as_lines():
             return work(chosen) or DONE
-    except (UsageError, *errors) as error:
+    except known as error:
         # Of line breaks, those before indented lines are the message's own; others may come out of a file's name.
         print("\n  ".join(map(printable, f"error: {error}".split("\n  "))), file=sys.stderr)
         return BAD_USAGE if isinstance(error, UsageError) else FAILED

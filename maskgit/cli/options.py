@@ -171,7 +171,8 @@ def check_task(options: Options) -> None:
                     f"{flag(name)} {shown}: neither pixels, such as 12, nor percent, such as 25% "
                     f"(in numbers of at most {_DIGITS} digits)"
                 )
-    if options.mask not in (None, *MAKERS) and not (Path(options.mask).is_dir() or Path(options.mask).is_file()):
+    masks = Path(options.mask or "")
+    if options.mask not in (None, *MAKERS) and not masks.is_dir() and not masks.is_file():
         raise UsageError(f"--mask {options.mask}: no such file or folder, and not one of {', '.join(MAKERS)}")
     if options.maps and not options.save_steps:
         raise UsageError("--maps shows the steps: leave out --no-save-steps")

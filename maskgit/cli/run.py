@@ -48,9 +48,8 @@ class Run:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.verb = "generated" if options.generate is not None else "outpainted" if options.outpaint else "inpainted"
-        self.suffixes = (".png",)  # of an image's results, the result last
-        if self.verb == "inpainted":
-            self.suffixes = (".strip.png", ".maps.png", ".png") if options.maps else (".strip.png", ".png")
+        also = [".strip.png", *[".maps.png"] * options.maps] if self.verb == "inpainted" else []
+        self.suffixes = [*also, ".png"]  # of an image's results, the result last
         self.failures: list[tuple[str, str]] = []  # (file, reason)
         self.written: list[Job] = []
         self.lost: dict[str, list[str]] = defaultdict(list)  # what results don't have of their files, and which
