@@ -10,7 +10,6 @@ import ipaddress
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from PIL import Image
 from maskgit.console import UsageError, run_command
 from maskgit.decoding import ORDERS
 from maskgit.decoding.schedules import SCHEDULES
+from maskgit.files import SAMPLES
 from maskgit.pipeline import MaskGIT
 
 NO_CLASS = -1
@@ -113,8 +113,8 @@ def build(model: MaskGIT) -> Any:
             raise gr.Error(str(error)) from error
         return result.image, [step.image for step in result.steps]
 
-    with resources.as_file(resources.files("maskgit") / "assets" / "samples") as samples:
-        examples = [[{"background": str(p), "layers": [], "composite": str(p)}] for p in sorted(samples.glob("*.png"))]
+    samples = [str(path) for path in sorted(SAMPLES.glob("*.png"))]
+    examples = [[{"background": path, "layers": [], "composite": path}] for path in samples]
     with gr.Blocks(title="MaskGIT inpainting", delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown("# MaskGIT inpainting\nPut in a picture, paint over what is to be filled, press *Fill*.")
         with gr.Row():

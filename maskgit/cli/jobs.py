@@ -6,7 +6,6 @@ import itertools
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from maskgit.cli.results import is_result
 from maskgit.console import UsageError
 from maskgit.data.images import find_images
 from maskgit.data.masks import MAKERS, MaskError, find_mask_for, load_mask, make_mask
+from maskgit.files import SAMPLES
 from maskgit.memory import MOST_PIXELS
 from maskgit.pipeline import image_seed
 
@@ -61,10 +61,7 @@ def find_jobs(options: Options) -> list[Job]:
     if options.generate is not None:
         digits = max(4, len(str(options.generate)))
         return [Job(None, f"generated/{i}", options.output / f"{i:0{digits}d}") for i in range(options.generate)]
-    path = options.images
-    if path is None:
-        with resources.as_file(resources.files("maskgit") / "assets" / "samples") as samples:
-            path = samples
+    path = options.images or SAMPLES
     if path.is_file():
         root, found = path.parent, [path]
     elif not path.is_dir():

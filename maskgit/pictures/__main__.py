@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +19,7 @@ from maskgit.data.masks import MAKERS, load_mask, make_mask
 from maskgit.data.png import png_bytes
 from maskgit.data.reading import read_image
 from maskgit.decoding import DecodeConfig
-from maskgit.files import find_replaced, write_atomically
+from maskgit.files import SAMPLES, find_replaced, write_atomically
 from maskgit.pictures.strips import animation, evolution, strip
 from maskgit.pipeline import MaskGIT
 
@@ -65,8 +64,7 @@ def draw(options: Options) -> None:
         raise ValueError("--schedules: name at least one")
     for schedule in options.schedules:  # what makes no sense is found out before any work is done
         DecodeConfig(steps=options.steps, schedule=schedule)
-    with resources.as_file(resources.files("maskgit") / "assets" / "samples" / "fox.png") as sample:
-        image = read_image(options.image or sample)
+    image = read_image(options.image or SAMPLES / "fox.png")
     if options.mask in MAKERS:
         mask = make_mask(options.mask, image.height, image.width, options.seed)
     elif Path(options.mask).is_file():

@@ -98,19 +98,16 @@ def decoding_maps(
     held = torch.from_numpy(np.where(before, model.transformer.config.mask_token_id, found)).flatten(1)  # [T, N]
     scales = torch.tensor([config.guidance_at(step) if label is not None else 0.0 for step in range(len(held))])
 
+    codes = torch.from_numpy(drawn).flatten(1)
     probabilities, attention = [], []
-    for tokens, codes, scale in zip(
-        held.to(model.device).split(_STEPS_AT_ONCE),
-        torch.from_numpy(drawn).flatten(1).to(model.device).split(_STEPS_AT_ONCE),
-        scales.to(model.device).split(_STEPS_AT_ONCE),
-        strict=True,
-    ):
+    parts = (whole.to(model.device).split(_STEPS_AT_ONCE) for whole in (held, codes, scales))
+    for tokens, chosen, scale in zip(*parts, strict=True):
         with record_attention(model.transformer, [row * columns + column]) as layers:
             logits = _logits(model, tokens, label)
         if scale.any():
             logits = logits + scale[:, None, None] * (logits - _logits(model, tokens, None))
         p = (logits / config.softmax_temperature).softmax(-1)
-        probabilities.append(p.gather(-1, codes[..., None])[..., 0])  # [t, N]
+        probabilities.append(p.gather(-1, chosen[..., None])[..., 0])  # [t, N]
         attention.append(torch.stack([weights.mean(1)[:, 0, : rows * columns] for weights in layers], dim=1))
     confidence = torch.cat(probabilities).cpu().numpy().reshape(before.shape)
     weights = torch.cat(attention).cpu().numpy()  # [T, layers, N]
