@@ -10,17 +10,16 @@ import ipaddress
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import tyro
 from PIL import Image
 
-from maskgit.console import printable_lines
+from maskgit.console import UsageError, run_command
 from maskgit.decoding import ORDERS
 from maskgit.decoding.schedules import SCHEDULES
+from maskgit.files import SAMPLES
 from maskgit.pipeline import MaskGIT
 
 NO_CLASS = -1
@@ -78,8 +77,10 @@ def painted(editor: dict[str, Any] | None) -> tuple[Image.Image, np.ndarray]:
 
 def build(model: MaskGIT) -> Any:
     """The page, a gradio.Blocks. Raises ImportError where gradio is missing."""
-    import gradio as gr
-
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise ImportError("the page needs gradio: pip install 'maskgit-inpaint[app]'") from error
     decoding, classes = model.decoding, model.class_names or range(model.transformer.config.num_classes)
 
     def fill(
@@ -112,8 +113,8 @@ def build(model: MaskGIT) -> Any:
             raise gr.Error(str(error)) from error
         return result.image, [step.image for step in result.steps]
 
-    with resources.as_file(resources.files("maskgit") / "assets" / "samples") as samples:
-        examples = [[{"background": str(p), "layers": [], "composite": str(p)}] for p in sorted(samples.glob("*.png"))]
+    samples = [str(path) for path in sorted(SAMPLES.glob("*.png"))]
+    examples = [[{"background": path, "layers": [], "composite": path}] for path in samples]
     with gr.Blocks(title="MaskGIT inpainting", delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown("# MaskGIT inpainting\nPut in a picture, paint over what is to be filled, press *Fill*.")
         with gr.Row():
@@ -195,19 +196,17 @@ def launch(page: Any, port: int, **options: Any) -> Any:
     return page.launch(server_port=port, **door, **options)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve the page until Ctrl-C. Returns the exit status: 0, or 2 for a model or option that can't be used."""
-    options = tyro.cli(Options, args=arguments)
+def serve(options: Options) -> None:
+    """Serve the page until Ctrl-C. Raises UsageError for a model or option that can't be used."""
     try:
-        page = build(MaskGIT.from_pretrained(options.model, device=options.device))
-        launch(page, options.port)
-    except ImportError:
-        print("error: the page needs gradio: pip install 'maskgit-inpaint[app]'", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError, ValueError) as error:
-        print(printable_lines(f"error: {error}"), file=sys.stderr)
-        return 2
-    return 0
+        launch(build(MaskGIT.from_pretrained(options.model, device=options.device)), options.port)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status: 0, or 2 for bad usage."""
+    return run_command(Options, serve, argv, prog="python -m maskgit.app")
 
 
 if __name__ == "__main__":

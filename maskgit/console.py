@@ -59,15 +59,14 @@ def run_command(
         chosen = tyro.cli(options, args=argv, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
     except SystemExit as stop:  # --help, or options that tyro could not read
         return int(stop.code or 0)
+    known: tuple[type[BaseException], ...] = (UsageError, *errors)
     try:
         with warnings_as_lines():
             return work(chosen) or DONE
-    except UsageError as error:
-        print(printable_lines(f"error: {error}"), file=sys.stderr)
-        return BAD_USAGE
-    except errors as error:
-        print(printable_lines(f"error: {error}"), file=sys.stderr)
-        return FAILED
+    except known as error:
+        # Of line breaks, those before indented lines are the message's own; others may come out of a file's name.
+        print("\n  ".join(map(printable, f"error: {error}".split("\n  "))), file=sys.stderr)
+        return BAD_USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         return INTERRUPTED
@@ -78,7 +77,12 @@ def require_at_least(options: object, least: Mapping[str, float]) -> None:
     for name, smallest in least.items():
         value = getattr(options, name)
         if value is not None and not value >= smallest:  # true of NaN too
-            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {smallest}")
+            raise UsageError(f"{flag(name)} {value}: must be at least {smallest}")
+
+
+def flag(name: str) -> str:
+    """How a field is called on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def progress_bar(total: float, description: str, unit: str | None = "image") -> tqdm:

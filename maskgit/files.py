@@ -18,6 +18,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+SAMPLES = Path(__file__).parent / "assets" / "samples"
+"""The folder of images that commands take where none are given."""
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 

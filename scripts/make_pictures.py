@@ -14,7 +14,7 @@ from PIL import Image
 
 from maskgit.cli.inpaint import main as inpaint
 from maskgit.files import write_atomically
-from maskgit.pictures import strips as visualize
+from maskgit.pictures.__main__ import main as evolution
 
 FOLDER = Path("docs/images")
 FOX = "maskgit/assets/samples/fox.png"
@@ -24,8 +24,8 @@ PICTURES = {
     "overview": (inpaint, [], "overview.grid.png"),
     "outpainted": (inpaint, ["--outpaint", "0", "0", "50%", "0"], "overview.grid.png"),
     "generated": (inpaint, ["--generate", "12", "--class", "Food & Drink"], "overview.grid.png"),
-    "evolution": (visualize.main, ["--steps", "6"], "evolution.png"),
-    "animation": (visualize.main, ["--steps", "6", "--animation", "webp"], "evolution.webp"),
+    "evolution": (evolution, ["--steps", "6"], "evolution.png"),
+    "animation": (evolution, ["--steps", "6", "--animation", "webp"], "evolution.webp"),
     "maps": (inpaint, ["--images", FOX, "--steps", "4", "--maps"], "fox.maps.png"),
 }
 

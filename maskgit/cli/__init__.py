@@ -1,1 +1,1 @@
-"""The command line of inpainting."""
+"""The command line of inpainting, from options to files: on top of everything but training and the sweeps."""

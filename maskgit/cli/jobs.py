@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from maskgit.canvas.outpainting import Margins
-from maskgit.cli.options import Lengths, Options, UsageError
+from maskgit.cli.options import Options
 from maskgit.cli.results import is_result
+from maskgit.console import UsageError
 from maskgit.data.images import find_images
 from maskgit.data.masks import MAKERS, MaskError, find_mask_for, load_mask, make_mask
+from maskgit.files import SAMPLES
 from maskgit.memory import MOST_PIXELS
 from maskgit.pipeline import image_seed
 
@@ -37,78 +39,29 @@ class Job:
     output: Path
     """Without a suffix."""
 
-
-def to_pixels(length: str, side: int) -> int:
-    """A length in pixels, or in percent of a side, as pixels."""
-    return round(float(length[:-1]) / 100 * side) if length.endswith("%") else int(length)
-
-
-def query_point(options: Options, job: Job, image: Image.Image) -> tuple[int, int] | None:
-    """--map-at in the pixels (x, y) of an image; None where it isn't given.
-
-    Raises:
-        MaskError: the point is outside the image.
-    """
-    if options.map_at is None:
-        return None
-    x, y = (to_pixels(length, side) for length, side in zip(options.map_at, image.size, strict=True))
-    if x >= image.width or y >= image.height:
-        raise MaskError(
-            f"{job.path}: --map-at {' '.join(options.map_at)} is outside this picture of {image.width}x{image.height}"
-        )
-    return x, y
-
-
-def query_token(point: tuple[int, int] | None, size: tuple[int, int], grid: tuple[int, ...]) -> tuple[int, int] | None:
-    """Row and column, on a grid of (rows, columns), of the token at a point (x, y) of an image of size (W, H)."""
-    if point is None:
-        return None
-    (x, y), (width, height), (rows, columns) = point, size, grid
-    return y * rows // height, x * columns // width
-
-
-def outpainting(lengths: Lengths) -> Callable[[Job, Image.Image], Target]:
-    """The function that gives an image's margins; it raises MaskError where the picture would become too large."""
-
-    def margins(job: Job, image: Image.Image) -> Target:
-        left, top, right, bottom = (
-            to_pixels(length, side) for length, side in zip(lengths, image.size * 2, strict=True)
-        )
-        width, height = image.width + left + right, image.height + top + bottom
-        if width * height > MOST_PIXELS:
-            raise MaskError(
-                f"{job.path}: with --outpaint {' '.join(lengths)} it would have {width}x{height} pixels; "
-                f"at most {MOST_PIXELS:,} are made"
-            )
-        return left, top, right, bottom
-
-    return margins
+    def file(self, suffix: str) -> Path:
+        """One of its results."""
+        return self.output.with_name(self.output.name + suffix)
 
 
 # --- which files ------------------------------------------------------------------------------------------------------
 
 
-def generated_jobs(options: Options) -> list[Job]:
-    """Pictures with a number for a name. As many as before begin with the same ones."""
-    count = options.generate or 0
-    digits = max(4, len(str(count)))
-    return [Job(None, f"generated/{i}", options.output / f"{i:0{digits}d}") for i in range(count)]
-
-
 def find_jobs(options: Options) -> list[Job]:
-    """The files to do and the names of their results.
+    """The files to do, or pictures to generate, and the names of their results.
 
-    The output folder may be the folder of the images, or below or above it: results of earlier runs with the same
-    output folder, which may so lie among the images, are left out.
+    Generated pictures have a number for a name; as many as before begin with the same ones. The output folder may be
+    the folder of the images, or below or above it: results of earlier runs with the same output folder, which may so
+    lie among the images, are left out.
 
     Raises:
         UsageError: there are none, or --images names nothing that has any.
         DataError: a folder can't be listed.
     """
-    path = options.images
-    if path is None:
-        with resources.as_file(resources.files("maskgit") / "assets" / "samples") as samples:
-            path = samples
+    if options.generate is not None:
+        digits = max(4, len(str(options.generate)))
+        return [Job(None, f"generated/{i}", options.output / f"{i:0{digits}d}") for i in range(options.generate)]
+    path = options.images or SAMPLES
     if path.is_file():
         root, found = path.parent, [path]
     elif not path.is_dir():
@@ -156,45 +109,69 @@ def mask_folder(folder: Path, job: Job) -> Path:
     return mirrored if mirrored.is_dir() else folder
 
 
-def mask_source(options: Options) -> Callable[[Job, Image.Image], Target]:
-    """The function that gives an image's mask, bool [H, W]; it raises MaskError or ImageError.
+# --- what is to be done with each -------------------------------------------------------------------------------------
+
+
+def find_target(options: Options, job: Job, image: Image.Image) -> Target:
+    """What is to be done with an image.
 
     Raises:
-        UsageError: --mask is none of what it may be.
+        MaskError, ImageError: it has no mask, or one that can't be used; the box is outside of it, or it would become
+            too large.
     """
-    if options.box is not None:
-        lengths = options.box
-
-        def box(job: Job, image: Image.Image) -> np.ndarray:
-            left, top, width, height = (
-                to_pixels(length, side) for length, side in zip(lengths, image.size * 2, strict=True)
+    if options.outpaint is not None:
+        left, top, right, bottom = in_pixels(options.outpaint, image.size)
+        width, height = image.width + left + right, image.height + top + bottom
+        if width * height > MOST_PIXELS:
+            raise MaskError(
+                f"{job.path}: with --outpaint {' '.join(options.outpaint)} it would have {width}x{height} pixels; "
+                f"at most {MOST_PIXELS:,} are made"
             )
-            mask = np.zeros(image.size[::-1], dtype=bool)
-            mask[top : top + height, left : left + width] = True
-            if not mask.any():
-                raise MaskError(
-                    f"{job.path}: the box is outside this picture of {image.width}x{image.height}, or empty"
-                )
-            return mask ^ options.invert_mask
-
-        return box
+        return left, top, right, bottom
+    if options.box is not None:
+        left, top, width, height = in_pixels(options.box, image.size)
+        mask = np.zeros(image.size[::-1], dtype=bool)
+        mask[top : top + height, left : left + width] = True
+        if not mask.any():
+            raise MaskError(f"{job.path}: the box is outside this picture of {image.width}x{image.height}, or empty")
+        return mask ^ options.invert_mask
     wanted = options.mask or "center"
-    path = Path(wanted)
     if wanted in MAKERS:
-
-        def make(job: Job, image: Image.Image) -> np.ndarray:
-            # Other random numbers than those of the tokens, which come from the seed of the bare name.
-            seed = image_seed(options.seed, f"mask/{job.name}") % 2**64
-            return make_mask(wanted, image.height, image.width, seed) ^ options.invert_mask
-
-        return make
+        # Other random numbers than those of the tokens, which come from the seed of the bare name.
+        seed = image_seed(options.seed, f"mask/{job.name}") % 2**64
+        return make_mask(wanted, image.height, image.width, seed) ^ options.invert_mask
+    path = Path(wanted)
     if path.is_dir():
+        assert job.path is not None
+        path = find_mask_for(job.path, mask_folder(path, job))
+    return load_mask(path, image.size, options.invert_mask)
 
-        def find(job: Job, image: Image.Image) -> np.ndarray:
-            assert job.path is not None
-            return load_mask(find_mask_for(job.path, mask_folder(path, job)), image.size, options.invert_mask)
 
-        return find
-    if path.is_file():
-        return lambda job, image: load_mask(path, image.size, options.invert_mask)
-    raise UsageError(f"--mask {wanted}: no such file or folder, and not one of {', '.join(MAKERS)}")
+def in_pixels(lengths: Sequence[str], size: tuple[int, int]) -> list[int]:
+    """Lengths along x, y, x, ..., in pixels or in percent of a picture's (width, height), in pixels."""
+    sides = zip(lengths, itertools.cycle(size), strict=False)
+    return [round(float(text[:-1]) / 100 * side) if text.endswith("%") else int(text) for text, side in sides]
+
+
+def query_point(options: Options, job: Job, image: Image.Image) -> tuple[int, int] | None:
+    """--map-at in the pixels (x, y) of an image; None where it isn't given.
+
+    Raises:
+        MaskError: the point is outside the image.
+    """
+    if options.map_at is None:
+        return None
+    x, y = in_pixels(options.map_at, image.size)
+    if x >= image.width or y >= image.height:
+        raise MaskError(
+            f"{job.path}: --map-at {' '.join(options.map_at)} is outside this picture of {image.width}x{image.height}"
+        )
+    return x, y
+
+
+def query_token(point: tuple[int, int] | None, size: tuple[int, int], grid: tuple[int, ...]) -> tuple[int, int] | None:
+    """Row and column, on a grid of (rows, columns), of the token at a point (x, y) of an image of size (W, H)."""
+    if point is None:
+        return None
+    (x, y), (width, height), (rows, columns) = point, size, grid
+    return y * rows // height, x * columns // width

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from maskgit.console import UsageError, flag, require_at_least
+from maskgit.data.masks import MAKERS
 from maskgit.decoding import DecodeConfig, decoder
 from maskgit.pipeline import MaskGIT, Precision
 from maskgit_kernels.backend import BACKENDS
@@ -18,7 +20,19 @@ Lengths = tuple[str, str, str, str]
 """Four lengths, each in pixels ("12") or in percent of the picture's side ("25%")."""
 
 _DIGITS = 9  # of such a length: no picture has a side of more
+_NUMBER = rf"\d{{1,{_DIGITS}}}"
 _MOST_GENERATED = 10**6
+
+# Fields of DecodeConfig that options change, and their names there.
+_SETTINGS = {"choice_temperature": "temperature", "guidance_scale": "guidance"}
+_SETTINGS |= {name: name for name in ("steps", "schedule", "softmax_temperature", "remask", "reuse")}
+
+# What makes no sense with what: each says by itself what is to be done.
+_EXCLUDED = {
+    "generate": ("images", "mask", "box", "outpaint", "maps", "invert_mask", "paste"),
+    "outpaint": ("mask", "box", "maps", "invert_mask", "paste"),
+    "box": ("mask",),
+}
 
 
 @dataclass(frozen=True)
@@ -107,36 +121,23 @@ class Options:
     the middle of the hole."""
 
 
-class UsageError(ValueError):
-    """Options that can't be carried out."""
-
-
 def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
     """The decoder, or else the model's default, with what the options change.
 
     Raises:
         UsageError: an unknown decoder, or values that make no sense.
     """
-    changes: dict[str, Any] = {
-        "steps": options.steps,
-        "schedule": options.schedule,
-        "choice_temperature": options.temperature,
-        "softmax_temperature": options.softmax_temperature,
-        "guidance_scale": options.guidance,
-        "remask": options.remask,
-        "reuse": options.reuse,
-    }
-    chosen = {name: value for name, value in changes.items() if value is not None}
+    given = {field: getattr(options, option) for field, option in _SETTINGS.items()}
+    changes: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
     try:
-        return dataclasses.replace(default if options.decoder is None else decoder(options.decoder), **chosen)
+        return dataclasses.replace(default if options.decoder is None else decoder(options.decoder), **changes)
     except ValueError as error:  # it begins with the field's name
         field, _, reason = str(error).partition(" ")
-        option = {"choice_temperature": "temperature", "guidance_scale": "guidance"}.get(field, field)
+        option = _SETTINGS.get(field, field)
         if not hasattr(options, option):  # a setting of the model's own
-            raise UsageError(
-                f"the model's own way of decoding can't be changed so: {error}; choose a --decoder"
-            ) from error
-        raise UsageError(f"--{option.replace('_', '-')} {reason}") from error
+            reason = f"the model's own way of decoding can't be changed so: {error}; choose a --decoder"
+            raise UsageError(reason) from error
+        raise UsageError(f"{flag(option)} {reason}") from error
 
 
 def class_number(model: MaskGIT, text: str) -> int:
@@ -155,43 +156,29 @@ def class_number(model: MaskGIT, text: str) -> int:
 
 def check_task(options: Options) -> None:
     """Raise UsageError for options that exclude each other, or make no sense."""
-    given: tuple[str, ...]
-    if options.generate is not None:
-        if options.generate < 1:
-            raise UsageError(f"--generate {options.generate}: must be at least 1")
-        if options.generate > _MOST_GENERATED:
-            raise UsageError(f"--generate: at most {_MOST_GENERATED:,} in one run")
-        given = ("images", "mask", "box", "outpaint")
-    elif options.outpaint is not None:
-        given = ("mask", "box")
-    else:
-        given = ("mask",) if options.box is not None else ()
-    task = "--generate" if options.generate is not None else "--outpaint" if options.outpaint else "--box"
-    for name in given:
-        if getattr(options, name) is not None:
-            raise UsageError(f"{task} and --{name} exclude each other")
+    require_at_least(options, {"generate": 1, "batch_size": 1, "guidance": 0})
+    if options.generate is not None and options.generate > _MOST_GENERATED:
+        raise UsageError(f"--generate: at most {_MOST_GENERATED:,} in one run")
+    for task, others in _EXCLUDED.items():
+        for name in others if getattr(options, task) is not None else ():
+            if getattr(options, name) != getattr(Options, name):
+                raise UsageError(f"--{task} and {'--no-paste' if name == 'paste' else flag(name)} exclude each other")
     for name in ("box", "outpaint", "map_at"):
         for text in getattr(options, name) or ():
-            if not re.fullmatch(rf"\d{{1,{_DIGITS}}}|\d{{1,{_DIGITS}}}(\.\d{{1,{_DIGITS}}})?%", text):
-                option = name.replace("_", "-")
+            if not re.fullmatch(rf"{_NUMBER}|{_NUMBER}(\.{_NUMBER})?%", text):
                 shown = text if len(text) <= 40 else f"{text[:40]}..."
                 raise UsageError(
-                    f"--{option} {shown}: neither pixels, such as 12, nor percent, such as 25% "
+                    f"{flag(name)} {shown}: neither pixels, such as 12, nor percent, such as 25% "
                     f"(in numbers of at most {_DIGITS} digits)"
                 )
-    if options.maps:
-        if task != "--box":
-            raise UsageError(f"{task} and --maps exclude each other")
-        if not options.save_steps:
-            raise UsageError("--maps shows the steps: leave out --no-save-steps")
-    elif options.map_at is not None:
+    masks = Path(options.mask or "")
+    if options.mask not in (None, *MAKERS) and not masks.is_dir() and not masks.is_file():
+        raise UsageError(f"--mask {options.mask}: no such file or folder, and not one of {', '.join(MAKERS)}")
+    if options.maps and not options.save_steps:
+        raise UsageError("--maps shows the steps: leave out --no-save-steps")
+    if options.map_at is not None and not options.maps:
         raise UsageError("--map-at needs --maps")
-    for name, unusual in (("--invert-mask", options.invert_mask), ("--no-paste", not options.paste)):
-        if unusual and task != "--box":
-            raise UsageError(f"{task} and {name} exclude each other")
     if options.kernels not in (None, *BACKENDS):
         raise UsageError(f"--kernels must be one of {', '.join(BACKENDS)}, got {options.kernels!r}")
     if options.guidance is not None and options.class_ is None:
         raise UsageError("--guidance needs a --class to guide to")
-    if options.guidance is not None and options.guidance < 0:
-        raise UsageError(f"--guidance must be at least 0, got {options.guidance:g}")

@@ -7,38 +7,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskgit.cli.jobs import OVERVIEW, Job, mask_folder
-from maskgit.cli.options import Options, UsageError
+from maskgit.cli.options import Options
 from maskgit.cli.results import is_result
+from maskgit.console import UsageError
 from maskgit.data.masks import MAKERS
 from maskgit.files import find_replaced
 
 
 def check_originals(options: Options, jobs: Sequence[Job], suffixes: Sequence[str]) -> None:
-    """See to it that nothing is lost before anything is done.
-
-    Args:
-        options: of the run.
-        jobs: what it has to do.
-        suffixes: how the names of each job's results end.
+    """See to it that nothing is lost before anything is done; the names of each job's results end in `suffixes`.
 
     Raises:
         UsageError: a result would take the place of an image or mask that is to be read, in whatever way its path leads
             there; or, among images and where pictures are generated, of a file that isn't a result.
     """
-    results = [job.output.with_name(job.output.name + suffix) for job in jobs for suffix in suffixes]
+    results = [job.file(suffix) for job in jobs for suffix in suffixes]
     if len(jobs) > 1:
         results.append(options.output / OVERVIEW)
     existing = [path for path in results if os.path.lexists(path)]
     images = [job.path for job in jobs if job.path is not None]
     folders = {path.parent for path in images}
     among = {path for path, _ in find_replaced({path.parent for path in existing}, folders)}
-    foreign = [
-        path for path in existing if (not images or path.parent in among) and not is_result(path, options.output)
-    ]
+    beside = [path for path in existing if not images or path.parent in among]
     for kind, lost in (
         ("one of the images", [original for _, original in find_replaced(existing, images)]),
         ("a mask", [original for _, original in find_replaced(existing, mask_files(options, jobs))]),
-        ("not the result of an earlier run", foreign),
+        ("not the result of an earlier run", [path for path in beside if not is_result(path, options.output)]),
     ):
         if lost:
             more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +10,10 @@ from typing import Annotated
 import tyro
 from torch import nn
 
-from maskgit.console import printable
+from maskgit.console import UsageError, printable, run_command
 from maskgit.convert.conversion import Conversion, Part, convert
 from maskgit.convert.hints import Hints
 from maskgit.convert.reading import ConvertError
-
-DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +41,15 @@ class Options:
     """A text file with the names of the transformer's classes, one a line, from class 0 on."""
 
 
+def work(options: Options) -> None:
+    """Convert, and print what was found. Raises UsageError, ConvertError or OSError."""
+    if len(options.paths) < 2:
+        raise UsageError("name one or two checkpoints, and last the folder to be made (--help)")
+    *files, output = options.paths
+    names = _read_names(options.class_names) if options.class_names else []
+    print(summary(convert(files, output, options.hints, names), output))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -55,27 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 1 if the files can't be converted; 2 for bad usage; 130 after Ctrl-C.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no valid text
-    try:
-        options = tyro.cli(Options, prog="python -m maskgit.convert", args=argv, config=(tyro.conf.DisallowNone,))
-    except SystemExit as stop:  # --help, or options that tyro could not read
-        return int(stop.code or 0)
-    if len(options.paths) < 2:
-        print("error: name one or two checkpoints, and last the folder to be made (--help)", file=sys.stderr)
-        return BAD_USAGE
-    *files, output = options.paths
-    try:
-        names = _read_names(options.class_names) if options.class_names else []
-        found = convert(files, output, options.hints, names)
-    except (ConvertError, OSError) as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return INTERRUPTED
-    print(summary(found, output))
-    return DONE
+    return run_command(Options, work, argv, prog="python -m maskgit.convert", errors=(ConvertError, OSError))
 
 
 def _read_names(path: Path) -> list[str]:

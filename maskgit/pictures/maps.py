@@ -25,7 +25,7 @@ from maskgit.decoding import DecodeConfig
 from maskgit.network import halton as halton_transformer
 from maskgit.network.halton import HaltonTransformer
 from maskgit.network.transformer import Transformer
-from maskgit.pictures.strips import BACKGROUND, GAP, INK, display_size, framed, grid, resize, text_picture
+from maskgit.pictures.strips import BACKGROUND, GAP, INK, blocks, display_size, framed, grid, resize, text_picture
 from maskgit.pipeline import InpaintResult, MaskGIT
 
 _STEPS_AT_ONCE = 8  # go through the transformer together
@@ -98,19 +98,16 @@ def decoding_maps(
     held = torch.from_numpy(np.where(before, model.transformer.config.mask_token_id, found)).flatten(1)  # [T, N]
     scales = torch.tensor([config.guidance_at(step) if label is not None else 0.0 for step in range(len(held))])
 
+    codes = torch.from_numpy(drawn).flatten(1)
     probabilities, attention = [], []
-    for tokens, codes, scale in zip(
-        held.to(model.device).split(_STEPS_AT_ONCE),
-        torch.from_numpy(drawn).flatten(1).to(model.device).split(_STEPS_AT_ONCE),
-        scales.to(model.device).split(_STEPS_AT_ONCE),
-        strict=True,
-    ):
+    parts = (whole.to(model.device).split(_STEPS_AT_ONCE) for whole in (held, codes, scales))
+    for tokens, chosen, scale in zip(*parts, strict=True):
         with record_attention(model.transformer, [row * columns + column]) as layers:
             logits = _logits(model, tokens, label)
         if scale.any():
             logits = logits + scale[:, None, None] * (logits - _logits(model, tokens, None))
         p = (logits / config.softmax_temperature).softmax(-1)
-        probabilities.append(p.gather(-1, codes[..., None])[..., 0])  # [t, N]
+        probabilities.append(p.gather(-1, chosen[..., None])[..., 0])  # [t, N]
         attention.append(torch.stack([weights.mean(1)[:, 0, : rows * columns] for weights in layers], dim=1))
     confidence = torch.cat(probabilities).cpu().numpy().reshape(before.shape)
     weights = torch.cat(attention).cpu().numpy()  # [T, layers, N]
@@ -238,16 +235,14 @@ def _confidence_picture(
     fresh = ~np.isnan(confidence)
     rest = np.array([GIVEN, DECIDED, OPEN], dtype=np.uint8)[start.astype(int) + before]
     cells = np.where(fresh[..., None], _confidence_colors(np.nan_to_num(confidence)), rest)
-    picture = Image.fromarray(cells).resize(size, Image.Resampling.NEAREST)
     count = int(fresh.sum())
-    return framed(picture, f"{count} decided: {np.nanmean(confidence):.2f}" if count else "none decided")
+    return framed(blocks(cells, size), f"{count} decided: {np.nanmean(confidence):.2f}" if count else "none decided")
 
 
 def _attention_picture(image: Image.Image, shares: np.ndarray, query: tuple[int, int]) -> Image.Image:
     """RGB; float [h, w] in [0, 1]; row and column."""
     pale = 110 + 0.57 * np.asarray(image.convert("L"), dtype=np.float32)[..., None]
-    heat = Image.fromarray(shares.astype(np.float32)).resize(image.size, Image.Resampling.NEAREST)
-    weight = np.asarray(heat)[..., None]
+    weight = np.asarray(blocks(shares.astype(np.float32), image.size))[..., None]
     picture = Image.fromarray((pale + weight * (np.array(HEAT) - pale)).round().astype(np.uint8))
     (row, column), (rows, columns) = query, shares.shape
     left, top = column * image.width // columns, row * image.height // rows

@@ -1,31 +1,17 @@
-"""Pictures to look at: the strip of one inpainting, grids of many, how masks and images evolve, still and moving.
-
-python -m maskgit.pictures                                      # a sample image, filled by three schedules
-python -m maskgit.pictures photo.png --mask hole.png --schedules cosine arccos --steps 12 --animation webp
-"""
+"""Pictures to look at: the strip of one inpainting, grids of many, how masks and images evolve, still and moving."""
 
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-import tyro
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from maskgit.canvas.holes import cells_with_holes
-from maskgit.console import printable, warnings_as_lines
-from maskgit.data.masks import MAKERS, load_mask, make_mask
-from maskgit.data.reading import read_image, to_rgb
-from maskgit.decoding import DecodeConfig
-from maskgit.files import find_replaced, write_atomically
-from maskgit.pipeline import InpaintResult, MaskGIT
+from maskgit.data.reading import to_rgb
+from maskgit.pipeline import InpaintResult
 
 BACKGROUND = (255, 255, 255)
 INK = (40, 40, 40)
@@ -52,21 +38,11 @@ def strip(result: InpaintResult) -> Image.Image:
     Under the hole and each step are the tokens: those given by the image in light grey, those decided at this step in
     orange, those decided before in blue, those still open in dark. Small images are enlarged by a whole factor.
     """
-    size = display_size(result.original.size)
-    masked = result.masked
-    top = [resize(result.original, size), masked_picture(result)]
-    bottom: list[Image.Image | None] = [None, _token_picture(masked, masked, masked, size)]
-    captions = ["original", f"masked: {int(masked.sum())} tokens"]
-    before = masked
-    for number, step in enumerate(result.steps, 1):
-        top.append(resize(step.image, size))
-        bottom.append(_token_picture(masked, before, step.masked, size))
-        captions.append(f"step {number}: {int(step.masked.sum())} left")
-        before = step.masked
-    top.append(resize(result.image, size))
-    bottom.append(None)
-    captions.append("result")
-    return grid([*top, *bottom], len(top), captions)
+    images, masks = _by_step(result)
+    top = [resize(result.original, images[0].size), *images, resize(result.image, images[0].size)]
+    captions = ["original", f"masked: {int(masks[0].sum())} tokens"]
+    captions += [f"step {number}: {int(mask.sum())} left" for number, mask in enumerate(masks[1:], 1)]
+    return grid([*top, None, *_token_pictures(masks, images[0].size), None], len(top), [*captions, "result"])
 
 
 def triples(results: Sequence[InpaintResult], columns: int = 4) -> Image.Image:
@@ -85,6 +61,14 @@ def triple(result: InpaintResult) -> tuple[Image.Image, Image.Image, Image.Image
     """One inpainting as masked, filled, original, at the size at which strips show it."""
     size = display_size(result.original.size)
     return masked_picture(result), resize(result.image, size), resize(result.original, size)
+
+
+def pair(original: Image.Image, outpainted: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """A picture before and after it was outpainted, at one scale."""
+    size = display_size(outpainted.size)
+    scale = size[0] / outpainted.width
+    width, height = (max(1, round(side * scale)) for side in original.size)
+    return resize(original, (width, height)), resize(outpainted, size)
 
 
 def overview(groups: Sequence[Sequence[Image.Image]], captions: Sequence[str], columns: int = 4) -> Image.Image:
@@ -118,11 +102,9 @@ def evolution(results: Mapping[str, InpaintResult]) -> Image.Image:
     columns = 1 + max(len(result.steps) for result in results.values())
     pictures: list[Image.Image | None] = []
     for name, result in results.items():
-        size = display_size(result.original.size)
-        masks = [result.masked, *(step.masked for step in result.steps)]
-        images = [masked_picture(result), *(resize(step.image, size) for step in result.steps)]
+        images, masks = _by_step(result)
         empty = [None] * (columns - len(masks))
-        pictures += [text_picture(name), *(_mask_picture(mask, size) for mask in masks), *empty]
+        pictures += [text_picture(name), *(_mask_picture(mask, images[0].size) for mask in masks), *empty]
         pictures += [None, *images, *empty]
     return grid(pictures, 1 + columns, ["", "start", *(f"step {number}" for number in range(1, columns))])
 
@@ -142,11 +124,16 @@ def animation(results: Mapping[str, InpaintResult], kind: Literal["gif", "webp"]
     _check_steps(results)
     if kind not in ("gif", "webp"):
         raise ValueError(f"unknown kind of animation {kind!r}: choose gif or webp")
-    columns = [_frames(result) for result in results.values()]
-    frames = []
-    for number in range(max(len(column) for column in columns)):
-        now = [column[min(number, len(column) - 1)] for column in columns]
-        frames.append(grid([*(top for top, _ in now), *(bottom for _, bottom in now)], len(columns), list(results)))
+    pictures, tokens = [], []  # of each result, frame by frame
+    for result in results.values():
+        images, masks = _by_step(result)
+        pictures.append([*images, resize(result.image, images[0].size)])
+        tokens.append(_token_pictures([*masks, masks[-1]], images[0].size))
+    rows = [*pictures, *tokens]
+    frames = [
+        grid([row[min(number, len(row) - 1)] for row in rows], len(results), list(results))
+        for number in range(max(map(len, rows)))
+    ]
     file = io.BytesIO()
     durations = [FRAME] * (len(frames) - 1) + [LAST_FRAME]
     options = {"lossless": True} if kind == "webp" else {}
@@ -154,15 +141,11 @@ def animation(results: Mapping[str, InpaintResult], kind: Literal["gif", "webp"]
     return file.getvalue()
 
 
-def _frames(result: InpaintResult) -> list[tuple[Image.Image, Image.Image]]:
-    """Picture and tokens at the start, after each step, and at the end."""
-    size = display_size(result.original.size)
-    start = before = result.masked
-    frames = [(masked_picture(result), _token_picture(start, start, start, size))]
-    for step in result.steps:
-        frames.append((resize(step.image, size), _token_picture(start, before, step.masked, size)))
-        before = step.masked
-    return [*frames, (resize(result.image, size), _token_picture(start, before, before, size))]
+def _by_step(result: InpaintResult) -> tuple[list[Image.Image], list[np.ndarray]]:
+    """The hole and the image after each step, as shown; and what is masked at the start and then, bool [h, w]."""
+    hole = masked_picture(result)
+    images = [hole, *(resize(step.image, hole.size) for step in result.steps)]
+    return images, [result.masked, *(step.masked for step in result.steps)]
 
 
 def _check_steps(results: Mapping[str, InpaintResult]) -> None:
@@ -190,22 +173,21 @@ def grid(images: Sequence[Image.Image | None], columns: int, captions: Sequence[
     if captions and len(captions) != columns:
         raise ValueError(f"{columns} columns, but {len(captions)} captions")
     font = ImageFont.load_default()
-    width = max(image.width for image in present)
+    lengths = [int(font.getlength(caption)) for caption in captions]
     # A picture may be narrower than what stands above it.
-    width = max([width, *(int(font.getlength(caption)) + 1 for caption in captions)])
+    width = max([image.width for image in present] + [length + 1 for length in lengths])
     height = max(image.height for image in present)
-    head = _CAPTION if captions else 0
+    top = GAP + _CAPTION * bool(captions)
     rows = -(-len(images) // columns)
-    canvas = Image.new("RGB", (GAP + columns * (width + GAP), GAP + head + rows * (height + GAP)), BACKGROUND)
+    canvas = Image.new("RGB", (GAP + columns * (width + GAP), top + rows * (height + GAP)), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    for column, caption in enumerate(captions):
-        left = GAP + column * (width + GAP) + (width - int(font.getlength(caption))) // 2
-        draw.text((left, GAP // 2), caption, fill=INK, font=font)
+    for column, (caption, length) in enumerate(zip(captions, lengths, strict=True)):
+        draw.text((GAP + column * (width + GAP) + (width - length) // 2, GAP // 2), caption, fill=INK, font=font)
     for i, image in enumerate(images):
         if image is not None:
             row, column = divmod(i, columns)
             left = GAP + column * (width + GAP) + (width - image.width) // 2
-            canvas.paste(image, (left, GAP + head + row * (height + GAP) + (height - image.height) // 2))
+            canvas.paste(image, (left, top + row * (height + GAP) + (height - image.height) // 2))
     return canvas
 
 
@@ -220,27 +202,30 @@ def masked_picture(result: InpaintResult) -> Image.Image:
     return Image.fromarray(np.where(hole[..., None], hatch, picture))
 
 
-def _token_picture(start: np.ndarray, before: np.ndarray, after: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Tokens, from what is masked at the start, before and after a step; bool [h, w] each."""
+def _token_pictures(masks: Sequence[np.ndarray], size: tuple[int, int]) -> list[Image.Image]:
+    """Tokens at the start and after each step, from what is masked then, bool [h, w], each within the one before."""
     colours = np.array([GIVEN, DECIDED, FRESH, OPEN], dtype=np.uint8)
-    state = start.astype(int) + before + after  # each set lies within the one before
-    return Image.fromarray(colours[state]).resize(size, Image.Resampling.NEAREST)
+    states = [masks[0].astype(int) + before + after for before, after in zip([masks[0], *masks], masks, strict=False)]
+    return [blocks(colours[state], size) for state in states]
 
 
 def _mask_picture(masked: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """bool [h, w], True = masked -> black on white, with the number of masked tokens below."""
-    tokens = Image.fromarray(np.where(masked, 0, 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    return framed(tokens, f"{int(masked.sum())} masked")
+    return framed(blocks(np.where(masked, 0, 255).astype(np.uint8), size), f"{int(masked.sum())} masked")
+
+
+def blocks(values: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """One block for each token: uint8 [h, w, 3] or [h, w], or float32 [h, w] -> a picture of (width, height)."""
+    return Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
 
 
 def framed(picture: Image.Image, text: str) -> Image.Image:
     """A picture in a thin frame, with a line of text below."""
     canvas = Image.new("RGB", (picture.width + 2, picture.height + 2 + _CAPTION), BACKGROUND)
-    draw = ImageDraw.Draw(canvas)
-    draw.rectangle((0, 0, picture.width + 1, picture.height + 1), outline=INK)
+    ImageDraw.Draw(canvas).rectangle((0, 0, picture.width + 1, picture.height + 1), outline=INK)
     canvas.paste(picture, (1, 1))
-    font = ImageFont.load_default()
-    draw.text(((canvas.width - font.getlength(text)) // 2, picture.height + 4), text, fill=INK, font=font)
+    line = text_picture(text)
+    canvas.paste(line, ((canvas.width + 1 - line.width) // 2, picture.height + 2))
     return canvas
 
 
@@ -269,94 +254,3 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     image = to_rgb(image)
     whole = size[0] % image.width == 0 and size[1] % image.height == 0
     return image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
-
-
-# --- command ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Options:
-    """Fill one hole by several schedules and show how: evolution.png has masks and images of each, step by step,
-    evolution.gif (or .webp) the same in motion, and SCHEDULE.strip.png is the strip of one."""
-
-    image: Annotated[Path | None, tyro.conf.Positional] = None
-    """The image. Default: a sample."""
-    mask: str = "center"
-    """A mask image (white is filled), or one of center, boxes, strokes, half, left, right, top, bottom."""
-    schedules: tuple[str, ...] = ("linear", "cosine", "square")
-    """Which to compare: cosine, linear, square, cubic, exponential, sqrt, logarithmic, arccos."""
-    steps: int = DecodeConfig.steps
-    """Decoding steps."""
-    seed: int = 0
-    """Another seed gives other pictures, and another hole where there is chance in it."""
-    model: str = "embedded"
-    """"embedded", a model folder, or a repository on the Hugging Face Hub."""
-    device: str | None = None
-    """Such as cpu or cuda:0. Default: a GPU if there is one."""
-    animation: Literal["gif", "webp"] = "gif"
-    """Format of the moving picture."""
-    output: Path = Path("outputs/evolution")
-    """Folder for the pictures. What an earlier run left there under the same names is replaced."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status: 0, 1 if anything fails, 2 for bad usage."""
-    try:
-        options = tyro.cli(Options, args=argv, prog="python -m maskgit.pictures", config=(tyro.conf.DisallowNone,))
-    except SystemExit as stop:  # --help, or options that tyro could not read
-        return int(stop.code or 0)
-    moving, strips = f"evolution.{options.animation}", {name: f"{name}.strip.png" for name in options.schedules}
-    given = [path for path in (options.image, Path(options.mask)) if path is not None]
-    if replaced := find_replaced(
-        [options.output / name for name in ("evolution.png", moving, *strips.values())], given
-    ):
-        print(
-            f"error: {printable(replaced[0][1])} would be replaced by a picture; choose another --output",
-            file=sys.stderr,
-        )
-        return 2
-    try:
-        if not options.schedules:
-            raise ValueError("--schedules: name at least one")
-        for schedule in options.schedules:  # what makes no sense is found out before any work is done
-            DecodeConfig(steps=options.steps, schedule=schedule)
-        sample = resources.files("maskgit") / "assets" / "samples" / "fox.png"
-        with resources.as_file(sample) as path:
-            image = read_image(options.image or path)
-        if options.mask in MAKERS:
-            mask = make_mask(options.mask, image.height, image.width, options.seed)
-        elif Path(options.mask).is_file():
-            with warnings_as_lines():
-                mask = load_mask(options.mask, image.size)
-        else:
-            raise ValueError(f"--mask {options.mask}: no such file, and not one of {', '.join(MAKERS)}")
-        model = MaskGIT.from_pretrained(options.model, device=options.device)
-        results = {}
-        for schedule in tqdm(options.schedules, desc="inpainting", unit="schedule"):
-            (results[schedule],) = model.inpaint(
-                [image], [mask], steps=options.steps, schedule=schedule, seed=options.seed, save_steps=True
-            )
-        files = {
-            "evolution.png": _png(evolution(results)),
-            moving: animation(results, options.animation),
-            **{strips[name]: _png(strip(result)) for name, result in results.items()},
-        }
-        try:
-            write_atomically({options.output / name: data for name, data in files.items()})
-        except OSError as error:
-            raise ValueError(f"{options.output}: can't write pictures there: {error.strerror}") from error
-    except (OSError, RuntimeError, ValueError) as error:  # they all say what to do
-        print(f"error: {printable(error)}", file=sys.stderr)
-        return 1
-    print(f"in {printable(options.output.resolve())}: {', '.join(files)}")
-    return 0
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "png")
-    return file.getvalue()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,15 +1,29 @@
-"""What commands print."""
+"""What all commands share: how they end, and what they print."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
+import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from maskgit.console import printable, printable_lines, warnings_as_lines
+from maskgit.console import (
+    UsageError,
+    flag,
+    markdown_table,
+    printable,
+    printable_lines,
+    progress_bar,
+    require_at_least,
+    run_command,
+    warnings_as_lines,
+)
 from maskgit.data import ImageFolder
 from maskgit.metrics import card as evaluation
 from maskgit.metrics.__main__ import main as metrics
@@ -17,6 +31,160 @@ from maskgit.training.cli import main as train
 
 EVIL = "a\x1b[31m\u202eb"  # colors what follows, and turns it around
 SHOWN = r"a\x1b[31m\u202eb"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Count things."""
+
+    batch_size: int = 2
+    """So many."""
+    most: float | None = None
+    """No more."""
+
+
+def raising(error: BaseException) -> Callable[[Options], None]:
+    def work(options: Options) -> None:
+        raise error
+
+    return work
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_gets_its_options_and_gives_its_status(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Options] = []
+    assert run_command(Options, seen.append, ["--batch-size", "3"]) == 0  # None is no failure
+    assert seen == [Options(batch_size=3)]
+    assert run_command(Options, lambda options: options.batch_size, []) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_options_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["count.py", "--batch-size", "4"])
+    assert run_command(Options, lambda options: options.batch_size, None) == 4
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    work = raising(AssertionError("work was done"))
+    assert run_command(Options, work, ["--help"], prog="python -m count") == 0
+    out = capsys.readouterr().out
+    assert "usage: python -m count " in out and "Count things." in out and "So many." in out
+    assert run_command(Options, work, ["--help"], description="Counts.") == 0
+    assert "Counts." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--batch-size", "many"], ["--size", "1"], ["--most", "None"], ["word"]])
+def test_options_that_can_t_be_read(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(Options, raising(AssertionError("work was done")), words) == 2
+    captured = capsys.readouterr()
+    assert not captured.out and words[-1] in captured.err and "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(UsageError, 2), (OSError, 1), (ValueError, 1), (ImportError, 1), (FileNotFoundError, 1)],
+)
+def test_errors_are_one_line(error: type[Exception], status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a file's name in them holds."""
+    assert run_command(Options, raising(error(f"{EVIL}\nerror: .png: no such file")), []) == status
+    assert capsys.readouterr() == ("", f"error: {SHOWN}\\nerror: .png: no such file\n")
+
+
+def test_errors_may_have_indented_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(Options, raising(OSError(f"no {EVIL}\n  Download it,\n  or name {EVIL}\n.")), []) == 1
+    assert capsys.readouterr().err == f"error: no {SHOWN}\n  Download it,\n  or name {SHOWN}\\n.\n"
+
+
+def test_which_errors_are_known(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="a fault"):
+        run_command(Options, raising(RuntimeError("a fault")), [])
+    assert run_command(Options, raising(RuntimeError("out of memory")), [], errors=(RuntimeError,)) == 1
+    assert capsys.readouterr().err == "error: out of memory\n"
+    with pytest.raises(ValueError, match="a fault"):
+        run_command(Options, raising(ValueError("a fault")), [], errors=(OSError,))
+    assert run_command(Options, raising(UsageError("--most: what?")), [], errors=()) == 2
+
+
+def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(Options, raising(KeyboardInterrupt()), []) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+    assert run_command(Options, raising(KeyboardInterrupt()), [], interrupted="stopped: nothing was written") == 130
+    assert capsys.readouterr().err == "\nstopped: nothing was written\n"
+
+
+def test_what_a_command_warns_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(Options, lambda options: warnings.warn(f"odd {EVIL}", stacklevel=1), []) == 0
+    assert capsys.readouterr().err == f"warning: odd {SHOWN}\n"
+
+
+def test_names_that_are_no_text_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    assert run_command(Options, lambda options: print("\udcffü"), []) == 0
+    print("\udcff", file=sys.stderr)
+    for stream, text in zip(streams, (b"\\udcff\\xfc\n", b"\\udcff\n"), strict=True):
+        stream.flush()
+        assert stream.buffer.getvalue() == text  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(batch_size=0), "--batch-size 0: must be at least 1"),
+        (Options(most=-0.5), "--most -0.5: must be at least 0"),
+        (Options(most=float("nan")), "--most nan: must be at least 0"),
+    ],
+)
+def test_options_below_their_least_value(options: Options, message: str) -> None:
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        require_at_least(options, {"batch_size": 1, "most": 0})
+
+
+def test_options_that_are_large_enough() -> None:
+    for options in (Options(1, 0), Options(9, None), Options(1, float("inf"))):
+        require_at_least(options, {"batch_size": 1, "most": 0})
+    assert flag("batch_size") == "--batch-size" and flag("most") == "--most"
+
+
+# --- what they print --------------------------------------------------------------------------------------------------
+
+
+def bar_lines(text: str) -> list[str]:
+    return [line.strip() for line in text.split("\r") if line.strip()]
+
+
+def test_progress_shows_parts_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(3, "filling") as bar:
+        bar.mininterval = 0
+        bar.update(1.4)
+        bar.update(1.6)
+    lines = bar_lines(capsys.readouterr().err)
+    assert lines[0].startswith("filling:   0%|") and " 0/3 [" in lines[0] and "image/s]" in lines[0]
+    assert lines[-1].startswith("filling: 100%|") and " 3/3 [" in lines[-1]
+    assert any(" 1/3 [" in line for line in lines) and not any("1.4" in line.partition("[")[0] for line in lines)
+
+
+def test_progress_in_other_units(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(7.5, "reading", "file") as bar:
+        bar.update(7.5)
+    assert "8/8" in (line := bar_lines(capsys.readouterr().err)[-1]) and ("file/s]" in line or "s/file]" in line)
+    with progress_bar(7.5, "weighing", None) as bar:
+        bar.update(7.5)
+    line = bar_lines(capsys.readouterr().err)[-1]
+    assert line.startswith("weighing: 100%|") and "/7.5" not in line and "/8" not in line and "it" not in line
+
+
+def test_markdown_table() -> None:
+    assert markdown_table(["what", "ms", "times"], [["a", "1.0", "2"], ["b", "", "3"]]) == [
+        "| what | ms | times |",
+        "| --- | ---: | ---: |",
+        "| a | 1.0 | 2 |",
+        "| b |  | 3 |",
+        "",
+    ]
 
 
 def test_printable() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,3 +132,36 @@ def test_the_page_fills_the_hole(classes: tuple[str, ...]) -> None:
     for label in range(NO_CLASS, len(classes)):
         image, steps = fill(editor(), label, 2.0, 3, "cosine", "confidence", 1.0, 4.5, 0)
         assert image.size == (20, 12) and len(steps) == 3
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_command_can_t_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 2 and a line, whatever it is; the page is not served."""
+    monkeypatch.setattr(app, "launch", lambda *_: pytest.fail("the page was served"))
+    assert app.main(["--model", str(tmp_path / "nowhere")]) == 2
+    assert app.main(["--device", "toaster"]) == 2
+    monkeypatch.setitem(sys.modules, "gradio", None)  # as if it weren't installed
+    assert app.main(["--device", "cpu"]) == 2
+    model, device, gradio = capsys.readouterr().err.splitlines()
+    assert model.startswith("error: ") and "nowhere: no such model folder" in model
+    assert device.startswith("error: device 'toaster' can't be used here")
+    assert gradio == "error: the page needs gradio: pip install 'maskgit-inpaint[app]'"
+    assert app.main(["--port", "many"]) == 2
+    assert app.main(["--help"]) == 0
+    assert "usage: python -m maskgit.app" in capsys.readouterr().out
+
+
+def test_the_command_serves_the_page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    served: list[tuple[object, int]] = []
+    monkeypatch.setattr(app, "build", lambda model: model)
+    monkeypatch.setattr(app, "launch", lambda page, port: served.append((page, port)))
+    assert app.main(["--device", "cpu", "--port", "1234"]) == 0
+    ((page, port),) = served
+    assert isinstance(page, MaskGIT) and port == 1234
+    monkeypatch.setattr(app, "launch", lambda *_: (_ for _ in ()).throw(OSError("no empty port")))
+    assert app.main(["--device", "cpu"]) == 2
+    assert capsys.readouterr().err == "error: no empty port\n"

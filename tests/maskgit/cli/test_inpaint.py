@@ -14,41 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageCms
 
 from maskgit.cli import inpaint as inpaint_cli
 from maskgit.cli import jobs
 from maskgit.cli import run as run_module
-from maskgit.cli.inpaint import Options, decode_config, main
-from maskgit.config import Stage, TokenizerConfig, TransformerConfig
+from maskgit.cli.inpaint import main
+from maskgit.cli.options import Options
 from maskgit.data import reading
-from maskgit.decoding import DECODERS, DecodeConfig
-from maskgit.network.transformer import Transformer
+from maskgit.decoding import DECODERS
 from maskgit.pipeline import MaskGIT, image_seed
-from maskgit.tokenizer import VQGAN
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    stages = (Stage(8, 1, resample=True), Stage(8, 1))
-    tokenizer = VQGAN(TokenizerConfig(16, 32, 4, 8, 8, stages, stages, groups=4))
-    torch.nn.init.normal_(tokenizer.codebook.weight)
-    transformer = Transformer(TransformerConfig(32, 64, dim=32, depth=1, heads=2, mlp_dim=64))
-    for weight in transformer.parameters():
-        if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=0.4)
-    folder = tmp_path_factory.mktemp("model")
-    MaskGIT(tokenizer, transformer, device="cpu").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    return folder
 
 
 def save(path: Path, width: int = 16, height: int = 16, mode: str = "RGB", seed: int = 0) -> np.ndarray:
@@ -184,29 +159,6 @@ def test_decoders(name: str, model: Path, tmp_path: Path, images: Path, capsys: 
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a.png")), np.asarray(expected[0].image))
 
 
-def test_settings_of_a_decoder() -> None:
-    own = DecodeConfig(steps=3, choice_temperature=1.0)
-    assert decode_config(Options(), own) == own
-    assert decode_config(Options(steps=9), own) == dataclasses.replace(own, steps=9)
-    assert decode_config(Options(decoder="valeo"), own) == DECODERS["valeo"]
-    changed = Options(decoder="valeo", steps=5, schedule="sqrt", temperature=0.0, softmax_temperature=0.9)
-    assert decode_config(changed, own) == dataclasses.replace(
-        DECODERS["valeo"], steps=5, schedule="sqrt", choice_temperature=0.0, softmax_temperature=0.9
-    )
-
-
-def test_unknown_decoders_are_named(
-    model: Path, tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    save(images / "a.png")
-    assert run(model, tmp_path, "--decoder", "valoe") == 2
-    error = capsys.readouterr().err
-    assert "'valoe'" in error and all(name in error for name in DECODERS) and "Traceback" not in error
-    assert main(["--help"]) == 0
-    text = capsys.readouterr().out
-    assert all(f"- {name}: " in text for name in DECODERS)
-
-
 def test_masks(model: Path, tmp_path: Path, images: Path) -> None:
     image = save(images / "a.png", 16, 32)
     output = tmp_path / "out" / "a.png"
@@ -278,60 +230,6 @@ def test_strips_without_steps(model: Path, tmp_path: Path, images: Path) -> None
     assert 1.9 < widths[0] / widths[1] < 2.1  # six pictures, three pictures
 
 
-@pytest.mark.parametrize(
-    "options, reason",
-    [
-        (["--device", "toaster"], "device 'toaster' can't be used here"),
-        (["--schedule", "sine"], "--schedule must be one of cosine"),
-        (["--steps", "0"], "--steps must be at least 1"),
-        (["--batch-size", "0"], "--batch-size must be at least 1"),
-        (
-            ["--kernels", "triton"],
-            "backend 'triton' was asked for, but it needs an NVIDIA GPU, and the tensors are on cpu",
-        ),
-        (["--softmax-temperature", "0"], "--softmax-temperature must be positive"),
-        (["--remask", "2"], "--remask must be in [0, 1], got 2"),
-        (["--kernels", "cuda"], "must be one of auto, triton, torch"),
-        (["--mask", "circle"], "--mask circle: no such file or folder, and not one of center"),
-        (["--model", "nowhere"], "nowhere: no such model folder"),
-        (["--images", "nowhere"], "--images nowhere: no such file or folder"),
-        (["--images", "hollow"], "hollow: no images in this folder"),
-        (["--output", "images/a.png"], "images/a.png: can't write results there"),
-        (["--temperature", "-1"], "--temperature must be at least 0"),
-        (["--steps", "many"], "many"),
-        (["--paint", "blue"], "--paint"),
-        (["--precision", "fp8"], "fp8"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_bad_usage(
-    model: Path,
-    tmp_path: Path,
-    images: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    options: list[str],
-    reason: str,
-) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # with which Triton could run
-    monkeypatch.chdir(tmp_path)
-    save(images / "a.png")
-    (tmp_path / "hollow").mkdir()
-    given = {"--images": "images", "--model": str(model), "--output": "out", "--device": "cpu"}
-    given.update(zip(options[::2], options[1::2], strict=True))
-    assert main([word for pair in given.items() for word in pair]) == 2
-    captured = capsys.readouterr()
-    assert reason in captured.err and "Traceback" not in captured.err
-    if captured.err.startswith("error:"):
-        assert len(captured.err.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    assert "--softmax-temperature" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("when", ["loading", "inpainting"])
 def test_interrupt(
     model: Path,
@@ -343,18 +241,18 @@ def test_interrupt(
 ) -> None:
     for name in "abc":
         save(images / f"{name}.png")
-    write_pictures, written = run_module.write_pictures, []
+    write_results, written = run_module.write_results, []
 
     def interrupt(*args, **options):
         written.append(args)
         if len(written) == 2 or when == "loading":
             raise KeyboardInterrupt
-        return write_pictures(*args)
+        return write_results(*args)
 
     if when == "loading":
         monkeypatch.setattr(MaskGIT, "from_pretrained", interrupt)
     else:
-        monkeypatch.setattr(run_module, "write_pictures", interrupt)
+        monkeypatch.setattr(run_module, "write_results", interrupt)
     assert run(model, tmp_path) == 130
     expected = "interrupted" if when == "loading" else f"interrupted: 1 of 3 images are done, in {tmp_path / 'out'}"
     assert capsys.readouterr().err.splitlines()[-1] == expected
@@ -368,9 +266,9 @@ def test_only_one_batch_is_in_memory(
     for i in range(6):
         save(images / f"{i}.png")
     events: list[str] = []
-    read_picture, write_pictures = run_module.read_picture, run_module.write_pictures
+    read_picture, write_results = run_module.read_picture, run_module.write_results
     monkeypatch.setattr(run_module, "read_picture", lambda path: events.append("r") or read_picture(path))
-    monkeypatch.setattr(run_module, "write_pictures", lambda *args: events.append("w") or write_pictures(*args))
+    monkeypatch.setattr(run_module, "write_results", lambda *args: events.append("w") or write_results(*args))
     assert run(model, tmp_path, "--batch-size", "2") == 0
     assert "".join(events) == "rrww" * 3 + "w"  # the overview
     # Huge images make the batches smaller.
@@ -400,19 +298,6 @@ def test_script_and_odd_file_names(model: Path, tmp_path: Path, images: Path) ->
 
 
 # --- other tasks ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def class_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(1)
-    transformer = Transformer(TransformerConfig(32, 64, dim=32, depth=1, heads=2, mlp_dim=64, num_classes=2))
-    for weight in transformer.parameters():
-        if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=0.4)
-    folder = tmp_path_factory.mktemp("class-model")
-    tokenizer = MaskGIT.from_pretrained(model, device="cpu").tokenizer
-    MaskGIT(tokenizer, transformer, ["cats", "dogs & co"], device="cpu").save_pretrained(folder)
-    return folder
 
 
 def read(path: Path) -> np.ndarray:
@@ -463,37 +348,6 @@ def test_pictures_from_nothing(class_model: Path, tmp_path: Path, capsys: pytest
     assert pictures[0].shape == (16, 16, 3) and not np.array_equal(pictures[0], pictures[1])
     for name, picture in zip(files, pictures[:3], strict=False):
         assert np.array_equal(read(tmp_path / "three" / name), picture)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--generate", "0"], "--generate 0: must be at least 1"),
-        (["--generate", "2", "--mask", "center"], "--generate and --mask exclude each other"),
-        (["--outpaint", "1", "1", "1", "1", "--box", "1", "1", "1", "1"], "--outpaint and --box exclude each other"),
-        (["--box", "1", "1", "1", "1", "--mask", "half"], "--box and --mask exclude each other"),
-        (["--outpaint", "1", "1", "1cm", "1"], "--outpaint 1cm: neither pixels, such as 12, nor percent"),
-        (["--guidance", "2"], "--guidance needs a --class"),
-        (["--guidance", "-1", "--class", "cats"], "--guidance must be at least 0, got -1"),
-        (["--guidance", "nan", "--class", "cats"], "--guidance must be finite, got nan"),
-        (["--generate", "2", "--invert-mask"], "--generate and --invert-mask exclude each other"),
-        (["--outpaint", "1", "1", "1", "1", "--no-paste"], "--outpaint and --no-paste exclude each other"),
-        (["--generate", "2", "--maps"], "--generate and --maps exclude each other"),
-        (["--outpaint", "1", "1", "1", "1", "--maps"], "--outpaint and --maps exclude each other"),
-        (["--maps", "--no-save-steps"], "--maps shows the steps: leave out --no-save-steps"),
-        (["--map-at", "3", "3"], "--map-at needs --maps"),
-        (["--maps", "--map-at", "3", "x"], "--map-at x: neither pixels, such as 12, nor percent"),
-        (["--class", "birds"], "unknown class 'birds': choose one of cats, dogs & co"),
-        (["--class", "2"], r"label 2 must be in [0, 2)"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_tasks_that_make_no_sense(
-    class_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    assert main(["--model", str(class_model), "--output", str(tmp_path / "out"), *arguments]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_box_outside_the_picture(

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from maskgit.cli.inpaint import main
-from maskgit.cli.options import UsageError, class_number
+from maskgit.cli.options import class_number
 from maskgit.config import TransformerConfig
+from maskgit.console import UsageError
 from maskgit.decoding import DecodeConfig
 from maskgit.network.transformer import Transformer
 from maskgit.pipeline import MaskGIT

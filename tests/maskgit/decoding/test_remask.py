@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from maskgit.cli.inpaint import Options, decode_config
+from maskgit.cli.options import Options, decode_config
 from maskgit.decoding import DECODERS, DecodeConfig, decode, decode_plan, decode_steps, remask_counts
 from maskgit.decoding.loop import _draw
 from maskgit.decoding.schedules import halton_order

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from maskgit.cli.inpaint import Options, decode_config
+from maskgit.cli.options import Options, decode_config
 from maskgit.config import HaltonConfig, Stage, TokenizerConfig, TransformerConfig
 from maskgit.decoding import DECODERS, DecodeConfig, decode, decode_plan, decode_steps
 from maskgit.decoding.graphs import GraphCache

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from maskgit.pictures import strips as visualize
+from maskgit.pictures import strips
 from maskgit.pipeline import InpaintResult, Step
 
 
@@ -34,41 +33,41 @@ def colours(image: Image.Image) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("size, cell", [((64, 64), (128, 128)), ((30, 50), (90, 150)), ((1000, 400), (256, 102))])
 @pytest.mark.parametrize("steps", [0, 3])
 def test_strip_shows_everything(size: tuple[int, int], cell: tuple[int, int], steps: int) -> None:
-    picture = visualize.strip(result(*size, steps=steps))
+    picture = strips.strip(result(*size, steps=steps))
     columns = 3 + steps
     assert picture.width >= columns * cell[0] and 2 * cell[1] < picture.height < 2 * cell[1] + 60
     seen = colours(picture)
-    assert {(255, 0, 0), (0, 255, 0), visualize.GIVEN, visualize.OPEN} <= seen
-    assert ({(0, 0, 255), visualize.FRESH, visualize.DECIDED} <= seen) == (steps > 0)
+    assert {(255, 0, 0), (0, 255, 0), strips.GIVEN, strips.OPEN} <= seen
+    assert ({(0, 0, 255), strips.FRESH, strips.DECIDED} <= seen) == (steps > 0)
 
 
 def test_strip_of_an_empty_mask() -> None:
     one = result(64, 64, steps=0)
     one.mask[:], one.masked[:] = False, False
-    assert visualize.OPEN not in colours(visualize.strip(one))
+    assert strips.OPEN not in colours(strips.strip(one))
 
 
 def test_masked_picture_shows_the_smallest_hole() -> None:
     one = result(2000, 2000, steps=0)
     one.mask[:] = False
     one.mask[1000, 1000] = True
-    picture = np.asarray(visualize.masked_picture(one))
+    picture = np.asarray(strips.masked_picture(one))
     assert (picture != (255, 0, 0)).any(-1).sum() == 1
 
 
 def test_triples_and_grid() -> None:
-    picture = visualize.triples([result(64, 64) for _ in range(5)], columns=2)
+    picture = strips.triples([result(64, 64) for _ in range(5)], columns=2)
     assert picture.width > 6 * 128 and 3 * 128 < picture.height < 4 * 128
     assert {(255, 0, 0), (0, 255, 0)} <= colours(picture)
     one = Image.new("RGB", (10, 10), "red")
-    narrow = visualize.grid([one, None, one], 2, ["a long caption", ""])
+    narrow = strips.grid([one, None, one], 2, ["a long caption", ""])
     assert narrow.width > 2 * 60
     wrong = (([[], 1], "at least one image"), ([[one], 0], "one column"), ([[one], 1, "ab"], "2 captions"))
     for arguments, reason in wrong:
         with pytest.raises(ValueError, match=reason):
-            visualize.grid(*arguments)
+            strips.grid(*arguments)
     with pytest.raises(ValueError, match="at least one image"):
-        visualize.triples([])
+        strips.triples([])
 
 
 # --- how masks and images evolve --------------------------------------------------------------------------------------
@@ -76,29 +75,29 @@ def test_triples_and_grid() -> None:
 
 def test_evolution_shows_each_way_to_decode() -> None:
     results = {"linear": result(64, 64, steps=4), "a rather long name of a schedule": result(64, 64, steps=2)}
-    picture = np.asarray(visualize.evolution(results))
+    picture = np.asarray(strips.evolution(results))
     # A column of names, the start, and four steps; two rows for each result.
     width, height = 128 + 2, 128 + 2 + 16
-    name_width = 1 + (picture.shape[1] - visualize.GAP) // 6
+    name_width = 1 + (picture.shape[1] - strips.GAP) // 6
     assert name_width >= width and 4 * height < picture.shape[0] < 4 * (height + 10) + 30
 
     # The masks of the first row: black cells, 8 of 16 tokens at the start and two fewer at each step.
-    pitch = (picture.shape[1] - visualize.GAP) / 6
-    head = visualize.GAP + visualize._CAPTION
+    pitch = (picture.shape[1] - strips.GAP) / 6
+    head = strips.GAP + strips._CAPTION
     for step in range(5):
-        left, right = round(visualize.GAP + (1 + step) * pitch), round((2 + step) * pitch)
+        left, right = round(strips.GAP + (1 + step) * pitch), round((2 + step) * pitch)
         cell = picture[head : head + 130, left:right]
         black = (cell == 0).all(-1).mean() * cell.shape[0] * cell.shape[1]
         assert black == pytest.approx((8 - 2 * step) * 32 * 32, rel=0.02, abs=40)
     below = picture[head + height : head + 2 * height]  # the images: blue at every step, and the hole at the start
     assert (below == (0, 0, 255)).all(-1).sum() == 4 * 128 * 128
-    second = picture[head + 2 * (height + visualize.GAP) :]
+    second = picture[head + 2 * (height + strips.GAP) :]
     assert (second == (0, 0, 255)).all(-1).sum() == 2 * 128 * 128  # two steps only, the rest stays empty
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp"])
 def test_animation(kind: str) -> None:
-    data = visualize.animation({"one": result(64, 64, steps=3), "two": result(32, 64, steps=1)}, kind)
+    data = strips.animation({"one": result(64, 64, steps=3), "two": result(32, 64, steps=1)}, kind)
     with Image.open(io.BytesIO(data)) as moving:
         assert moving.format == kind.upper() and moving.n_frames == 5 and moving.info["loop"] == 0
         seen, durations = [], []
@@ -113,11 +112,11 @@ def test_animation(kind: str) -> None:
 
     half = seen[0].shape[1] // 2
     first, second = slice(0, half), slice(half, None)
-    blue, green, tokens_open = (0, 0, 255), (0, 255, 0), visualize.OPEN
-    assert durations == [visualize.FRAME] * 4 + [visualize.LAST_FRAME]
+    blue, green, tokens_open = (0, 0, 255), (0, 255, 0), strips.OPEN
+    assert durations == [strips.FRAME] * 4 + [strips.LAST_FRAME]
     assert share(seen[0], blue, first) == 0 and share(seen[0], tokens_open, first) > 0.1
     for number in (1, 2, 3):
-        assert share(seen[number], blue, first) > 0.3 and share(seen[number], visualize.FRESH, first) > 0.01
+        assert share(seen[number], blue, first) > 0.3 and share(seen[number], strips.FRESH, first) > 0.01
     opens = [share(frame, tokens_open, first) for frame in seen]
     assert opens[:3] == sorted(opens[:3], reverse=True) and opens[2] > 0.01 > 0.001 > max(opens[3:])  # but for captions
     assert share(seen[4], green, first) > 0.3
@@ -126,60 +125,10 @@ def test_animation(kind: str) -> None:
 
 
 def test_evolution_and_animation_need_steps() -> None:
-    for make in (visualize.evolution, visualize.animation):
+    for make in (strips.evolution, strips.animation):
         with pytest.raises(ValueError, match="no results"):
             make({})
         with pytest.raises(ValueError, match="'cosine' were not kept"):
             make({"linear": result(64, 64), "cosine": result(64, 64, steps=0)})
     with pytest.raises(ValueError, match="gif or webp"):
-        visualize.animation({"one": result(64, 64)}, "mp4")  # type: ignore[arg-type]
-
-
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--schedules", "linear", "square", "--steps", "2", "--device", "cpu", "--output", str(tmp_path)]
-    assert visualize.main([*arguments, "--animation", "webp"]) == 0
-    files = {"evolution.png", "evolution.webp", "linear.strip.png", "square.strip.png"}
-    assert {path.name for path in tmp_path.iterdir()} == files
-    out = capsys.readouterr().out
-    assert str(tmp_path) in out and all(name in out for name in files)
-    # One picture has both; a schedule has a strip for itself, of original, hole, two steps and result.
-    with Image.open(tmp_path / "linear.strip.png") as picture:
-        assert 5 * 128 < picture.width < 6 * 128
-    with Image.open(tmp_path / "evolution.png") as picture:
-        assert picture.height > 4 * 128
-    with Image.open(tmp_path / "evolution.webp") as moving:
-        assert moving.n_frames == 4
-    wrong = (
-        (["missing.png"], "no such file"),
-        (["--model", "missing"], "no such model"),
-        (["--steps", "0"], "steps must be at least 1"),
-        (["--schedules", "linear", "sine"], "schedule must be one of cosine"),
-        (["--schedules"], "--schedules: name at least one"),
-        (["--mask", "circle"], "--mask circle: no such file, and not one of center"),
-        (["--output", __file__], "can't write pictures there"),
-    )
-    for wrong_arguments, reason in wrong:
-        assert visualize.main([*arguments, *wrong_arguments]) == 1
-        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(error) == 1 and reason in error[0]
-    assert visualize.main(["--steps", "many"]) == 2
-
-
-def test_the_command_replaces_neither_image_nor_mask(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(visualize.MaskGIT, "from_pretrained", lambda *args, **options: pytest.fail("work was done"))
-    Image.new("RGB", (8, 8), "red").save("evolution.png")
-    Image.new("L", (8, 8), 255).save("mask.png")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "square.strip.png").symlink_to("../mask.png")
-    cases = (
-        (["evolution.png", "--output", "."], "evolution.png"),
-        (["evolution.png", "--mask", "mask.png", "--output", "out"], "mask.png"),
-    )
-    for arguments, name in cases:
-        before = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
-        assert visualize.main(arguments) == 2
-        assert capsys.readouterr().err == (f"error: {name} would be replaced by a picture; choose another --output\n")
-        assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == before
+        strips.animation({"one": result(64, 64)}, "mp4")  # type: ignore[arg-type]
