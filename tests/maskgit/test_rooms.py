@@ -24,7 +24,7 @@ FLOORS = [
     {"pipeline", "convert"},
     {"data", "network"},
     {"tokenizer", "decoding", "canvas"},
-    {"config", "console", "files", "memory"},
+    {"config", "console", "files", "machine", "memory"},
 ]
 
 

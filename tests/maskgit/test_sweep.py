@@ -19,28 +19,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from maskgit import sweep as module
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
 from maskgit.decoding import DECODERS, DecodeConfig
 from maskgit.decoding.schedules import SCHEDULES
 from maskgit.metrics.features import FeatureNetwork, extract_features
 from maskgit.network.transformer import Transformer
 from maskgit.pipeline import MaskGIT
-from maskgit.sweep import (
-    CUSTOM,
-    REFERENCES,
-    STUDIES,
-    Images,
-    Ledger,
-    Options,
-    draw,
-    draw_axis,
-    inpaint,
-    load_images,
-    main,
-    markdown,
-    settings,
-)
+from maskgit.sweep import __main__ as command
+from maskgit.sweep import measuring
+from maskgit.sweep.__main__ import main
+from maskgit.sweep.ledger import Ledger
+from maskgit.sweep.measuring import FIGURES, REFERENCES, Images, inpaint, load_images
+from maskgit.sweep.report import draw, draw_axis, markdown
+from maskgit.sweep.settings import CUSTOM, STUDIES, Options, settings
 from maskgit.tokenizer import VQGAN
 
 pytest.importorskip("cv2", reason="OpenCV is not installed")
@@ -109,7 +100,7 @@ class TinyFeatures(FeatureNetwork):
 @pytest.fixture(autouse=True)
 def tiny_features(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No real network, and no weights for the FID."""
-    monkeypatch.setattr(module, "EfficientNetFeatures", TinyFeatures)
+    monkeypatch.setattr(command, "EfficientNetFeatures", TinyFeatures)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("hub")))
 
 
@@ -266,14 +257,14 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> lis
             calls.append((setting.config.steps, seed))
         return original(model, images, setting, seed, *rest, **named)
 
-    monkeypatch.setattr(module, "inpaint", counting)
+    monkeypatch.setattr(measuring, "inpaint", counting)
     return calls
 
 
 def test_going_on_after_an_interruption(
     model_folder: Path, classless_folder: Path, photos: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr(module, "draw", lambda *_: [])  # pictures take longer than all the rest
+    monkeypatch.setattr(command, "draw", lambda *_: [])  # pictures take longer than all the rest
     more = ["--steps", "1", "2", "--seeds", "2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(arguments(model_folder, photos, whole, *more)) == 0
@@ -478,8 +469,8 @@ def test_plots(tmp_path: Path) -> None:
     report = made_up({"schedule": ["linear", "square", "cosine"], "steps": [16, 4]})
     figure = draw_axis(pyplot, report, "steps")
     panels = figure.axes
-    assert [panel.get_ylabel() for panel in panels] == list(module.FIGURES.values())
-    for name, panel in zip(module.FIGURES, panels, strict=True):
+    assert [panel.get_ylabel() for panel in panels] == list(FIGURES.values())
+    for name, panel in zip(FIGURES, panels, strict=True):
         lines = {container.get_label(): container.lines for container in panel.containers}
         assert list(lines) == ["schedule linear", "schedule square", "schedule cosine"]
         for schedule in ("linear", "square", "cosine"):

@@ -1,0 +1,326 @@
+"""What a model's card says, measured: the tokenizer, the masked-token loss, the filling of holes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskgit.console import progress_bar
+from maskgit.data import ImageDataset
+from maskgit.decoding import DecodeConfig
+from maskgit.decoding.masking import random_masks
+from maskgit.decoding.schedules import ceil_count, gamma
+from maskgit.metrics import (
+    codebook_usage,
+    frechet_distance,
+    hole_errors,
+    pooled_features,
+    psnr,
+    psnr_of_mean_error,
+    ssim,
+)
+from maskgit.metrics.card.options import Options
+from maskgit.metrics.card.pictures import shown_indices
+from maskgit.metrics.figures import spread
+from maskgit.metrics.held_out import (
+    TELEA,
+    TOKENIZER_ONLY,
+    Subsets,
+    fill_each,
+    fill_mean,
+    fill_telea,
+    from_picture,
+    hole_masks,
+    paste_decoded,
+    plain_views,
+    reconstruct,
+    to_picture,
+    to_signed,
+)
+from maskgit.pipeline import InpaintResult, MaskGIT, image_seed
+
+HOLES = {"center": "center hole, half the side", "boxes": "random boxes"}
+"""Mask makers whose holes are filled, and their names in the report."""
+
+SCHEDULE = "cosine"
+"""Mask schedule of the masked-token loss."""
+SMOOTHING = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""Pseudo-counts per code that the fixed distribution may choose from."""
+
+
+class Watch:
+    """Seconds by stage: `with watch("loss"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - start, 2)
+
+
+class HeldOut(NamedTuple):
+    """The images that are measured."""
+
+    pixels: Tensor
+    """uint8 [n, 3, S, S]."""
+    tokens: Tensor
+    """int64 [n, N], on the CPU."""
+    labels: list[int] | None
+    """Classes, if the model is to know them."""
+    subsets: Subsets
+
+
+# --- tokenizer --------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def tokenize_views(model: MaskGIT, images: ImageDataset, flip: bool = True) -> Tensor:
+    """Tokens int64 [n, N] of all images, on the CPU; with `flip` [2 n, N], the mirrored ones after the plain ones."""
+    views: list[list[Tensor]] = [[], []]
+    with progress_bar(len(images), "encoding the data set") as bar:
+        for batch in plain_views(images, range(len(images))):
+            for i in range(1 + flip):
+                pixels = batch.flip(3) if i else batch
+                views[i].append(model.tokenizer.encode(to_signed(pixels).to(model.device)).cpu())
+            bar.update(len(batch))
+    return torch.cat(views[0] + views[1])
+
+
+def measure_tokenizer(model: MaskGIT, pixels: Tensor, subsets: Subsets) -> tuple[Tensor, dict[str, Any], Tensor]:
+    """How well images survive encoding and decoding.
+
+    Args:
+        pixels: uint8 [n, 3, S, S].
+
+    Returns:
+        Their tokens int64 [n, N]; the figures by set; the decoded images, uint8 [n, 3, S, S].
+    """
+    tokens, decoded = reconstruct(model, pixels)
+    originals, copies = to_signed(pixels), to_signed(decoded)
+    each_psnr, each_ssim = psnr(originals, copies), ssim(originals, copies)
+    each_error = (originals - copies).square().flatten(1).mean(1)
+    figures = {}
+    for name, indices in subsets.items():
+        used, perplexity = codebook_usage(tokens[indices], model.tokenizer.config.codebook_size)
+        figures[name] = {
+            "psnr": float(each_psnr[indices].mean()),
+            "psnr_of_mean_error": psnr_of_mean_error(float(each_error[indices].mean())),
+            "ssim": float(each_ssim[indices].mean()),
+            "codes_used": used,
+            "perplexity": perplexity,
+        }
+    return tokens, figures, decoded
+
+
+# --- masked-token loss ------------------------------------------------------------------------------------------------
+
+
+def stratified_masks(count: int, num_tokens: int, rounds: int, seed: int) -> Tensor:
+    """Masks of ceil(gamma(r) N) random tokens, each image and round with its own r.
+
+    The `rounds` values of an image's r are uniform in the `rounds` equal parts of [0, 1), one in each: a mean over
+    them has the same expectation as with r ~ U[0, 1), and less variance.
+
+    Returns:
+        bool [rounds, count, num_tokens], True = masked; at least one in each row.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    jitter = torch.rand(rounds, count, generator=generator, dtype=torch.float64)
+    r = (torch.arange(rounds)[:, None] + jitter) / rounds
+    counts = ceil_count(gamma(r, SCHEDULE), num_tokens).clamp(min=1)
+    return random_masks(counts.flatten(), num_tokens, generator=generator).view(rounds, count, num_tokens)
+
+
+def fixed_losses(training: Tensor, tokens: Tensor, codebook_size: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Cross-entropy of one fixed distribution over the codes at each position, estimated on training tokens.
+
+    Args:
+        training: int64 [m, N].
+        tokens: int64 [n, N], to be predicted.
+        codebook_size: V.
+
+    Returns:
+        Losses [n, N] by the kind of smoothing: (count + a V q) / (m + a V) for every a in SMOOTHING, and q the uniform
+        distribution (additive smoothing) or that of the codes over all positions. The caller takes the best.
+        And whether the most frequent code at the position is right, bool [n, N].
+    """
+    positions = training.shape[1]
+    counts = torch.zeros(positions, codebook_size, dtype=torch.float64)
+    counts.T.index_put_((training, torch.arange(positions)), torch.ones((), dtype=torch.float64), accumulate=True)
+    overall = counts.sum(0) + 1
+    priors = {"uniform": torch.full_like(overall, 1 / codebook_size), "overall": overall / overall.sum()}
+    seen = counts.gather(1, tokens.T).T  # [n, N]
+    losses = {}
+    for prior, q in priors.items():
+        for a in SMOOTHING:
+            total = a * codebook_size
+            losses[f"{a} {prior}"] = -((seen + total * q[tokens]) / (len(training) + total)).log()
+    return losses, counts.argmax(1) == tokens
+
+
+def average(values: Tensor, masks: Tensor) -> tuple[float, float]:
+    """Values [R, n, N] where masked, bool [R, n, N]: the mean over images and rounds of the mean over masked tokens
+    (every r counts the same), and the mean over all masked tokens (large masks count more)."""
+    kept = values.double() * masks
+    return float((kept.sum(2) / masks.sum(2)).mean()), float(kept.sum() / masks.sum())
+
+
+@torch.inference_mode()
+def model_losses(model: MaskGIT, held_out: HeldOut, masks: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """The transformer's cross-entropy, float32 [R, n, N], and whether its best guess is right, bool [R, n, N]."""
+    losses, hits = torch.empty(masks.shape), torch.empty(masks.shape, dtype=torch.bool)
+    labels = None if held_out.labels is None else torch.tensor(held_out.labels)
+    with progress_bar(masks.shape[0] * masks.shape[1], "masked-token loss") as bar:
+        for round_, masked in enumerate(masks):
+            for start in range(0, len(masked), batch_size):
+                part = slice(start, start + batch_size)
+                tokens = held_out.tokens[part].to(model.device)
+                hidden = tokens.masked_fill(masked[part].to(model.device), model.transformer.config.mask_token_id)
+                with torch.autocast(model.device.type, model.dtype, enabled=model.autocast):
+                    logits = model.transformer(hidden, None if labels is None else labels[part].to(model.device))
+                logits = logits.float()
+                losses[round_, part] = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none").cpu()
+                hits[round_, part] = (logits.argmax(2) == tokens).cpu()
+                bar.update(len(tokens))
+    return losses, hits
+
+
+def measure_loss(model: MaskGIT, held_out: HeldOut, training: Tensor, options: Options) -> dict[str, Any]:
+    """The masked-token loss of the model and of the best fixed distribution per position, on the same masks."""
+    masks = stratified_masks(len(held_out.tokens), held_out.tokens.shape[1], options.rounds, options.seed)
+    losses, hits = model_losses(model, held_out, masks, options.batch_size)
+    fixed, fixed_hits = fixed_losses(training, held_out.tokens, model.tokenizer.config.codebook_size)
+    figures = {}
+    for name, indices in held_out.subsets.items():
+        some = masks[:, indices]
+        loss, token_loss = average(losses[:, indices], some)
+        # The best smoothing for these very tokens: generous to the fixed distribution.
+        baselines = {kind: average(values[indices].expand_as(some), some) for kind, values in fixed.items()}
+        best = min(baselines, key=lambda kind: baselines[kind][0])
+        best_token_loss = min(by_token for _, by_token in baselines.values())
+        figures[name] = {
+            "loss": loss,
+            "fixed_loss": baselines[best][0],
+            "ratio": loss / baselines[best][0],
+            "loss_over_tokens": token_loss,
+            "fixed_loss_over_tokens": best_token_loss,
+            "ratio_over_tokens": token_loss / best_token_loss,
+            "accuracy": average(hits[:, indices], some)[0],
+            "fixed_accuracy": average(fixed_hits[indices].expand_as(some), some)[0],
+            "smoothing": best,
+        }
+    return figures
+
+
+# --- inpainting -------------------------------------------------------------------------------------------------------
+
+
+class Fill(NamedTuple):
+    """What a method made of some images."""
+
+    indices: np.ndarray
+    """Their positions among the held-out images, sorted."""
+    images: Tensor
+    """uint8 [len(indices), 3, S, S]."""
+
+
+def measure_holes(
+    model: MaskGIT,
+    network: nn.Module,
+    held_out: HeldOut,
+    decoded: Tensor,
+    options: Options,
+    config: DecodeConfig,
+    watch: Watch,
+) -> tuple[dict[str, Any], list[InpaintResult]]:
+    """Fill holes in all images by all methods, and compare with the originals.
+
+    Returns:
+        The figures by hole, method and set; and the inpaintings to show: the first half with the first kind of hole,
+        the second half with the second.
+    """
+    pixels, subsets = held_out.pixels, held_out.subsets
+    everything, headline = np.arange(len(pixels)), next(iter(subsets.values()))
+    turns = [everything, *[headline] * (options.seeds - 1)]
+    wanted = shown_indices(subsets, options.seed)
+    halves = (wanted[: (len(wanted) + 1) // 2], wanted[(len(wanted) + 1) // 2 :])
+    masks = {hole: hole_masks(hole, everything, pixels.shape[2], options.seed) for hole in HOLES}
+    fills: dict[str, dict[str, list[Fill]]] = {hole: {"MaskGIT": []} for hole in HOLES}
+    shown: list[InpaintResult] = []
+    with watch("inpainting"), progress_bar(len(HOLES) * sum(map(len, turns)), "inpainting") as bar:
+        for hole, half in zip(HOLES, halves, strict=True):
+            for turn, indices in enumerate(turns):
+                results = model.inpaint(
+                    [to_picture(image) for image in pixels[indices]],
+                    list(masks[hole][indices]),
+                    config=config,
+                    seeds=[image_seed(options.seed + turn, int(i)) for i in indices],
+                    labels=None if held_out.labels is None else [held_out.labels[i] for i in indices],
+                    batch_size=options.batch_size,
+                    progress=bar.update,
+                )
+                images = torch.stack([from_picture(result.image) for result in results])
+                fills[hole]["MaskGIT"].append(Fill(indices, images))
+                if turn == 0:
+                    shown += [results[i] for i in half]
+    with watch("other methods"):
+        for hole, drawn in masks.items():
+            others = {
+                TELEA: fill_each(fill_telea, pixels, drawn),
+                "mean colour": fill_each(fill_mean, pixels, drawn),
+                TOKENIZER_ONLY: fill_each(paste_decoded, pixels, decoded, drawn),
+            }
+            fills[hole] |= {method: [Fill(everything, images)] for method, images in others.items()}
+
+    total = len(pixels) + sum(len(fill.indices) for methods in fills.values() for fill in sum(methods.values(), []))
+    with watch("Fréchet distance"), progress_bar(total, "features") as bar:
+
+        def features(images: Tensor) -> Tensor:
+            batches = []
+            for batch in pooled_features(network, to_signed(images), options.feature_size):
+                batches.append(batch)
+                bar.update(len(batch))
+            return torch.cat(batches)
+
+        reference = features(pixels)
+
+        def compare(fill: Fill, drawn: np.ndarray) -> dict[str, dict[str, float]]:
+            """The figures of those sets that were filled whole."""
+            ours = features(fill.images)
+            done, hidden = fill.indices, torch.from_numpy(drawn[fill.indices])
+            absolute, square = hole_errors(to_signed(fill.images), to_signed(pixels[done]), hidden)
+            figures = {}
+            for name, indices in subsets.items():
+                if len(indices) <= len(done):
+                    rows = np.searchsorted(done, indices)  # both are sorted
+                    figures[name] = {
+                        "frechet": frechet_distance(ours[rows], reference[indices]),
+                        # Of the mean error: a hole in plain white filled perfectly has no PSNR that could be averaged.
+                        "psnr_in_hole": psnr_of_mean_error(float(square[rows].mean())),
+                        "l1_in_hole": 127.5 * float(absolute[rows].mean()),
+                    }
+            return figures
+
+        figures = {
+            hole: {method: _spread([compare(fill, masks[hole]) for fill in done]) for method, done in methods.items()}
+            for hole, methods in fills.items()
+        }
+    return figures, shown
+
+
+def _spread(versions: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
+    """Figures by set of each time that a hole was filled, the first time in all images: mean and deviation of each."""
+    return {
+        name: {key: spread([version[name][key] for version in versions if name in version]) for key in figures}
+        for name, figures in versions[0].items()
+    }

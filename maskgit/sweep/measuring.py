@@ -1,0 +1,245 @@
+"""Measures the cells of a sweep, one setting with one seed each."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from maskgit.console import progress_bar
+from maskgit.machine import describe
+from maskgit.metrics import Gaussian, fit_gaussian, frechet_distance, hole_errors, psnr_of_mean_error
+from maskgit.metrics.features import FeatureNetwork, extract_features
+from maskgit.metrics.figures import spread, weights_digest
+from maskgit.metrics.held_out import (
+    TELEA,
+    TOKENIZER_ONLY,
+    choose_images,
+    fill_each,
+    fill_telea,
+    from_picture,
+    hole_masks,
+    load_held_out,
+    make_subsets,
+    paste_decoded,
+    plain_views,
+    reconstruct,
+    to_picture,
+    to_signed,
+)
+from maskgit.pipeline import MaskGIT, image_seed
+from maskgit.sweep.ledger import Ledger
+from maskgit.sweep.settings import AXES, FEATURES_WORK, Options, Setting, describe_values, settings
+from maskgit_kernels import backend
+
+FIGURES = {
+    "frechet": "Fréchet, EfficientNet-Lite0 (not FID)",
+    "fid": "FID",
+    "psnr_in_hole": "PSNR in the hole (dB)",
+    "milliseconds": "ms per image",
+}
+"""What is measured of a cell, as it is called in tables and plots. `fid` only where its weights are."""
+DISTANCES = {"efficientnet-lite0": "frechet", "inception": "fid"}
+"""The distance in the features of each network."""
+
+
+class Images(NamedTuple):
+    """What is inpainted."""
+
+    numbers: list[int]
+    """Positions in the validation side of the data set."""
+    pixels: Tensor
+    """uint8 [n, 3, S, S]."""
+    masks: np.ndarray
+    """bool [n, S, S], True = fill."""
+    labels: list[int] | None
+    """Classes, if the model is to know them."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all of it."""
+        digest = hashlib.sha256(repr((self.numbers, self.labels, self.masks.shape)).encode())
+        digest.update(self.pixels.numpy().tobytes())
+        digest.update(self.masks.tobytes())
+        return digest.hexdigest()
+
+
+def load_images(model: MaskGIT, options: Options) -> Images:
+    """Choose images and make their holes. Raises DataError, ImageError for data that can't be used."""
+    data = load_held_out(model, options.data, options.tells_classes)
+    subsets = make_subsets(data.family_numbers(), options.seed)
+    candidates = next(iter(subsets.values())) if options.one_per_family else np.arange(len(data))
+    numbers = candidates[choose_images(len(candidates), options.max_images, options.seed)].tolist()
+    masks = hole_masks(options.hole, numbers, data.image_size, options.seed)
+    labels = data.labels[numbers].tolist() if options.tells_classes else None
+    return Images(numbers, torch.cat(list(plain_views(data, numbers))), masks, labels)
+
+
+class Judge:
+    """Compares filled images with the originals.
+
+    Args:
+        networks: those in whose features the distances are.
+        images: with the originals.
+    """
+
+    def __init__(self, networks: Sequence[FeatureNetwork], images: Images) -> None:
+        self.networks, self.images = networks, images
+
+    @functools.cached_property  # never asked for where all cells are finished already
+    def originals(self) -> list[Gaussian]:
+        """The originals' features in each network."""
+        pictures = [to_picture(image) for image in self.images.pixels]
+        return [fit_gaussian(extract_features(network, pictures)) for network in self.networks]
+
+    def figures(self, filled: Sequence[Image.Image]) -> dict[str, float]:
+        """Those of FIGURES, except for the time."""
+        pixels = torch.stack([from_picture(picture) for picture in filled])
+        _, square = hole_errors(to_signed(pixels), to_signed(self.images.pixels), torch.from_numpy(self.images.masks))
+        distances = {
+            DISTANCES[network.name]: frechet_distance(extract_features(network, filled), original)
+            for network, original in zip(self.networks, self.originals, strict=True)
+        }
+        return {**distances, "psnr_in_hole": psnr_of_mean_error(float(square.mean()))}
+
+
+def inpaint(
+    model: MaskGIT,
+    images: Images,
+    setting: Setting,
+    seed: int,
+    batch_size: int,
+    progress: Callable[[float], None] | None = None,
+    most: int | None = None,
+) -> list[Image.Image]:
+    """The images, or the first `most` of them, with their holes filled."""
+    some = slice(most)
+    results = model.inpaint(
+        [to_picture(image) for image in images.pixels[some]],
+        list(images.masks[some]),
+        config=setting.config,
+        seeds=[image_seed(seed, i) for i in images.numbers[some]],
+        labels=None if images.labels is None else images.labels[some],
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return [result.image for result in results]
+
+
+REFERENCES: dict[str, Callable[[MaskGIT, Images], Tensor]] = {
+    TELEA: lambda model, images: fill_each(fill_telea, images.pixels, images.masks),
+    TOKENIZER_ONLY: lambda model, images: fill_each(
+        paste_decoded, images.pixels, reconstruct(model, images.pixels)[1], images.masks
+    ),
+}
+"""What the fills, uint8 [n, 3, S, S], are compared with."""
+
+
+def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, command: str = "") -> dict[str, Any]:
+    """Measure what is not in the ledger yet, and put all of it together.
+
+    Args:
+        model: as users get it.
+        networks: of the distances.
+        options: those of the command line; `model`, `device` and `precision` are not looked at again.
+        command: noted in the report.
+
+    Returns:
+        The report, as JSON can hold it.
+
+    Raises:
+        DataError, ImageError: images that can't be used.
+        ValueError, OSError: the ledger can't be read or written.
+    """
+    chosen, seeds = settings(options, model.decoding), range(options.seed, options.seed + options.seeds)
+    images, machine = load_images(model, options), describe(model.device)
+    ledger, judge = Ledger(options.output / "cells.jsonl"), Judge(networks, images)
+    digest, precision = weights_digest(model), model.precision
+    context = {
+        "weights": digest,
+        "images": images.digest,
+        "networks": {network.name: network.digest for network in networks},
+        "precision": precision,
+        "kernels": backend.resolve(None, model.device),
+        "batch_size": options.batch_size,
+        **{name: machine[name] for name in ("device", "threads", "torch")},
+    }
+
+    def key(**what: Any) -> dict[str, Any]:
+        return {**context, **what}
+
+    def cell(setting: Setting, seed: int) -> dict[str, Any]:
+        return key(config=dataclasses.asdict(setting.config), seed=seed)
+
+    def measure(what: dict[str, Any], fill: Callable[[], list[Image.Image]]) -> None:
+        start = time.perf_counter()
+        filled = fill()
+        milliseconds = 1000 * (time.perf_counter() - start) / len(filled)
+        ledger.add(what, {**judge.figures(filled), "milliseconds": milliseconds})
+
+    for method, reference in REFERENCES.items():
+        if key(method=method) not in ledger:
+            measure(key(method=method), lambda fill=reference: [to_picture(one) for one in fill(model, images)])
+
+    # All settings once, then all with the next seed: if the machine becomes slower meanwhile, it does so for all.
+    cells = [(setting, seed) for seed in seeds for setting in chosen]
+    absent = [(setting, seed) for setting, seed in cells if cell(setting, seed) not in ledger]
+    missing = {(setting.config, seed): (setting, seed) for setting, seed in absent}.values()  # two names, one config
+    print(
+        f"{len(chosen)} settings x {len(seeds)} seeds on {len(images.numbers)} images; "
+        f"{len(cells) - len(absent)} of {len(cells)} cells are finished already"
+    )
+    varied = [field for field in AXES if len({setting.values[field] for setting in chosen}) > 1]
+    warm: set[Setting] = set()
+    with progress_bar(sum(setting.work for setting, _ in missing) * len(images.numbers), "", unit=None) as bar:
+        for setting, seed in missing:
+            bar.set_description_str(f"{describe_values(setting.values, varied)} seed {seed}".strip())
+            fill = functools.partial(inpaint, model, images, setting, seed, options.batch_size)
+            if setting not in warm:  # the first batch prepares what the others use: packed weights, CUDA graphs
+                fill(most=options.batch_size)
+                warm.add(setting)
+            passes = setting.work - FEATURES_WORK
+            measure(
+                cell(setting, seed),
+                functools.partial(fill, progress=lambda done, passes=passes: bar.update(passes * done)),
+            )
+            bar.update(FEATURES_WORK * len(images.numbers))
+
+    def summary(keys: list[dict[str, Any]]) -> dict[str, Any]:
+        found = [ledger[one] for one in keys]
+        return {name: spread([figures[name] for figures in found]) for name in FIGURES if name in found[0]}
+
+    return {
+        "study": options.name,
+        "command": command,
+        "machine": machine,
+        "model": options.model,
+        "weights_sha256": digest,
+        "precision": precision,
+        "data": options.data,
+        "images": len(images.numbers),
+        "images_sha256": images.digest,
+        "one_per_family": options.one_per_family,
+        "hole": options.hole,
+        "classes": options.tells_classes,
+        "seeds": list(seeds),
+        "axes": [field for field, values in options.axes.items() if len(set(values)) > 1],
+        "varied": varied,
+        "rows": [
+            {
+                "setting": setting.values,
+                "config": dataclasses.asdict(setting.config),
+                "figures": summary([cell(setting, seed) for seed in seeds]),
+            }
+            for setting in chosen
+        ],
+        "references": [{"method": method, "figures": summary([key(method=method)])} for method in REFERENCES],
+    }
