@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,18 +31,37 @@ Subsets = dict[str, np.ndarray]
 # --- which images -----------------------------------------------------------------------------------------------------
 
 
-def load_held_out(model: MaskGIT, data: str, tells_classes: bool) -> ImageDataset:
-    """The validation side of `data`, "emoji" or a folder, at the model's size and with its numbers of the classes.
+class HeldOut(NamedTuple):
+    """The images that are measured."""
+
+    dataset: ImageDataset
+    """The validation side that they are of."""
+    numbers: list[int]
+    """Their positions in it."""
+    pixels: Tensor
+    """uint8 [n, 3, S, S]."""
+    labels: list[int] | None
+    """Classes by the model's numbers, if it is to know them."""
+
+
+def load_held_out(
+    model: MaskGIT, data: str, classes: bool, max_images: int | None, seed: int, one_per_family: bool = False
+) -> HeldOut:
+    """At most `max_images` of the validation side of `data`, "emoji" or a folder, drawn at random.
 
     Raises:
-        DataError, ImageError: data that can't be used; classes that are to be told, but are not the model's.
+        DataError, ImageError: data that can't be used; `classes` are to be told that aren't the model's.
     """
     images = load_dataset(data, model.tokenizer.config.image_size, "val")
     images.number_classes_as(model.class_names)
-    if tells_classes and (not model.class_names or model.class_names != images.class_names):
+    if classes and (not model.class_names or model.class_names != images.class_names):
         known = ", ".join(model.class_names) or "none"
         raise DataError(f"--classes and guidance need a model with the classes of {data}; this one knows {known}")
-    return images
+    subsets = make_subsets(images.family_numbers(), seed) if one_per_family else {ALL: np.arange(len(images))}
+    candidates = next(iter(subsets.values()))
+    numbers = candidates[choose_images(len(candidates), max_images, seed)].tolist()
+    labels = images.labels[numbers].tolist() if classes else None
+    return HeldOut(images, numbers, torch.cat(list(plain_views(images, numbers))), labels)
 
 
 def choose_images(count: int, max_images: int | None, seed: int) -> np.ndarray:

@@ -22,15 +22,12 @@ from maskgit.metrics.figures import spread, weights_digest
 from maskgit.metrics.held_out import (
     TELEA,
     TOKENIZER_ONLY,
-    choose_images,
     fill_each,
     fill_telea,
     from_picture,
     hole_masks,
     load_held_out,
-    make_subsets,
     paste_decoded,
-    plain_views,
     reconstruct,
     to_picture,
     to_signed,
@@ -74,13 +71,10 @@ class Images(NamedTuple):
 
 def load_images(model: MaskGIT, options: Options) -> Images:
     """Choose images and make their holes. Raises DataError, ImageError for data that can't be used."""
-    data = load_held_out(model, options.data, options.tells_classes)
-    subsets = make_subsets(data.family_numbers(), options.seed)
-    candidates = next(iter(subsets.values())) if options.one_per_family else np.arange(len(data))
-    numbers = candidates[choose_images(len(candidates), options.max_images, options.seed)].tolist()
-    masks = hole_masks(options.hole, numbers, data.image_size, options.seed)
-    labels = data.labels[numbers].tolist() if options.tells_classes else None
-    return Images(numbers, torch.cat(list(plain_views(data, numbers))), masks, labels)
+    _, numbers, pixels, labels = load_held_out(
+        model, options.data, options.tells_classes, options.max_images, options.seed, options.one_per_family
+    )
+    return Images(numbers, pixels, hole_masks(options.hole, numbers, pixels.shape[2], options.seed), labels)
 
 
 class Judge:

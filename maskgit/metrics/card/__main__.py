@@ -26,7 +26,6 @@ from maskgit.files import find_replaced, write_atomically
 from maskgit.machine import describe
 from maskgit.metrics import codebook_usage
 from maskgit.metrics.card.measuring import (
-    HeldOut,
     Watch,
     measure_holes,
     measure_loss,
@@ -38,7 +37,7 @@ from maskgit.metrics.card.pictures import draw_inpaintings, draw_reconstructions
 from maskgit.metrics.card.tables import markdown
 from maskgit.metrics.features import efficientnet_lite0
 from maskgit.metrics.figures import json_bytes, weights_digest
-from maskgit.metrics.held_out import choose_images, import_opencv, load_held_out, make_subsets, plain_views
+from maskgit.metrics.held_out import import_opencv, load_held_out, make_subsets
 from maskgit.metrics.pairs import SSIM_WINDOW, import_torchmetrics
 from maskgit.pipeline import MaskGIT
 
@@ -92,24 +91,18 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
     steps = model.decoding.steps if options.steps is None else options.steps
     decoding = dataclasses.replace(model.decoding, steps=steps)
     with watch("data"):
-        images, training = (
-            load_held_out(model, options.data, options.classes),
-            load_dataset(options.data, size, "train"),
-        )
-        chosen = choose_images(len(images), options.max_images, options.seed)
-        pixels = torch.cat(list(plain_views(images, chosen)))
-        families = Counter(images.family_numbers()[chosen].tolist())
-        subsets = make_subsets(images.family_numbers()[chosen], options.seed)
-        labels = [int(images.labels[i]) for i in chosen] if options.classes else None
+        held_out = load_held_out(model, options.data, options.classes, options.max_images, options.seed)
+        training = load_dataset(options.data, size, "train")
+        numbers = held_out.dataset.family_numbers()[held_out.numbers]
+        families, subsets = Counter(numbers.tolist()), make_subsets(numbers, options.seed)
     with watch("tokenizer"):
-        tokens, tokenizer_figures, decoded = measure_tokenizer(model, pixels, subsets)
-        held_out = HeldOut(pixels, tokens, labels, subsets)
+        tokens, tokenizer_figures, decoded = measure_tokenizer(model, held_out.pixels, subsets)
         training_tokens = tokenize_views(model, training)
-        plain = torch.cat([training_tokens[: len(training)], tokenize_views(model, images, flip=False)])
+        plain = torch.cat([training_tokens[: len(training)], tokenize_views(model, held_out.dataset, flip=False)])
         used, perplexity = codebook_usage(plain, config.codebook_size)
     with watch("masked-token loss"):
-        loss_figures = measure_loss(model, held_out, training_tokens, options)
-    hole_figures, shown = measure_holes(model, network, held_out, decoded, options, decoding, watch)
+        loss_figures = measure_loss(model, tokens, held_out.labels, subsets, training_tokens, options)
+    hole_figures, shown = measure_holes(model, network, held_out, decoded, subsets, decoding, options, watch)
 
     machine = describe(model.device)
     report: dict[str, Any] = {
@@ -122,7 +115,7 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
         "precision": model.precision,
         "data": options.data,
         "image_size": size,
-        "held_out_images": len(pixels),
+        "held_out_images": len(tokens),
         "training_images": len(training),
         "families": len(families),
         "largest_family": max(families.values()),
@@ -137,7 +130,7 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
     }
     files = {
         "inpaintings.png": draw_inpaintings(shown),
-        "reconstructions.png": draw_reconstructions(pixels, decoded, shown_indices(subsets, options.seed)),
+        "reconstructions.png": draw_reconstructions(held_out.pixels, decoded, shown_indices(subsets, options.seed)),
         "report.md": markdown(report).encode(),
         "report.json": json_bytes(report),
     }

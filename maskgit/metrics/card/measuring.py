@@ -32,6 +32,7 @@ from maskgit.metrics.figures import spread
 from maskgit.metrics.held_out import (
     TELEA,
     TOKENIZER_ONLY,
+    HeldOut,
     Subsets,
     fill_each,
     fill_mean,
@@ -66,18 +67,6 @@ class Watch:
         start = time.perf_counter()
         yield
         self.seconds[stage] = round(time.perf_counter() - start, 2)
-
-
-class HeldOut(NamedTuple):
-    """The images that are measured."""
-
-    pixels: Tensor
-    """uint8 [n, 3, S, S]."""
-    tokens: Tensor
-    """int64 [n, N], on the CPU."""
-    labels: list[int] | None
-    """Classes, if the model is to know them."""
-    subsets: Subsets
 
 
 # --- tokenizer --------------------------------------------------------------------------------------------------------
@@ -176,32 +165,47 @@ def average(values: Tensor, masks: Tensor) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def model_losses(model: MaskGIT, held_out: HeldOut, masks: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """The transformer's cross-entropy, float32 [R, n, N], and whether its best guess is right, bool [R, n, N]."""
+def model_losses(
+    model: MaskGIT, tokens: Tensor, labels: list[int] | None, masks: Tensor, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """The transformer's cross-entropy, float32 [R, n, N], and whether its best guess is right, bool [R, n, N].
+
+    Args:
+        tokens: int64 [n, N], on the CPU.
+        labels: classes, if the model is to know them.
+        masks: bool [R, n, N], True = masked.
+    """
     losses, hits = torch.empty(masks.shape), torch.empty(masks.shape, dtype=torch.bool)
-    labels = None if held_out.labels is None else torch.tensor(held_out.labels)
+    classes = None if labels is None else torch.tensor(labels)
     with progress_bar(masks.shape[0] * masks.shape[1], "masked-token loss") as bar:
         for round_, masked in enumerate(masks):
             for start in range(0, len(masked), batch_size):
                 part = slice(start, start + batch_size)
-                tokens = held_out.tokens[part].to(model.device)
-                hidden = tokens.masked_fill(masked[part].to(model.device), model.transformer.config.mask_token_id)
+                wanted = tokens[part].to(model.device)
+                hidden = wanted.masked_fill(masked[part].to(model.device), model.transformer.config.mask_token_id)
                 with torch.autocast(model.device.type, model.dtype, enabled=model.autocast):
-                    logits = model.transformer(hidden, None if labels is None else labels[part].to(model.device))
+                    logits = model.transformer(hidden, None if classes is None else classes[part].to(model.device))
                 logits = logits.float()
-                losses[round_, part] = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none").cpu()
-                hits[round_, part] = (logits.argmax(2) == tokens).cpu()
-                bar.update(len(tokens))
+                losses[round_, part] = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").cpu()
+                hits[round_, part] = (logits.argmax(2) == wanted).cpu()
+                bar.update(len(wanted))
     return losses, hits
 
 
-def measure_loss(model: MaskGIT, held_out: HeldOut, training: Tensor, options: Options) -> dict[str, Any]:
-    """The masked-token loss of the model and of the best fixed distribution per position, on the same masks."""
-    masks = stratified_masks(len(held_out.tokens), held_out.tokens.shape[1], options.rounds, options.seed)
-    losses, hits = model_losses(model, held_out, masks, options.batch_size)
-    fixed, fixed_hits = fixed_losses(training, held_out.tokens, model.tokenizer.config.codebook_size)
+def measure_loss(
+    model: MaskGIT, tokens: Tensor, labels: list[int] | None, subsets: Subsets, training: Tensor, options: Options
+) -> dict[str, Any]:
+    """The masked-token loss of the model and of the best fixed distribution per position, on the same masks; by set.
+
+    Args:
+        tokens: int64 [n, N], on the CPU; `training`, int64 [m, N], are those that the distribution is estimated on.
+        labels: classes, if the model is to know them.
+    """
+    masks = stratified_masks(len(tokens), tokens.shape[1], options.rounds, options.seed)
+    losses, hits = model_losses(model, tokens, labels, masks, options.batch_size)
+    fixed, fixed_hits = fixed_losses(training, tokens, model.tokenizer.config.codebook_size)
     figures = {}
-    for name, indices in held_out.subsets.items():
+    for name, indices in subsets.items():
         some = masks[:, indices]
         loss, token_loss = average(losses[:, indices], some)
         # The best smoothing for these very tokens: generous to the fixed distribution.
@@ -239,8 +243,9 @@ def measure_holes(
     network: nn.Module,
     held_out: HeldOut,
     decoded: Tensor,
-    options: Options,
+    subsets: Subsets,
     config: DecodeConfig,
+    options: Options,
     watch: Watch,
 ) -> tuple[dict[str, Any], list[InpaintResult]]:
     """Fill holes in all images by all methods, and compare with the originals.
@@ -249,7 +254,7 @@ def measure_holes(
         The figures by hole, method and set; and the inpaintings to show: the first half with the first kind of hole,
         the second half with the second.
     """
-    pixels, subsets = held_out.pixels, held_out.subsets
+    pixels = held_out.pixels
     everything, headline = np.arange(len(pixels)), next(iter(subsets.values()))
     turns = [everything, *[headline] * (options.seeds - 1)]
     wanted = shown_indices(subsets, options.seed)

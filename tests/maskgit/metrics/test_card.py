@@ -16,7 +16,7 @@ from maskgit.config import Stage, TokenizerConfig, TransformerConfig
 from maskgit.data import DataError
 from maskgit.metrics.card import __main__ as card
 from maskgit.metrics.card.__main__ import main
-from maskgit.metrics.card.measuring import HeldOut, average, fixed_losses, model_losses, stratified_masks
+from maskgit.metrics.card.measuring import average, fixed_losses, model_losses, stratified_masks
 from maskgit.metrics.held_out import (
     ALL,
     BALANCED,
@@ -146,8 +146,7 @@ def test_model_losses_see_no_masked_token(model_folder: Path):
     model = MaskGIT.from_pretrained(model_folder, device="cpu", precision="float32")
     tokens = torch.randint(CODES, (3, TOKENS), generator=torch.Generator().manual_seed(0))
     masks = stratified_masks(3, TOKENS, 2, seed=0)
-    held_out = HeldOut(torch.empty(0), tokens, None, {})
-    losses, hits = model_losses(model, held_out, masks, batch_size=2)
+    losses, hits = model_losses(model, tokens, None, masks, batch_size=2)
     assert losses.shape == hits.shape == masks.shape
     with torch.inference_mode():
         logits = model.transformer(tokens.masked_fill(masks[1], CODES))

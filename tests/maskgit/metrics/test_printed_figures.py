@@ -193,9 +193,9 @@ def test_figures_of_the_masked_token_loss():
         tokenizer=SimpleNamespace(config=SimpleNamespace(codebook_size=CODES)),
     )  # fmt: skip
     some = np.array([0, 3, 5])
-    held_out = measuring.HeldOut(torch.empty(0), torch.from_numpy(tokens), None, {"some": some})
     options = Options(rounds=3, batch_size=COUNT)
-    figures = measuring.measure_loss(model, held_out, torch.from_numpy(training), options)["some"]
+    held_out, fitted = torch.from_numpy(tokens), torch.from_numpy(training)
+    figures = measuring.measure_loss(model, held_out, None, {"some": some}, fitted, options)["some"]
     masks = torch.stack(transformer.asked).numpy() == CODES  # what was hidden from it
 
     def of_masked(measure: Any, values: np.ndarray) -> tuple[float, float]:

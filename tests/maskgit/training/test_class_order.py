@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from tiny_train import assert_same_run
-from torch import Tensor
 
 import maskgit.data.images
 import maskgit.data.parts
@@ -19,6 +18,7 @@ from maskgit import MaskGIT
 from maskgit.data import load_dataset
 from maskgit.metrics.card import __main__ as card
 from maskgit.metrics.card.options import Options as CardOptions
+from maskgit.metrics.held_out import load_held_out
 from maskgit.network.folder import load_model
 from maskgit.sweep.measuring import load_images
 from maskgit.sweep.settings import Options as SweepOptions
@@ -127,12 +127,13 @@ def test_measuring_a_model_of_an_older_release(
     class Seen(Exception):
         pass
 
-    def held_out(pixels: Tensor, _: Tensor, labels: list[int], __: Any) -> None:
-        assert [OLD[label] for label in labels] == [str(int(value)) for value in pixels[:, 0, 0, 0]]
+    def seen(*arguments: Any) -> None:
+        held_out = load_held_out(*arguments)
+        assert held_out.labels is not None
+        assert [OLD[label] for label in held_out.labels] == [str(int(value)) for value in held_out.pixels[:, 0, 0, 0]]
         raise Seen
 
-    monkeypatch.setattr(card, "HeldOut", held_out)
-    monkeypatch.setattr(card, "measure_tokenizer", lambda *_: (None, None, None))
+    monkeypatch.setattr(card, "load_held_out", seen)
     options = CardOptions(data=str(numbered), classes=True, output=tmp_path)
     with pytest.raises(Seen):
         card.evaluate(model, torch.nn.Identity(), options)
