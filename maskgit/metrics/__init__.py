@@ -9,12 +9,12 @@ from maskgit.metrics.sets import (
     Gaussian,
     Manifold,
     class_score,
+    codebook_usage,
     fit_gaussian,
     frechet_distance,
     gaussian_of_moments,
     manifold_scores,
 )
-from maskgit.metrics.tokens import codebook_usage
 
 __all__ = [
     "Gaussian",

@@ -1,4 +1,4 @@
-"""How far one set of pictures is from another, in the features of a network.
+"""How far one set of pictures is from another, in the features of a network; how a set uses the codebook.
 
 All of it depends on the network and on how many pictures there are: compare figures of one network and one size only.
 """
@@ -195,3 +195,14 @@ def _radii(features: Tensor, k: int) -> Tensor:
     # The nearest of all is the vector itself.
     radii = [torch.cdist(some, features).kthvalue(k + 1, dim=1).values for some in features.split(_BLOCK)]
     return torch.cat(radii) * (1 - _ROUNDING)
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def codebook_usage(tokens: Tensor, codebook_size: int) -> tuple[float, float]:
+    """Share of the codes that occur in tokens int64 [...], and the perplexity of their distribution."""
+    counts = torch.bincount(tokens.flatten(), minlength=codebook_size).double()
+    shares = counts / counts.sum()
+    entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
+    return float((counts > 0).double().mean()), float(entropy.exp())

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,25 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from maskgit.console import progress_bar
+from maskgit.files import open_regular
 from maskgit.machine import describe
-from maskgit.metrics import Gaussian, fit_gaussian, frechet_distance, hole_errors, psnr_of_mean_error
+from maskgit.metrics import Gaussian, fit_gaussian, frechet_distance, held_out, hole_errors, psnr_of_mean_error
 from maskgit.metrics.features import FeatureNetwork, extract_features
 from maskgit.metrics.figures import spread, weights_digest
-from maskgit.metrics.held_out import (
-    TELEA,
-    TOKENIZER_ONLY,
-    fill_each,
-    fill_telea,
-    from_picture,
-    hole_masks,
-    load_held_out,
-    paste_decoded,
-    reconstruct,
-    to_picture,
-    to_signed,
-)
+from maskgit.metrics.held_out import from_picture, to_picture, to_signed
 from maskgit.pipeline import MaskGIT, image_seed
-from maskgit.sweep.ledger import Ledger
 from maskgit.sweep.settings import AXES, FEATURES_WORK, Options, Setting, describe_values, settings
 from maskgit_kernels import backend
 
@@ -46,6 +38,9 @@ FIGURES = {
 """What is measured of a cell, as it is called in tables and plots. `fid` only where its weights are."""
 DISTANCES = {"efficientnet-lite0": "frechet", "inception": "fid"}
 """The distance in the features of each network."""
+
+LINE = b'{"key": {'
+"""How every line of the ledger starts."""
 
 
 class Images(NamedTuple):
@@ -71,10 +66,10 @@ class Images(NamedTuple):
 
 def load_images(model: MaskGIT, options: Options) -> Images:
     """Choose images and make their holes. Raises DataError, ImageError for data that can't be used."""
-    _, numbers, pixels, labels = load_held_out(
+    _, numbers, pixels, labels = held_out.load_held_out(
         model, options.data, options.tells_classes, options.max_images, options.seed, options.one_per_family
     )
-    return Images(numbers, pixels, hole_masks(options.hole, numbers, pixels.shape[2], options.seed), labels)
+    return Images(numbers, pixels, held_out.hole_masks(options.hole, numbers, pixels.shape[2], options.seed), labels)
 
 
 class Judge:
@@ -129,12 +124,71 @@ def inpaint(
 
 
 REFERENCES: dict[str, Callable[[MaskGIT, Images], Tensor]] = {
-    TELEA: lambda model, images: fill_each(fill_telea, images.pixels, images.masks),
-    TOKENIZER_ONLY: lambda model, images: fill_each(
-        paste_decoded, images.pixels, reconstruct(model, images.pixels)[1], images.masks
+    held_out.TELEA: lambda model, images: held_out.fill_each(held_out.fill_telea, images.pixels, images.masks),
+    held_out.TOKENIZER_ONLY: lambda model, images: held_out.fill_each(
+        held_out.paste_decoded, images.pixels, held_out.reconstruct(model, images.pixels)[1], images.masks
     ),
 }
 """What the fills, uint8 [n, 3, S, S], are compared with."""
+
+
+class Ledger:
+    """The finished cells, one line of JSON each, in a file that only grows.
+
+    Args:
+        path: made, with its folder, when the first cell is added.
+
+    Raises:
+        ValueError: the file has a line that is none of ours. A last line without its end, as a power cut or a full
+            disk may leave it, counts as never written, and is removed.
+        OSError: it can't be read, or mended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cells: dict[str, dict[str, float]] = {}
+        data = b""
+        if os.path.lexists(path):
+            with open_regular(path) as file:
+                data = file.read()
+        *lines, last = data.split(b"\n")
+        torn = bool(last) and LINE.startswith(last[: len(LINE)].rstrip(b"\0"))  # ours, or what a power cut made of it
+        for at, line in enumerate([*lines, last] if last and not torn else lines, 1):
+            try:
+                cell = json.loads(line)
+                figures = {str(name): float(figure) for name, figure in cell["figures"].items()}
+                self.cells[self._key(cell["key"])] = figures
+            except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {at}: not a finished cell; remove the line, or the file") from error
+        if torn:  # only now is it known that the file is ours
+            print(f"{path}: the last line is torn, and is removed; its cell is measured again", file=sys.stderr)
+            os.truncate(path, len(data) - len(last))
+
+    @staticmethod
+    def _key(key: dict[str, Any]) -> str:
+        return json.dumps(key, sort_keys=True)
+
+    def __contains__(self, key: dict[str, Any]) -> bool:
+        return self._key(key) in self.cells
+
+    def __getitem__(self, key: dict[str, Any]) -> dict[str, float]:
+        return self.cells[self._key(key)]
+
+    def add(self, key: dict[str, Any], figures: dict[str, float]) -> None:
+        """Keep a cell, for good: it is on the disk when this returns. Raises OSError if it can't be written."""
+        line = (json.dumps({"key": key, "figures": figures}) + "\n").encode()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab", buffering=0) as file:  # unbuffered: nothing is left to be written after an error
+            before, rest = file.tell(), memoryview(line)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError as error:
+                file.truncate(before)  # else half a line would run together with the next
+                error.filename = os.fspath(self.path)
+                raise
+        self.cells[self._key(key)] = figures
 
 
 def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, command: str = "") -> dict[str, Any]:

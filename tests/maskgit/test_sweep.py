@@ -28,8 +28,7 @@ from maskgit.pipeline import MaskGIT
 from maskgit.sweep import __main__ as command
 from maskgit.sweep import measuring
 from maskgit.sweep.__main__ import main
-from maskgit.sweep.ledger import Ledger
-from maskgit.sweep.measuring import FIGURES, REFERENCES, Images, inpaint, load_images
+from maskgit.sweep.measuring import FIGURES, REFERENCES, Images, Ledger, inpaint, load_images
 from maskgit.sweep.report import draw, draw_axis, markdown
 from maskgit.sweep.settings import CUSTOM, STUDIES, Options, settings
 from maskgit.tokenizer import VQGAN

@@ -25,14 +25,8 @@ from maskgit.data import DataError, find_images, load_dataset
 from maskgit.files import find_replaced, write_atomically
 from maskgit.machine import describe
 from maskgit.metrics import codebook_usage
-from maskgit.metrics.card.measuring import (
-    Watch,
-    measure_holes,
-    measure_loss,
-    measure_tokenizer,
-    tokenize_views,
-)
-from maskgit.metrics.card.options import Options
+from maskgit.metrics.card import measuring
+from maskgit.metrics.card.measuring import Options, timed, tokenize_views
 from maskgit.metrics.card.pictures import draw_inpaintings, draw_reconstructions, shown_indices
 from maskgit.metrics.card.tables import markdown
 from maskgit.metrics.features import efficientnet_lite0
@@ -84,25 +78,25 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
         DataError, ImageError: images that can't be used.
         OSError: the output can't be written.
     """
-    watch = Watch()
+    seconds: dict[str, float] = {}
     config, size = model.tokenizer.config, model.tokenizer.config.image_size
     if size < SSIM_WINDOW:
         raise DataError(f"{options.model}: pictures of {size} pixels have no SSIM, whose window is {SSIM_WINDOW} wide")
     steps = model.decoding.steps if options.steps is None else options.steps
     decoding = dataclasses.replace(model.decoding, steps=steps)
-    with watch("data"):
+    with timed(seconds, "data"):
         held_out = load_held_out(model, options.data, options.classes, options.max_images, options.seed)
         training = load_dataset(options.data, size, "train")
         numbers = held_out.dataset.family_numbers()[held_out.numbers]
         families, subsets = Counter(numbers.tolist()), make_subsets(numbers, options.seed)
-    with watch("tokenizer"):
-        tokens, tokenizer_figures, decoded = measure_tokenizer(model, held_out.pixels, subsets)
+    with timed(seconds, "tokenizer"):
+        tokens, tokenizer_figures, decoded = measuring.measure_tokenizer(model, held_out.pixels, subsets)
         training_tokens = tokenize_views(model, training)
         plain = torch.cat([training_tokens[: len(training)], tokenize_views(model, held_out.dataset, flip=False)])
         used, perplexity = codebook_usage(plain, config.codebook_size)
-    with watch("masked-token loss"):
-        loss_figures = measure_loss(model, tokens, held_out.labels, subsets, training_tokens, options)
-    hole_figures, shown = measure_holes(model, network, held_out, decoded, subsets, decoding, options, watch)
+    with timed(seconds, "masked-token loss"):
+        loss_figures = measuring.measure_loss(model, tokens, held_out.labels, subsets, training_tokens, options)
+    holes, shown = measuring.measure_holes(model, network, held_out, decoded, subsets, decoding, options, seconds)
 
     machine = describe(model.device)
     report: dict[str, Any] = {
@@ -125,8 +119,8 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
         "decoding": dataclasses.asdict(decoding),
         "tokenizer": {"codes_used_in_data_set": used, "perplexity_in_data_set": perplexity, **tokenizer_figures},
         "masked_token_loss": loss_figures,
-        "inpainting": hole_figures,
-        "seconds": watch.seconds,
+        "inpainting": holes,
+        "seconds": seconds,
     }
     files = {
         "inpaintings.png": draw_inpaintings(shown),

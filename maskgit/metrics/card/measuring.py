@@ -5,47 +5,27 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
 
-from maskgit.console import progress_bar
+from maskgit import metrics
+from maskgit.console import UsageError, progress_bar, require_at_least
 from maskgit.data import ImageDataset
 from maskgit.decoding import DecodeConfig
 from maskgit.decoding.masking import random_masks
 from maskgit.decoding.schedules import ceil_count, gamma
-from maskgit.metrics import (
-    codebook_usage,
-    frechet_distance,
-    hole_errors,
-    pooled_features,
-    psnr,
-    psnr_of_mean_error,
-    ssim,
-)
-from maskgit.metrics.card.options import Options
+from maskgit.metrics import held_out
 from maskgit.metrics.card.pictures import shown_indices
 from maskgit.metrics.figures import spread
-from maskgit.metrics.held_out import (
-    TELEA,
-    TOKENIZER_ONLY,
-    HeldOut,
-    Subsets,
-    fill_each,
-    fill_mean,
-    fill_telea,
-    from_picture,
-    hole_masks,
-    paste_decoded,
-    plain_views,
-    reconstruct,
-    to_picture,
-    to_signed,
-)
-from maskgit.pipeline import InpaintResult, MaskGIT, image_seed
+from maskgit.metrics.held_out import HeldOut, Subsets, from_picture, to_signed
+from maskgit.pipeline import InpaintResult, MaskGIT, Precision, image_seed
 
 HOLES = {"center": "center hole, half the side", "boxes": "random boxes"}
 """Mask makers whose holes are filled, and their names in the report."""
@@ -56,17 +36,52 @@ SMOOTHING = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Pseudo-counts per code that the fixed distribution may choose from."""
 
 
-class Watch:
-    """Seconds by stage: `with watch("loss"): ...`."""
+@dataclass(frozen=True)
+class Options:
+    """Measure a model on held-out images: tokenizer, masked-token loss, inpainting. Writes a report and pictures."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    model: Annotated[str, tyro.conf.Positional] = "embedded"
+    """"embedded", a model folder, or a repository on the Hugging Face Hub."""
+    output: Path = Path("outputs/evaluation")
+    """Folder for report.json, report.md, inpaintings.png and reconstructions.png."""
+    data: str = "emoji"
+    """A folder of images, or `emoji` for the embedded data set. Only its validation side is measured; the training
+    side gives the fixed distribution that the masked-token loss is compared with, and counts for codebook usage."""
+    max_images: int | None = None
+    """Measure this many held-out images, drawn at random. Default: all."""
+    seed: int = 0
+    """Seed of all that is random here: masks, decoding, which images stand for their family and are shown."""
+    seeds: int = 3
+    """Times that each hole is filled, from other random numbers; after the first, only in the headline's images."""
+    rounds: int = 8
+    """Masks per image for the masked-token loss."""
+    steps: int | None = None
+    """Decoding steps. Default: the model's."""
+    classes: bool = False
+    """Tell a class-conditional model the class of each image."""
+    feature_size: int = 224
+    """Side that images are enlarged to for the features of the Fréchet distance."""
+    batch_size: int = 16
+    """Images that are worked on together."""
+    device: str | None = None
+    """Such as cpu or cuda:0. Default: a GPU if there is one."""
+    precision: Precision = "auto"
+    """Of the transformer; auto is bf16 where the hardware computes in it."""
 
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = round(time.perf_counter() - start, 2)
+    def check(self) -> None:
+        """Raise UsageError if a value makes no sense."""
+        least = {"seed": 0, "seeds": 1, "rounds": 1, "steps": 1, "feature_size": 32, "batch_size": 1, "max_images": 2}
+        require_at_least(self, least)
+        if self.seed >= 2**64:
+            raise UsageError(f"--seed {self.seed}: must be below 2**64")
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note how long what is within takes."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 2)
 
 
 # --- tokenizer --------------------------------------------------------------------------------------------------------
@@ -77,7 +92,7 @@ def tokenize_views(model: MaskGIT, images: ImageDataset, flip: bool = True) -> T
     """Tokens int64 [n, N] of all images, on the CPU; with `flip` [2 n, N], the mirrored ones after the plain ones."""
     views: list[list[Tensor]] = [[], []]
     with progress_bar(len(images), "encoding the data set") as bar:
-        for batch in plain_views(images, range(len(images))):
+        for batch in held_out.plain_views(images, range(len(images))):
             for i in range(1 + flip):
                 pixels = batch.flip(3) if i else batch
                 views[i].append(model.tokenizer.encode(to_signed(pixels).to(model.device)).cpu())
@@ -94,16 +109,16 @@ def measure_tokenizer(model: MaskGIT, pixels: Tensor, subsets: Subsets) -> tuple
     Returns:
         Their tokens int64 [n, N]; the figures by set; the decoded images, uint8 [n, 3, S, S].
     """
-    tokens, decoded = reconstruct(model, pixels)
+    tokens, decoded = held_out.reconstruct(model, pixels)
     originals, copies = to_signed(pixels), to_signed(decoded)
-    each_psnr, each_ssim = psnr(originals, copies), ssim(originals, copies)
+    each_psnr, each_ssim = metrics.psnr(originals, copies), metrics.ssim(originals, copies)
     each_error = (originals - copies).square().flatten(1).mean(1)
     figures = {}
     for name, indices in subsets.items():
-        used, perplexity = codebook_usage(tokens[indices], model.tokenizer.config.codebook_size)
+        used, perplexity = metrics.codebook_usage(tokens[indices], model.tokenizer.config.codebook_size)
         figures[name] = {
             "psnr": float(each_psnr[indices].mean()),
-            "psnr_of_mean_error": psnr_of_mean_error(float(each_error[indices].mean())),
+            "psnr_of_mean_error": metrics.psnr_of_mean_error(float(each_error[indices].mean())),
             "ssim": float(each_ssim[indices].mean()),
             "codes_used": used,
             "perplexity": perplexity,
@@ -241,12 +256,12 @@ class Fill(NamedTuple):
 def measure_holes(
     model: MaskGIT,
     network: nn.Module,
-    held_out: HeldOut,
+    images: HeldOut,
     decoded: Tensor,
     subsets: Subsets,
     config: DecodeConfig,
     options: Options,
-    watch: Watch,
+    seconds: dict[str, float],
 ) -> tuple[dict[str, Any], list[InpaintResult]]:
     """Fill holes in all images by all methods, and compare with the originals.
 
@@ -254,45 +269,45 @@ def measure_holes(
         The figures by hole, method and set; and the inpaintings to show: the first half with the first kind of hole,
         the second half with the second.
     """
-    pixels = held_out.pixels
+    pixels = images.pixels
     everything, headline = np.arange(len(pixels)), next(iter(subsets.values()))
     turns = [everything, *[headline] * (options.seeds - 1)]
     wanted = shown_indices(subsets, options.seed)
     halves = (wanted[: (len(wanted) + 1) // 2], wanted[(len(wanted) + 1) // 2 :])
-    masks = {hole: hole_masks(hole, everything, pixels.shape[2], options.seed) for hole in HOLES}
+    masks = {hole: held_out.hole_masks(hole, everything, pixels.shape[2], options.seed) for hole in HOLES}
     fills: dict[str, dict[str, list[Fill]]] = {hole: {"MaskGIT": []} for hole in HOLES}
     shown: list[InpaintResult] = []
-    with watch("inpainting"), progress_bar(len(HOLES) * sum(map(len, turns)), "inpainting") as bar:
+    with timed(seconds, "inpainting"), progress_bar(len(HOLES) * sum(map(len, turns)), "inpainting") as bar:
         for hole, half in zip(HOLES, halves, strict=True):
             for turn, indices in enumerate(turns):
                 results = model.inpaint(
-                    [to_picture(image) for image in pixels[indices]],
+                    [held_out.to_picture(image) for image in pixels[indices]],
                     list(masks[hole][indices]),
                     config=config,
                     seeds=[image_seed(options.seed + turn, int(i)) for i in indices],
-                    labels=None if held_out.labels is None else [held_out.labels[i] for i in indices],
+                    labels=None if images.labels is None else [images.labels[i] for i in indices],
                     batch_size=options.batch_size,
                     progress=bar.update,
                 )
-                images = torch.stack([from_picture(result.image) for result in results])
-                fills[hole]["MaskGIT"].append(Fill(indices, images))
+                filled = torch.stack([from_picture(result.image) for result in results])
+                fills[hole]["MaskGIT"].append(Fill(indices, filled))
                 if turn == 0:
                     shown += [results[i] for i in half]
-    with watch("other methods"):
+    with timed(seconds, "other methods"):
         for hole, drawn in masks.items():
             others = {
-                TELEA: fill_each(fill_telea, pixels, drawn),
-                "mean colour": fill_each(fill_mean, pixels, drawn),
-                TOKENIZER_ONLY: fill_each(paste_decoded, pixels, decoded, drawn),
+                held_out.TELEA: held_out.fill_each(held_out.fill_telea, pixels, drawn),
+                "mean colour": held_out.fill_each(held_out.fill_mean, pixels, drawn),
+                held_out.TOKENIZER_ONLY: held_out.fill_each(held_out.paste_decoded, pixels, decoded, drawn),
             }
-            fills[hole] |= {method: [Fill(everything, images)] for method, images in others.items()}
+            fills[hole] |= {method: [Fill(everything, filled)] for method, filled in others.items()}
 
     total = len(pixels) + sum(len(fill.indices) for methods in fills.values() for fill in sum(methods.values(), []))
-    with watch("Fréchet distance"), progress_bar(total, "features") as bar:
+    with timed(seconds, "Fréchet distance"), progress_bar(total, "features") as bar:
 
         def features(images: Tensor) -> Tensor:
             batches = []
-            for batch in pooled_features(network, to_signed(images), options.feature_size):
+            for batch in metrics.pooled_features(network, to_signed(images), options.feature_size):
                 batches.append(batch)
                 bar.update(len(batch))
             return torch.cat(batches)
@@ -303,15 +318,15 @@ def measure_holes(
             """The figures of those sets that were filled whole."""
             ours = features(fill.images)
             done, hidden = fill.indices, torch.from_numpy(drawn[fill.indices])
-            absolute, square = hole_errors(to_signed(fill.images), to_signed(pixels[done]), hidden)
+            absolute, square = metrics.hole_errors(to_signed(fill.images), to_signed(pixels[done]), hidden)
             figures = {}
             for name, indices in subsets.items():
                 if len(indices) <= len(done):
                     rows = np.searchsorted(done, indices)  # both are sorted
                     figures[name] = {
-                        "frechet": frechet_distance(ours[rows], reference[indices]),
+                        "frechet": metrics.frechet_distance(ours[rows], reference[indices]),
                         # Of the mean error: a hole in plain white filled perfectly has no PSNR that could be averaged.
-                        "psnr_in_hole": psnr_of_mean_error(float(square[rows].mean())),
+                        "psnr_in_hole": metrics.psnr_of_mean_error(float(square[rows].mean())),
                         "l1_in_hole": 127.5 * float(absolute[rows].mean()),
                     }
             return figures

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import maskgit.training.transformer
 from maskgit.metrics import __main__ as command
 from maskgit.metrics.card import measuring
-from maskgit.metrics.card.options import Options
+from maskgit.metrics.card.measuring import Options
 from maskgit.metrics.figures import spread
 from maskgit.tokenizer import VQGAN
 from maskgit.training.tokenizer import TokenizerTask

@@ -17,7 +17,7 @@ import maskgit.data.parts
 from maskgit import MaskGIT
 from maskgit.data import load_dataset
 from maskgit.metrics.card import __main__ as card
-from maskgit.metrics.card.options import Options as CardOptions
+from maskgit.metrics.card.measuring import Options as CardOptions
 from maskgit.metrics.held_out import load_held_out
 from maskgit.network.folder import load_model
 from maskgit.sweep.measuring import load_images
