@@ -232,7 +232,7 @@ def compare_pairs(pairs: Sequence[tuple[Path, Path]], get_mask: MaskSource, devi
         ImageError, MaskError: a file that can't be used.
     """
     network = PerceptualLoss(efficientnet_stages()).to(device)
-    squares, absolutes, similarities, distances = [], [], [], []
+    figures = []
     with progress_bar(len(pairs), "pairs") as bar:
         for original_path, result_path in pairs:
             original, result = read_image(original_path), read_image(result_path)
@@ -246,19 +246,17 @@ def compare_pairs(pairs: Sequence[tuple[Path, Path]], get_mask: MaskSource, devi
                 raise DataError(f"{original_path}: its mask has no hole")
             masks = torch.from_numpy(hole)[None].to(device)
             a, b = (to_signed(from_picture(picture)[None].to(device)) for picture in (original, result))
-            absolute, square = hole_errors(a, b, masks)
-            absolutes.append(127.5 * float(absolute))
-            squares.append(float(square))
-            similarities.append(float(ssim(a, b, masks)))
-            distances.append(float(perceptual_distance(network, a, b, masks)))
+            errors = hole_errors(a, b, masks)
+            figures.append([*map(float, (*errors, ssim(a, b, masks), perceptual_distance(network, a, b, masks)))])
             bar.update()
+    absolute, square, similarity, distance = map(statistics.fmean, zip(*figures, strict=True))
     return {
         "images": len(pairs),
         # Of the mean error: a hole that is filled perfectly has no PSNR that could be averaged.
-        "psnr": psnr_of_mean_error(statistics.fmean(squares)),
-        "l1_of_255": statistics.fmean(absolutes),
-        "ssim": statistics.fmean(similarities),
-        "perceptual_distance_not_lpips": statistics.fmean(distances),
+        "psnr": psnr_of_mean_error(square),
+        "l1_of_255": 127.5 * absolute,
+        "ssim": similarity,
+        "perceptual_distance_not_lpips": distance,
     }
 
 
@@ -271,21 +269,21 @@ def mask_source(options: Options) -> MaskSource:
     wanted = options.masks
     if wanted is None:
         return lambda path, size: np.ones((size[1], size[0]), dtype=bool)
-    folder = Path(wanted)
     if wanted in FIXED_MASKS:
         return lambda path, size: make_mask(wanted, size[1], size[0]) ^ options.invert_mask
     if wanted in MAKERS:
         raise DataError(f"--masks {wanted}: there is chance in it; name a folder of the masks that were used")
-    if folder.is_dir():
+    source = Path(wanted)
+    if not (source.is_dir() or source.is_file()):
+        raise DataError(f"--masks {wanted}: no such file or folder, and not one of {', '.join(FIXED_MASKS)}")
 
-        def find(path: Path, size: tuple[int, int]) -> np.ndarray:
-            mirrored = folder / path.relative_to(options.real).parent
-            return load_mask(find_mask_for(path, mirrored if mirrored.is_dir() else folder), size, options.invert_mask)
+    def load(path: Path, size: tuple[int, int]) -> np.ndarray:
+        if source.is_file():
+            return load_mask(source, size, options.invert_mask)
+        mirrored = source / path.relative_to(options.real).parent
+        return load_mask(find_mask_for(path, mirrored if mirrored.is_dir() else source), size, options.invert_mask)
 
-        return find
-    if folder.is_file():
-        return lambda path, size: load_mask(folder, size, options.invert_mask)
-    raise DataError(f"--masks {wanted}: no such file or folder, and not one of {', '.join(FIXED_MASKS)}")
+    return load
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

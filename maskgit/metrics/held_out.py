@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,11 +138,6 @@ def hole_masks(hole: str, keys: Iterable[int], size: int, seed: int) -> np.ndarr
     """A hole for each image, bool [n, size, size]: of a mask maker, drawn from `seed` and the image's key alone."""
     seeds = [image_seed(seed, f"{hole}/{key}") % 2**64 for key in keys]
     return np.stack([make_mask(hole, size, size, one) for one in seeds])
-
-
-def fill_each(fill: Callable[..., Tensor], *arguments: Tensor | np.ndarray) -> Tensor:
-    """A fill of each image, uint8 [n, 3, S, S], from its arguments, [n, ...] each."""
-    return torch.stack([fill(*one) for one in zip(*arguments, strict=True)])
 
 
 def fill_mean(pixels: Tensor, mask: np.ndarray) -> Tensor:

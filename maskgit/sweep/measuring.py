@@ -123,13 +123,18 @@ def inpaint(
     return [result.image for result in results]
 
 
-REFERENCES: dict[str, Callable[[MaskGIT, Images], Tensor]] = {
-    held_out.TELEA: lambda model, images: held_out.fill_each(held_out.fill_telea, images.pixels, images.masks),
-    held_out.TOKENIZER_ONLY: lambda model, images: held_out.fill_each(
-        held_out.paste_decoded, images.pixels, held_out.reconstruct(model, images.pixels)[1], images.masks
-    ),
-}
-"""What the fills, uint8 [n, 3, S, S], are compared with."""
+def telea(model: MaskGIT, images: Images) -> list[Image.Image]:
+    """The holes filled by OpenCV's classic method: what a model must beat."""
+    return [to_picture(filled) for filled in map(held_out.fill_telea, images.pixels, images.masks)]
+
+
+def tokenizer_only(model: MaskGIT, images: Images) -> list[Image.Image]:
+    """The holes filled from the originals' own tokens: about the best that a transformer over these could do."""
+    _, decoded = held_out.reconstruct(model, images.pixels)
+    return [to_picture(filled) for filled in map(held_out.paste_decoded, images.pixels, decoded, images.masks)]
+
+
+REFERENCES = {held_out.TELEA: telea, held_out.TOKENIZER_ONLY: tokenizer_only}
 
 
 class Ledger:
@@ -235,7 +240,7 @@ def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, 
 
     for method, reference in REFERENCES.items():
         if key(method=method) not in ledger:
-            measure(key(method=method), lambda fill=reference: [to_picture(one) for one in fill(model, images)])
+            measure(key(method=method), functools.partial(reference, model, images))
 
     # All settings once, then all with the next seed: if the machine becomes slower meanwhile, it does so for all.
     cells = [(setting, seed) for seed in seeds for setting in chosen]

@@ -296,11 +296,11 @@ def measure_holes(
     with timed(seconds, "other methods"):
         for hole, drawn in masks.items():
             others = {
-                held_out.TELEA: held_out.fill_each(held_out.fill_telea, pixels, drawn),
-                "mean colour": held_out.fill_each(held_out.fill_mean, pixels, drawn),
-                held_out.TOKENIZER_ONLY: held_out.fill_each(held_out.paste_decoded, pixels, decoded, drawn),
+                held_out.TELEA: map(held_out.fill_telea, pixels, drawn),
+                "mean colour": map(held_out.fill_mean, pixels, drawn),
+                held_out.TOKENIZER_ONLY: map(held_out.paste_decoded, pixels, decoded, drawn),
             }
-            fills[hole] |= {method: [Fill(everything, filled)] for method, filled in others.items()}
+            fills[hole] |= {name: [Fill(everything, torch.stack([*filled]))] for name, filled in others.items()}
 
     total = len(pixels) + sum(len(fill.indices) for methods in fills.values() for fill in sum(methods.values(), []))
     with timed(seconds, "Fréchet distance"), progress_bar(total, "features") as bar:
