@@ -75,10 +75,9 @@ def frechet_distance(a: Tensor | Gaussian, b: Tensor | Gaussian) -> float:
     are the singular values of A B^T, so no covariance is formed and no matrix root is taken: sets smaller than the
     number of features, whose covariances are singular, are as exact as others.
 
-    Small sets: the distance between two independent samples of one distribution is above 0, the more so the fewer
-    they are (hundreds of images in 1280 dimensions: much). Compare distances between sets of one size only. Between
-    images and edited copies of the same images the bias is small, as the sampling error is common to both; it is 0
-    where nothing was edited.
+    Two independent samples of one distribution are further than 0 apart, much further where they are fewer than the
+    dimensions: compare sets of one size only. Between images and edited copies of them the bias is small, as the
+    sampling error is common to both.
 
     Args:
         a: float [n, D], n >= 2, or what was fitted to them.

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,16 +73,12 @@ def load_images(model: MaskGIT, options: Options) -> Images:
     return Images(numbers, pixels, held_out.hole_masks(options.hole, numbers, pixels.shape[2], options.seed), labels)
 
 
+@dataclass(frozen=True)
 class Judge:
-    """Compares filled images with the originals.
+    """Compares filled images with the originals, in the features of the networks."""
 
-    Args:
-        networks: those in whose features the distances are.
-        images: with the originals.
-    """
-
-    def __init__(self, networks: Sequence[FeatureNetwork], images: Images) -> None:
-        self.networks, self.images = networks, images
+    networks: Sequence[FeatureNetwork]
+    images: Images
 
     @functools.cached_property  # never asked for where all cells are finished already
     def originals(self) -> list[Gaussian]:
@@ -215,12 +212,12 @@ def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, 
     chosen, seeds = settings(options, model.decoding), range(options.seed, options.seed + options.seeds)
     images, machine = load_images(model, options), describe(model.device)
     ledger, judge = Ledger(options.output / "cells.jsonl"), Judge(networks, images)
-    digest, precision = weights_digest(model), model.precision
+    digest, images_digest = weights_digest(model), images.digest
     context = {
         "weights": digest,
-        "images": images.digest,
+        "images": images_digest,
         "networks": {network.name: network.digest for network in networks},
-        "precision": precision,
+        "precision": model.precision,
         "kernels": backend.resolve(None, model.device),
         "batch_size": options.batch_size,
         **{name: machine[name] for name in ("device", "threads", "torch")},
@@ -259,11 +256,8 @@ def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, 
             if setting not in warm:  # the first batch prepares what the others use: packed weights, CUDA graphs
                 fill(most=options.batch_size)
                 warm.add(setting)
-            passes = setting.work - FEATURES_WORK
-            measure(
-                cell(setting, seed),
-                functools.partial(fill, progress=lambda done, passes=passes: bar.update(passes * done)),
-            )
+            work = setting.work - FEATURES_WORK
+            measure(cell(setting, seed), functools.partial(fill, progress=lambda done, w=work: bar.update(w * done)))
             bar.update(FEATURES_WORK * len(images.numbers))
 
     def summary(keys: list[dict[str, Any]]) -> dict[str, Any]:
@@ -276,10 +270,10 @@ def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, 
         "machine": machine,
         "model": options.model,
         "weights_sha256": digest,
-        "precision": precision,
+        "precision": model.precision,
         "data": options.data,
         "images": len(images.numbers),
-        "images_sha256": images.digest,
+        "images_sha256": images_digest,
         "one_per_family": options.one_per_family,
         "hole": options.hole,
         "classes": options.tells_classes,
