@@ -76,15 +76,14 @@ def draw(report: dict[str, Any], folder: Path) -> list[Path]:
     matplotlib.use("Agg")  # files only: no display is needed
     from matplotlib import pyplot
 
-    paths = []
+    drawings = {}
     for field in report["axes"]:
-        figure = draw_axis(pyplot, report, field)
-        paths.append(folder / f"{field}.png")
-        picture = io.BytesIO()
+        figure, picture = draw_axis(pyplot, report, field), io.BytesIO()
         figure.savefig(picture, dpi=120, format="png")
-        write_atomically({paths[-1]: picture.getvalue()})
         pyplot.close(figure)
-    return paths
+        drawings[folder / f"{field}.png"] = picture.getvalue()
+    write_atomically(drawings)
+    return list(drawings)
 
 
 def draw_axis(pyplot: Any, report: dict[str, Any], field: str) -> Any:
@@ -102,33 +101,27 @@ def draw_axis(pyplot: Any, report: dict[str, Any], field: str) -> Any:
     figure, panels = pyplot.subplots(1, len(names), figsize=(4.5 * len(names), 4), layout="constrained")
     for name, panel in zip(names, panels, strict=True):
         for at, (label, line) in enumerate(lines.items()):
-            found = [row["setting"][field] for row in line]
-            # Names stand beside each other, as points over one name would hide each other.
-            shift = 0.6 * ((at + 0.5) / len(lines) - 0.5)
-            panel.errorbar(
-                found if numeric else [values.index(value) + shift for value in found],
-                [row["figures"][name]["mean"] for row in line],
-                [row["figures"][name].get("std", 0.0) for row in line],
-                marker="o",
-                markersize=4,
-                capsize=3,
-                linestyle="-" if numeric else "none",
-                label=label,
-            )
+            places = [row["setting"][field] for row in line]
+            if not numeric:  # names stand beside each other, as points over one name would hide each other
+                shift = 0.6 * ((at + 0.5) / len(lines) - 0.5)
+                places = [values.index(place) + shift for place in places]
+            means = [row["figures"][name]["mean"] for row in line]
+            deviations = [row["figures"][name].get("std", 0.0) for row in line]
+            joined = "-" if numeric else "none"
+            panel.errorbar(places, means, deviations, marker="o", markersize=4, capsize=3, ls=joined, label=label)
         if name != "milliseconds":
             for color, reference in zip(("gray", "black"), report["references"], strict=True):
                 level = reference["figures"][name]["mean"]
                 panel.axhline(level, color=color, linestyle="--", linewidth=1, label=reference["method"])
         if not numeric:
             panel.set_xticks(range(len(values)), values, rotation=30, ha="right")
-        panel.set_xlabel(field.replace("_", " "))
-        panel.set_ylabel(FIGURES[name])
+        panel.set(xlabel=field.replace("_", " "), ylabel=FIGURES[name])
         panel.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
-    machine = report["machine"]
     figure.suptitle(
-        f"{report['model']}, {report['images']} images, hole: {report['hole']}, {len(report['seeds'])} seeds\n"
-        f"{machine['device']}, {str(machine['date'])[:10]}",
+        "{model}, {images} images, hole: {hole}, {n} seeds\n{machine[device]}, {machine[date]:.10}".format(
+            **report, n=len(report["seeds"])
+        ),
         fontsize=9,
     )
     return figure
