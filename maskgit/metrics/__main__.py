@@ -21,6 +21,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from maskgit import metrics
 from maskgit.console import UsageError, printable, progress_bar, require_at_least, run_command
 from maskgit.data import DataError
 from maskgit.data.masks import MAKERS, find_mask_for, load_mask, make_mask
@@ -28,15 +29,7 @@ from maskgit.data.reading import read_image
 from maskgit.metrics.features import EfficientNetFeatures, FeatureNetwork, WeightsError, extract_features, inception
 from maskgit.metrics.folders import cache_folder, find_pictures, folder_features, match_pictures, read_statistics
 from maskgit.metrics.held_out import from_picture, to_signed
-from maskgit.metrics.pairs import (
-    SSIM_WINDOW,
-    hole_errors,
-    import_torchmetrics,
-    perceptual_distance,
-    psnr_of_mean_error,
-    ssim,
-)
-from maskgit.metrics.sets import Gaussian, Manifold, class_score, frechet_distance, manifold_scores
+from maskgit.metrics.pairs import SSIM_WINDOW, import_torchmetrics
 from maskgit.pipeline import resolve_device
 from maskgit.tokenizer.losses import PerceptualLoss, efficientnet_stages
 
@@ -185,28 +178,28 @@ def compare_sets(
         with progress_bar(len(files), f"{network.name}, {folder.name}") as bar:
             return extract_features(network, files, options.batch_size, bar.update)
 
-    reference: Gaussian | Tensor
+    reference: metrics.Gaussian | Tensor
     if real:
         cache = (options.cache_folder or cache_folder()) if options.cache else None
         reference = folder_features(network, options.real, real, lambda: extract(options.real, real), cache)
     else:
         reference = read_statistics(options.real)
     ours = extract(options.generated, generated)
-    if isinstance(reference, Gaussian) and len(reference.mean) != ours.shape[1]:
+    if isinstance(reference, metrics.Gaussian) and len(reference.mean) != ours.shape[1]:
         raise DataError(
             f"{options.real}: statistics of {len(reference.mean)} features, where {network.name} has {ours.shape[1]}"
         )
     device = next(network.parameters()).device
     splits = SPLITS if len(generated) >= SPLITS * SPLIT_SIZE else 1
-    mean, std = class_score(network.logits(ours.to(device)), splits)
+    mean, std = metrics.class_score(network.logits(ours.to(device)), splits)
     _, note, distance, score = NETWORKS[network.name]
     figures: dict[str, Any] = {
         "note": note or None,
-        key(distance): frechet_distance(reference, ours),
+        key(distance): metrics.frechet_distance(reference, ours),
         key(score): {"mean": mean, "splits": splits, **({"std": std} if splits > 1 else {})},
     }
     if isinstance(reference, Tensor):
-        scores = manifold_scores(reference.to(device), ours.to(device), options.neighbors)
+        scores = metrics.manifold_scores(reference.to(device), ours.to(device), options.neighbors)
         figures |= {"neighbors": options.neighbors, **scores._asdict()}
     smallest, dimensions = min(len(files) for files in (real, generated) if files), ours.shape[1]
     if smallest <= dimensions:
@@ -246,14 +239,15 @@ def compare_pairs(pairs: Sequence[tuple[Path, Path]], get_mask: MaskSource, devi
                 raise DataError(f"{original_path}: its mask has no hole")
             masks = torch.from_numpy(hole)[None].to(device)
             a, b = (to_signed(from_picture(picture)[None].to(device)) for picture in (original, result))
-            errors = hole_errors(a, b, masks)
-            figures.append([*map(float, (*errors, ssim(a, b, masks), perceptual_distance(network, a, b, masks)))])
+            perceptual = metrics.perceptual_distance(network, a, b, masks)
+            values = (*metrics.hole_errors(a, b, masks), metrics.ssim(a, b, masks), perceptual)
+            figures.append([float(value) for value in values])
             bar.update()
     absolute, square, similarity, distance = map(statistics.fmean, zip(*figures, strict=True))
     return {
         "images": len(pairs),
         # Of the mean error: a hole that is filled perfectly has no PSNR that could be averaged.
-        "psnr": psnr_of_mean_error(square),
+        "psnr": metrics.psnr_of_mean_error(square),
         "l1_of_255": 127.5 * absolute,
         "ssim": similarity,
         "perceptual_distance_not_lpips": distance,
@@ -312,7 +306,7 @@ def table(report: dict[str, Any]) -> str:
         deviation = f" ± {spread['std']:.3f} ({spread['splits']} splits)" if "std" in spread else ""
         lines.append(f"  {distance:<22}{figures[key(distance)]:.3f}")
         lines.append(f"  {score:<22}{spread['mean']:.3f}{deviation}")
-        for figure in Manifold._fields:
+        for figure in metrics.Manifold._fields:
             if figure in figures:
                 lines.append(f"  {figure:<22}{figures[figure]:.4f}  (k = {figures['neighbors']})")
         if "caution" in figures:
