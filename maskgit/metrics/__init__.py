@@ -1,6 +1,7 @@
 """How good are the pictures: of one picture against its original, of one set of pictures against another, of tokens.
 
-`python -m maskgit.metrics REAL GENERATED` measures two folders.
+`python -m maskgit.metrics REAL GENERATED` measures two folders, `python -m maskgit.metrics.card` a model. Imports
+`pictures`, `pipeline` and what is below them.
 """
 
 from maskgit.metrics.features import pooled_features
@@ -9,12 +10,12 @@ from maskgit.metrics.sets import (
     Gaussian,
     Manifold,
     class_score,
+    codebook_usage,
     fit_gaussian,
     frechet_distance,
     gaussian_of_moments,
     manifold_scores,
 )
-from maskgit.metrics.tokens import codebook_usage
 
 __all__ = [
     "Gaussian",

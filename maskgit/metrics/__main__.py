@@ -7,7 +7,6 @@ python -m maskgit.metrics statistics.npz samples --network inception    # statis
 
 from __future__ import annotations
 
-import io
 import json
 import statistics
 import sys
@@ -21,28 +20,18 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor
-from tqdm import tqdm
 
-from maskgit.console import printable, printable_lines, warnings_as_lines
-from maskgit.data.images import DataError
+from maskgit import metrics
+from maskgit.console import UsageError, printable, progress_bar, require_at_least, run_command
+from maskgit.data import DataError
 from maskgit.data.masks import MAKERS, find_mask_for, load_mask, make_mask
 from maskgit.data.reading import read_image
 from maskgit.metrics.features import EfficientNetFeatures, FeatureNetwork, WeightsError, extract_features, inception
 from maskgit.metrics.folders import cache_folder, find_pictures, folder_features, match_pictures, read_statistics
-from maskgit.metrics.pairs import (
-    SSIM_WINDOW,
-    hole_errors,
-    import_torchmetrics,
-    perceptual_distance,
-    psnr_of_mean_error,
-    ssim,
-)
-from maskgit.metrics.sets import Gaussian, class_score, frechet_distance, manifold_scores
+from maskgit.metrics.held_out import from_picture, to_signed
+from maskgit.metrics.pairs import SSIM_WINDOW, import_torchmetrics
 from maskgit.pipeline import resolve_device
 from maskgit.tokenizer.losses import PerceptualLoss, efficientnet_stages
-
-DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses."""
 
 SPLITS, SPLIT_SIZE = 10, 500
 """A class score is the mean over so many splits, where each has at least so many pictures; else there is one split."""
@@ -50,21 +39,12 @@ SPLITS, SPLIT_SIZE = 10, 500
 FIXED_MASKS = ("center", "left", "right", "top", "bottom")
 """Masks that can be made again, because there is no chance in them."""
 
+NOT_COMPARABLE = "not FID, not Inception score: not comparable with published figures"
 NETWORKS = {
-    "inception": {
-        "title": "Inception v3",
-        "note": "",
-        "frechet": "FID",
-        "class_score": "Inception score",
-    },
-    "efficientnet-lite0": {
-        "title": "EfficientNet-Lite0",
-        "note": "not FID, not Inception score: not comparable with published figures",
-        "frechet": "Fréchet distance",
-        "class_score": "class-entropy score",
-    },
+    "inception": ("Inception v3", "", "FID", "Inception score"),
+    "efficientnet-lite0": ("EfficientNet-Lite0", NOT_COMPARABLE, "Fréchet distance", "class-entropy score"),
 }
-"""What figures of each network are called."""
+"""Of each network: its title, a note, and what the distance and the class score in its features are called."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +87,16 @@ class Options:
     json: bool = False
     """Print one JSON object instead of a table."""
 
-    def problem(self) -> str | None:
-        """What is wrong with the values, if anything."""
-        if self.batch_size < 1:
-            return f"--batch-size {self.batch_size}: must be at least 1"
-        if self.neighbors < 1:
-            return f"--neighbors {self.neighbors}: must be at least 1"
+    def check(self) -> None:
+        """Raise UsageError if values make no sense, or not together."""
+        require_at_least(self, {"batch_size": 1, "neighbors": 1})
         if self.network == "none" and not self.pairwise:
-            return "--network none leaves nothing to do without --pairs or --masks"
+            raise UsageError("--network none leaves nothing to do without --pairs or --masks")
         if self.real.suffix == ".npz" and (self.network != "inception" or self.pairwise):
-            return f"{self.real}: statistics are enough for the FID only: use --network inception, without pairs"
+            enough = "statistics are enough for the FID only: use --network inception, without pairs"
+            raise UsageError(f"{printable(self.real)}: {enough}")
         if self.invert_mask and self.masks is None:
-            return "--invert-mask without --masks"
-        return None
+            raise UsageError("--invert-mask without --masks")
 
     @property
     def pairwise(self) -> bool:
@@ -128,34 +105,16 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run the command with these arguments (None: the process's) and return its exit status."""
+    errors = (ImportError, OSError, RuntimeError, ValueError)  # they all say what to do
+    return run_command(Options, compare, argv, prog="python -m maskgit.metrics", errors=errors)
 
-    Args:
-        argv: arguments without the program's name; None: those of the process.
 
-    Returns:
-        The exit status: 0; 1 if pictures, weights, a package or the disk fail; 2 for bad usage; 130 after Ctrl-C.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no valid text
-    try:
-        options = tyro.cli(Options, args=argv, prog="python -m maskgit.metrics", config=(tyro.conf.DisallowNone,))
-    except SystemExit as stop:  # --help, or options that tyro could not read
-        return int(stop.code or 0)
-    if problem := options.problem():
-        print(f"error: {printable(problem)}", file=sys.stderr)
-        return BAD_USAGE
-    try:
-        with warnings_as_lines():
-            report = measure(options)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:  # they all say what to do
-        print(printable_lines(f"error: {error}"), file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return INTERRUPTED
+def compare(options: Options) -> None:
+    """Measure, and print the report."""
+    options.check()
+    report = measure(options)
     print(json.dumps(report, indent=2, ensure_ascii=False) if options.json else table(report))
-    return DONE
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -190,24 +149,20 @@ def measure(options: Options) -> dict[str, Any]:
             )
     for name in names:
         try:
-            network = load_network(name, options).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network = inception(options.inception_weights) if name == "inception" else EfficientNetFeatures()
         except WeightsError as error:
             if options.network == "inception" or options.inception_weights is not None:
                 raise
             print(f"note: {error}\n  Going on without the FID.", file=sys.stderr)
             report[name] = {"missing": str(error)}
             continue
+        network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         report[name] = compare_sets(network, real, generated, options)
     if options.pairwise:
         where = "picture" if options.masks is None else "hole"
         report["pairs"] = {"where": where, **compare_pairs(pairs, get_mask, device)}
     report["seconds"] = round(time.perf_counter() - start, 1)
     return report
-
-
-def load_network(name: str, options: Options) -> FeatureNetwork:
-    """The network of that name. Raises WeightsError or ImportError."""
-    return inception(options.inception_weights) if name == "inception" else EfficientNetFeatures()
 
 
 # --- sets -------------------------------------------------------------------------------------------------------------
@@ -223,28 +178,28 @@ def compare_sets(
         with progress_bar(len(files), f"{network.name}, {folder.name}") as bar:
             return extract_features(network, files, options.batch_size, bar.update)
 
-    reference: Gaussian | Tensor
+    reference: metrics.Gaussian | Tensor
     if real:
         cache = (options.cache_folder or cache_folder()) if options.cache else None
         reference = folder_features(network, options.real, real, lambda: extract(options.real, real), cache)
     else:
         reference = read_statistics(options.real)
     ours = extract(options.generated, generated)
-    if isinstance(reference, Gaussian) and len(reference.mean) != ours.shape[1]:
+    if isinstance(reference, metrics.Gaussian) and len(reference.mean) != ours.shape[1]:
         raise DataError(
             f"{options.real}: statistics of {len(reference.mean)} features, where {network.name} has {ours.shape[1]}"
         )
     device = next(network.parameters()).device
     splits = SPLITS if len(generated) >= SPLITS * SPLIT_SIZE else 1
-    mean, std = class_score(network.logits(ours.to(device)), splits)
-    words = NETWORKS[network.name]
+    mean, std = metrics.class_score(network.logits(ours.to(device)), splits)
+    _, note, distance, score = NETWORKS[network.name]
     figures: dict[str, Any] = {
-        "note": words["note"] or None,
-        key(words["frechet"]): frechet_distance(reference, ours),
-        key(words["class_score"]): {"mean": mean, "splits": splits, **({"std": std} if splits > 1 else {})},
+        "note": note or None,
+        key(distance): metrics.frechet_distance(reference, ours),
+        key(score): {"mean": mean, "splits": splits, **({"std": std} if splits > 1 else {})},
     }
     if isinstance(reference, Tensor):
-        scores = manifold_scores(reference.to(device), ours.to(device), options.neighbors)
+        scores = metrics.manifold_scores(reference.to(device), ours.to(device), options.neighbors)
         figures |= {"neighbors": options.neighbors, **scores._asdict()}
     smallest, dimensions = min(len(files) for files in (real, generated) if files), ours.shape[1]
     if smallest <= dimensions:
@@ -270,7 +225,7 @@ def compare_pairs(pairs: Sequence[tuple[Path, Path]], get_mask: MaskSource, devi
         ImageError, MaskError: a file that can't be used.
     """
     network = PerceptualLoss(efficientnet_stages()).to(device)
-    squares, absolutes, similarities, distances = [], [], [], []
+    figures = []
     with progress_bar(len(pairs), "pairs") as bar:
         for original_path, result_path in pairs:
             original, result = read_image(original_path), read_image(result_path)
@@ -283,23 +238,19 @@ def compare_pairs(pairs: Sequence[tuple[Path, Path]], get_mask: MaskSource, devi
             if not hole.any():
                 raise DataError(f"{original_path}: its mask has no hole")
             masks = torch.from_numpy(hole)[None].to(device)
-            a, b = (
-                torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(device).float() / 127.5 - 1
-                for picture in (original, result)
-            )
-            absolute, square = hole_errors(a, b, masks)
-            absolutes.append(127.5 * float(absolute))
-            squares.append(float(square))
-            similarities.append(float(ssim(a, b, masks)))
-            distances.append(float(perceptual_distance(network, a, b, masks)))
+            a, b = (to_signed(from_picture(picture)[None].to(device)) for picture in (original, result))
+            perceptual = metrics.perceptual_distance(network, a, b, masks)
+            values = (*metrics.hole_errors(a, b, masks), metrics.ssim(a, b, masks), perceptual)
+            figures.append([float(value) for value in values])
             bar.update()
+    absolute, square, similarity, distance = map(statistics.fmean, zip(*figures, strict=True))
     return {
         "images": len(pairs),
         # Of the mean error: a hole that is filled perfectly has no PSNR that could be averaged.
-        "psnr": psnr_of_mean_error(statistics.fmean(squares)),
-        "l1_of_255": statistics.fmean(absolutes),
-        "ssim": statistics.fmean(similarities),
-        "perceptual_distance_not_lpips": statistics.fmean(distances),
+        "psnr": metrics.psnr_of_mean_error(square),
+        "l1_of_255": 127.5 * absolute,
+        "ssim": similarity,
+        "perceptual_distance_not_lpips": distance,
     }
 
 
@@ -312,29 +263,24 @@ def mask_source(options: Options) -> MaskSource:
     wanted = options.masks
     if wanted is None:
         return lambda path, size: np.ones((size[1], size[0]), dtype=bool)
-    folder = Path(wanted)
     if wanted in FIXED_MASKS:
         return lambda path, size: make_mask(wanted, size[1], size[0]) ^ options.invert_mask
     if wanted in MAKERS:
         raise DataError(f"--masks {wanted}: there is chance in it; name a folder of the masks that were used")
-    if folder.is_dir():
+    source = Path(wanted)
+    if not (source.is_dir() or source.is_file()):
+        raise DataError(f"--masks {wanted}: no such file or folder, and not one of {', '.join(FIXED_MASKS)}")
 
-        def find(path: Path, size: tuple[int, int]) -> np.ndarray:
-            mirrored = folder / path.relative_to(options.real).parent
-            return load_mask(find_mask_for(path, mirrored if mirrored.is_dir() else folder), size, options.invert_mask)
+    def load(path: Path, size: tuple[int, int]) -> np.ndarray:
+        if source.is_file():
+            return load_mask(source, size, options.invert_mask)
+        mirrored = source / path.relative_to(options.real).parent
+        return load_mask(find_mask_for(path, mirrored if mirrored.is_dir() else source), size, options.invert_mask)
 
-        return find
-    if folder.is_file():
-        return lambda path, size: load_mask(folder, size, options.invert_mask)
-    raise DataError(f"--masks {wanted}: no such file or folder, and not one of {', '.join(FIXED_MASKS)}")
+    return load
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
-
-
-def progress_bar(total: int, description: str) -> tqdm:
-    """A bar that counts pictures, on standard error."""
-    return tqdm(total=total, desc=description, unit="image", dynamic_ncols=True)
 
 
 def key(words: str) -> str:
@@ -348,19 +294,19 @@ def table(report: dict[str, Any]) -> str:
     for side in ("real", "generated"):
         count = report[f"{side}_images"]
         lines.append(f"{side:<10} {report[side]} ({'statistics' if count is None else f'{count} images'})")
-    for name, words in NETWORKS.items():
-        figures = report.get(name)
-        if figures is None:
+    for name, (title, note, distance, score) in NETWORKS.items():
+        if name not in report:
             continue
-        lines += ["", words["title"] + (f": {words['note']}" if words["note"] else "")]
+        figures = report[name]
+        lines += ["", f"{title}: {note}" if note else title]
         if "missing" in figures:
             lines.append("  weights missing: no FID")
             continue
-        score = figures[key(words["class_score"])]
-        deviation = f" ± {score['std']:.3f} ({score['splits']} splits)" if "std" in score else ""
-        lines.append(f"  {words['frechet']:<22}{figures[key(words['frechet'])]:.3f}")
-        lines.append(f"  {words['class_score']:<22}{score['mean']:.3f}{deviation}")
-        for figure in ("precision", "recall", "density", "coverage"):
+        spread = figures[key(score)]
+        deviation = f" ± {spread['std']:.3f} ({spread['splits']} splits)" if "std" in spread else ""
+        lines.append(f"  {distance:<22}{figures[key(distance)]:.3f}")
+        lines.append(f"  {score:<22}{spread['mean']:.3f}{deviation}")
+        for figure in metrics.Manifold._fields:
             if figure in figures:
                 lines.append(f"  {figure:<22}{figures[figure]:.4f}  (k = {figures['neighbors']})")
         if "caution" in figures:

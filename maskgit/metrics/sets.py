@@ -1,4 +1,4 @@
-"""How far one set of pictures is from another, in the features of a network.
+"""How far one set of pictures is from another, in the features of a network; how a set uses the codebook.
 
 All of it depends on the network and on how many pictures there are: compare figures of one network and one size only.
 """
@@ -6,7 +6,6 @@ All of it depends on the network and on how many pictures there are: compare fig
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 _BLOCK = 512  # rows of a distance matrix that are in memory at a time: 200 MB for 50,000 pictures
 
 # Distances are compared with others that may be equal to them but for rounding, above all where both sets hold the
-# same picture. This much, of the squared radius, counts as equal.
-_ROUNDING = 1e-9
+# same picture. This much, of the radius, counts as equal.
+_ROUNDING = 5e-10
 
 # How far covariances that are read may be from symmetric and positive, of their largest number: float32's rounding.
 _INEXACT = 1e-4
@@ -76,10 +75,9 @@ def frechet_distance(a: Tensor | Gaussian, b: Tensor | Gaussian) -> float:
     are the singular values of A B^T, so no covariance is formed and no matrix root is taken: sets smaller than the
     number of features, whose covariances are singular, are as exact as others.
 
-    Small sets: the distance between two independent samples of one distribution is above 0, the more so the fewer
-    they are (hundreds of images in 1280 dimensions: much). Compare distances between sets of one size only. Between
-    images and edited copies of the same images the bias is small, as the sampling error is common to both; it is 0
-    where nothing was edited.
+    Two independent samples of one distribution are further than 0 apart, much further where they are fewer than the
+    dimensions: compare sets of one size only. Between images and edited copies of them the bias is small, as the
+    sampling error is common to both.
 
     Args:
         a: float [n, D], n >= 2, or what was fitted to them.
@@ -171,16 +169,17 @@ def manifold_scores(real: Tensor, generated: Tensor, k: int = 3) -> Manifold:
         raise ValueError("features that are not finite have no neighbors")
     center = real.double().mean(0)  # the smaller the vectors, the less is lost where their squares cancel
     real, generated = real.double() - center, generated.double() - center
-    real_radii, generated_radii = _squared_radii(real, k), _squared_radii(generated, k)
+    real_radii, generated_radii = _radii(real, k), _radii(generated, k)
 
     precise = inside = 0
     recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     nearest = torch.full_like(real_radii, torch.inf)
-    for rows, distances in _squared_distances(generated, real):  # [up to _BLOCK, n]
+    for some, radii in zip(generated.split(_BLOCK), generated_radii.split(_BLOCK), strict=True):
+        distances = torch.cdist(some, real)  # [up to _BLOCK, n]
         within = distances < real_radii
         precise += int(within.any(1).sum())
         inside += int(within.sum())
-        recalled |= (distances < generated_radii[rows, None]).any(0)
+        recalled |= (distances < radii[:, None]).any(0)
         nearest = torch.minimum(nearest, distances.amin(0))
     return Manifold(
         precision=precise / len(generated),
@@ -190,16 +189,19 @@ def manifold_scores(real: Tensor, generated: Tensor, k: int = 3) -> Manifold:
     )
 
 
-def _squared_radii(features: Tensor, k: int) -> Tensor:
-    """Squared distances to the k-th nearest other vector, less what rounding may add. float64 [n, D] -> [n]."""
+def _radii(features: Tensor, k: int) -> Tensor:
+    """Distances to the k-th nearest other vector, less what rounding may add. float64 [n, D] -> [n]."""
     # The nearest of all is the vector itself.
-    radii = [block.kthvalue(k + 1, dim=1).values for _, block in _squared_distances(features, features)]
+    radii = [torch.cdist(some, features).kthvalue(k + 1, dim=1).values for some in features.split(_BLOCK)]
     return torch.cat(radii) * (1 - _ROUNDING)
 
 
-def _squared_distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Between all vectors of two sets float64 [n, D] and [m, D]: which rows, and float64 [rows, m], at least 0."""
-    squares = b.square().sum(1)
-    for start in range(0, len(a), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        yield rows, (a[rows].square().sum(1)[:, None] + squares - 2 * a[rows] @ b.T).clamp_(min=0)
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def codebook_usage(tokens: Tensor, codebook_size: int) -> tuple[float, float]:
+    """Share of the codes that occur in tokens int64 [...], and the perplexity of their distribution."""
+    counts = torch.bincount(tokens.flatten(), minlength=codebook_size).double()
+    shares = counts / counts.sum()
+    entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
+    return float((counts > 0).double().mean()), float(entropy.exp())

@@ -25,8 +25,8 @@ from maskgit.console import (
     warnings_as_lines,
 )
 from maskgit.data import ImageFolder
-from maskgit.metrics import card as evaluation
 from maskgit.metrics.__main__ import main as metrics
+from maskgit.metrics.card.__main__ import main as card
 from maskgit.training.cli import main as train
 
 EVIL = "a\x1b[31m\u202eb"  # colors what follows, and turns it around
@@ -209,8 +209,8 @@ def test_errors_of_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert metrics([missing, missing]) == 1
     assert train(["tokenizer", "--data", missing, "--output", str(tmp_path / "run")]) == 1
     commands = 2
-    if importlib.util.find_spec("efficientnet_lite_pytorch"):  # without which evaluation ends before it looks
-        assert evaluation.main(["--data", missing, "--output", str(tmp_path / "out")]) == 1
+    if importlib.util.find_spec("efficientnet_lite_pytorch"):  # without which the card ends before it looks
+        assert card(["--data", missing, "--output", str(tmp_path / "out")]) == 1
         commands += 1
     text = capsys.readouterr().err
     assert text.count(f"{SHOWN}: ") >= commands and "\x1b[31m" not in text and "\u202e" not in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ FLOORS = [
     {"pipeline", "convert"},
     {"data", "network"},
     {"tokenizer", "decoding", "canvas"},
-    {"config", "console", "files", "memory"},
+    {"config", "console", "files", "machine", "memory"},
 ]
 
 
@@ -86,6 +87,12 @@ def test_no_circle_of_modules() -> None:
     below = {name: {other for other in imported if other != "maskgit"} for name, imported in imports().items()}
     for name in below:
         depth(name, below)
+
+
+def test_the_package_stands_without_the_repository() -> None:
+    """What is installed imports nothing that isn't."""
+    for name, path in modules().items():
+        assert not re.search(r"^\s*(from|import) (benchmarks|tests)\b", path.read_text(), re.MULTILINE), name
 
 
 def test_every_room_says_what_it_is_for() -> None:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 import maskgit.training.transformer
 from maskgit.metrics import __main__ as command
-from maskgit.metrics import card as evaluation
+from maskgit.metrics.card import measuring
+from maskgit.metrics.card.measuring import Options
+from maskgit.metrics.figures import spread
 from maskgit.tokenizer import VQGAN
 from maskgit.training.tokenizer import TokenizerTask
 from maskgit.training.transformer import TransformerTask
@@ -168,7 +170,7 @@ def test_figures_of_a_tokenizer():
     tokenizer.decode = lambda tokens: to_tensor(copies) / 127.5 - 1
     model: Any = SimpleNamespace(tokenizer=tokenizer, device=torch.device("cpu"))
     subsets = {"some": np.array([1, 2, 4]), "all": np.arange(COUNT)}
-    _, figures, decoded = evaluation.measure_tokenizer(model, to_tensor(originals), subsets)
+    _, figures, decoded = measuring.measure_tokenizer(model, to_tensor(originals), subsets)
     assert torch.equal(decoded, to_tensor(copies))
     for name, indices in subsets.items():
         pairs = [(originals[i], copies[i]) for i in indices]
@@ -191,9 +193,9 @@ def test_figures_of_the_masked_token_loss():
         tokenizer=SimpleNamespace(config=SimpleNamespace(codebook_size=CODES)),
     )  # fmt: skip
     some = np.array([0, 3, 5])
-    held_out = evaluation.HeldOut(torch.empty(0), torch.from_numpy(tokens), None, {"some": some})
-    options = evaluation.Options(rounds=3, batch_size=COUNT)
-    figures = evaluation.measure_loss(model, held_out, torch.from_numpy(training), options)["some"]
+    options = Options(rounds=3, batch_size=COUNT)
+    held_out, fitted = torch.from_numpy(tokens), torch.from_numpy(training)
+    figures = measuring.measure_loss(model, held_out, None, {"some": some}, fitted, options)["some"]
     masks = torch.stack(transformer.asked).numpy() == CODES  # what was hidden from it
 
     def of_masked(measure: Any, values: np.ndarray) -> tuple[float, float]:
@@ -222,9 +224,9 @@ def test_figures_of_the_masked_token_loss():
 
 def test_mean_and_deviation():
     numbers = [3.0, 4.5, 9.0]
-    spread = evaluation.spread(numbers)
-    assert spread["mean"] == pytest.approx(5.5) and spread["std"] == pytest.approx(np.std(numbers, ddof=1))
-    assert "std" not in evaluation.spread([3.0])  # one decoding has none
+    figure = spread(numbers)
+    assert figure["mean"] == pytest.approx(5.5) and figure["std"] == pytest.approx(np.std(numbers, ddof=1))
+    assert "std" not in spread([3.0])  # one decoding has none
 
 
 # --- python train.py --------------------------------------------------------------------------------------------------
@@ -303,7 +305,7 @@ def test_validation_of_a_transformer(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_figures_of_a_sweep():
-    from maskgit.sweep import Images, Judge
+    from maskgit.sweep.measuring import Images, Judge
 
     originals, filled = random_pixels(4, 16, 5), random_pixels(4, 16, 6)
     masks = np.random.default_rng(0).random((4, 16, 16)) < 0.3

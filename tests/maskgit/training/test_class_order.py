@@ -11,14 +11,17 @@ import pytest
 import torch
 from PIL import Image
 from tiny_train import assert_same_run
-from torch import Tensor
 
 import maskgit.data.images
 import maskgit.data.parts
-from maskgit import MaskGIT, sweep
+from maskgit import MaskGIT
 from maskgit.data import load_dataset
-from maskgit.metrics import card as evaluation
+from maskgit.metrics.card import __main__ as card
+from maskgit.metrics.card.measuring import Options as CardOptions
+from maskgit.metrics.held_out import load_held_out
 from maskgit.network.folder import load_model
+from maskgit.sweep.measuring import load_images
+from maskgit.sweep.settings import Options as SweepOptions
 from maskgit.training.cli import main
 from maskgit.training.transformer import TransformerTask
 
@@ -117,19 +120,20 @@ def test_measuring_a_model_of_an_older_release(
         as_text(patch)
         run("transformer", tmp_path, data=str(numbered), steps=1)
     model = MaskGIT.from_pretrained(tmp_path / "model", device="cpu")
-    images = sweep.load_images(model, sweep.Options(data=str(numbered), classes=True, one_per_family=False))
+    images = load_images(model, SweepOptions(data=str(numbered), classes=True, one_per_family=False))
     assert images.labels is not None and len(images.labels) > 2
     assert [OLD[label] for label in images.labels] == [str(int(value)) for value in images.pixels[:, 0, 0, 0]]
 
     class Seen(Exception):
         pass
 
-    def held_out(pixels: Tensor, _: Tensor, labels: list[int], __: Any) -> None:
-        assert [OLD[label] for label in labels] == [str(int(value)) for value in pixels[:, 0, 0, 0]]
+    def seen(*arguments: Any) -> None:
+        held_out = load_held_out(*arguments)
+        assert held_out.labels is not None
+        assert [OLD[label] for label in held_out.labels] == [str(int(value)) for value in held_out.pixels[:, 0, 0, 0]]
         raise Seen
 
-    monkeypatch.setattr(evaluation, "HeldOut", held_out)
-    monkeypatch.setattr(evaluation, "measure_tokenizer", lambda *_: (None, None, None))
-    options = evaluation.Options(data=str(numbered), classes=True, output=tmp_path)
+    monkeypatch.setattr(card, "load_held_out", seen)
+    options = CardOptions(data=str(numbered), classes=True, output=tmp_path)
     with pytest.raises(Seen):
-        evaluation.evaluate(model, torch.nn.Identity(), options)
+        card.evaluate(model, torch.nn.Identity(), options)

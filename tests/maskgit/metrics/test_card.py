@@ -1,4 +1,4 @@
-"""The evaluation: its parts against definitions written out, the whole on a tiny random model and synthetic images."""
+"""The card: its parts against definitions written out, the whole on a tiny random model and synthetic images."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from torch import nn
 
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
 from maskgit.data import DataError
-from maskgit.metrics import card as evaluation
-from maskgit.metrics.card import (
+from maskgit.metrics.card import __main__ as card
+from maskgit.metrics.card.__main__ import main
+from maskgit.metrics.card.measuring import average, fixed_losses, model_losses, stratified_masks
+from maskgit.metrics.held_out import (
     ALL,
     BALANCED,
-    average,
+    choose_images,
     fill_mean,
     fill_telea,
-    fixed_losses,
-    main,
     make_subsets,
     paste_decoded,
-    stratified_masks,
 )
 from maskgit.network.transformer import Transformer
 from maskgit.pipeline import MaskGIT
@@ -73,7 +72,7 @@ class TinyNetwork(nn.Module):
 
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "efficientnet_lite0", TinyNetwork)
+    monkeypatch.setattr(card, "efficientnet_lite0", TinyNetwork)
 
 
 # --- sets of images ---------------------------------------------------------------------------------------------------
@@ -147,8 +146,7 @@ def test_model_losses_see_no_masked_token(model_folder: Path):
     model = MaskGIT.from_pretrained(model_folder, device="cpu", precision="float32")
     tokens = torch.randint(CODES, (3, TOKENS), generator=torch.Generator().manual_seed(0))
     masks = stratified_masks(3, TOKENS, 2, seed=0)
-    held_out = evaluation.HeldOut(torch.empty(0), tokens, None, {})
-    losses, hits = evaluation.model_losses(model, held_out, masks, batch_size=2)
+    losses, hits = model_losses(model, tokens, None, masks, batch_size=2)
     assert losses.shape == hits.shape == masks.shape
     with torch.inference_mode():
         logits = model.transformer(tokens.masked_fill(masks[1], CODES))
@@ -237,7 +235,7 @@ def test_emoji_are_balanced_by_family(model_folder: Path, tmp_path: Path, tiny_n
     pytest.importorskip("cv2")
     # Tokenizing all of the training set would take most of the time.
     monkeypatch.setattr(
-        evaluation,
+        card,
         "tokenize_views",
         lambda model, images, flip=True: torch.zeros((1 + flip) * len(images), TOKENS, dtype=torch.int64),
     )
@@ -295,4 +293,4 @@ def test_missing_packages_are_named(
 
 def test_too_few_held_out_images():
     with pytest.raises(DataError, match="at least 2"):
-        evaluation.choose_images(1, None, 0)
+        choose_images(1, None, 0)

@@ -1,8 +1,7 @@
-"""The sweep on tiny random models: which settings, their figures, going on after an interruption, tables, plots."""
+"""The sweep on tiny random models: its images and figures, going on after an interruption, what is kept."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -17,175 +16,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from tiny_sweep import OWN, SIZE, TinyFeatures, arguments, cells, quality, results
 
-from maskgit import sweep as module
-from maskgit.config import Stage, TokenizerConfig, TransformerConfig
-from maskgit.decoding import DECODERS, DecodeConfig
-from maskgit.decoding.schedules import SCHEDULES
-from maskgit.metrics.features import FeatureNetwork, extract_features
-from maskgit.network.transformer import Transformer
+from maskgit.decoding import DecodeConfig
+from maskgit.metrics.features import extract_features
 from maskgit.pipeline import MaskGIT
-from maskgit.sweep import (
-    CUSTOM,
-    REFERENCES,
-    STUDIES,
-    Images,
-    Ledger,
-    Options,
-    draw,
-    draw_axis,
-    inpaint,
-    load_images,
-    main,
-    markdown,
-    settings,
-)
-from maskgit.tokenizer import VQGAN
+from maskgit.sweep import __main__ as command
+from maskgit.sweep import measuring
+from maskgit.sweep.__main__ import main
+from maskgit.sweep.measuring import REFERENCES, Images, Ledger, inpaint, load_images
+from maskgit.sweep.settings import CUSTOM, Options, settings
 
 pytest.importorskip("cv2", reason="OpenCV is not installed")
-
-SIZE, CODES, TOKENS = 16, 32, 16
-OWN = DecodeConfig(steps=3, softmax_temperature=0.7)
-
-
-def save_model(folder: Path, seed: int, class_names: list[str]) -> Path:
-    torch.manual_seed(seed)
-    stages = (Stage(8, 1, resample=True), Stage(8, 1, resample=True), Stage(8, 1))
-    tokenizer = VQGAN(
-        TokenizerConfig(SIZE, CODES, 4, latent_channels=8, stem_channels=8, encoder=stages, decoder=stages, groups=4)
-    )
-    nn.init.normal_(tokenizer.codebook.weight)
-    config = TransformerConfig(CODES, TOKENS, dim=32, depth=1, heads=2, mlp_dim=32, num_classes=len(class_names))
-    transformer = Transformer(config)
-    for parameter in transformer.parameters():
-        nn.init.normal_(parameter, std=0.5)  # so that the class and the temperatures matter
-    MaskGIT(tokenizer, transformer, class_names, decoding=OWN, device="cpu").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"), 0, ["cats", "dogs"])
-
-
-@pytest.fixture(scope="module")
-def classless_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("classless"), 1, [])
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Smooth random pictures of two classes; about a tenth of them is held out."""
-    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng()
-    for name in ("cats", "dogs"):
-        (folder / name).mkdir()
-        for i in range(40):
-            pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-            Image.fromarray(pixels).resize((20, 20), Image.Resampling.BICUBIC).save(folder / name / f"{i}.png")
-    return folder
-
-
-class TinyFeatures(FeatureNetwork):
-    """Stands for EfficientNet-Lite0."""
-
-    name, preparation = "efficientnet-lite0", "none"
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.convolution = nn.Conv2d(3, 6, 4, stride=4).requires_grad_(False)
-
-    def prepare(self, picture: Image.Image) -> torch.Tensor:
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        return self.convolution(batch).relu().flatten(1)
-
-    def logits(self, features: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
-
-@pytest.fixture(autouse=True)
-def tiny_features(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No real network, and no weights for the FID."""
-    monkeypatch.setattr(module, "EfficientNetFeatures", TinyFeatures)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("hub")))
-
-
-def arguments(model: Path, data: Path, output: Path, *more: str) -> list[str]:
-    return ["--model", str(model), "--data", str(data), "--output", str(output), "--device", "cpu", *more]
-
-
-def results(output: Path, study: str = CUSTOM) -> dict[str, Any]:
-    return json.loads((output / study / "results.json").read_text(encoding="utf-8"))
-
-
-def cells(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "cells.jsonl").read_bytes().splitlines()]
-
-
-def quality(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """All figures except times."""
-    return [
-        {name: figure for name, figure in row["figures"].items() if name != "milliseconds"}
-        for row in [*report["rows"], *report["references"]]
-    ]
-
-
-# --- settings ---------------------------------------------------------------------------------------------------------
-
-
-def test_settings_are_the_product_on_top_of_the_presets() -> None:
-    options = Options(decoders=("maskgit", "lab-greedy", "model"), steps=(2, 5), temperatures=(0.0, 3.0))
-    found = [(setting.decoder, setting.config) for setting in settings(options, OWN)]
-    wanted = [
-        (name, replace(config, steps=steps, choice_temperature=temperature))
-        for name, config in (("maskgit", DECODERS["maskgit"]), ("lab-greedy", DECODERS["lab-greedy"]), ("model", OWN))
-        for steps in (2, 5)
-        for temperature in (0.0, 3.0)
-    ]
-    assert found == wanted
-
-
-def test_every_axis_reaches_the_decoder() -> None:
-    options = Options(
-        decoders=("valeo",),
-        steps=(9,),
-        schedules=("cubic",),
-        temperatures=(1.5,),
-        softmax_temperatures=(0.8,),
-        guidance=(2.5,),
-        remask=(0.3,),
-        reuse=(2,),
-    )
-    (setting,) = settings(options, OWN)
-    changed = dict(schedule="cubic", choice_temperature=1.5, softmax_temperature=0.8, guidance_scale=2.5)
-    assert setting.config == replace(DECODERS["valeo"], steps=9, remask=0.3, reuse=2, **changed)
-    assert setting.values == {"decoder": "valeo", "steps": 9, "remask": 0.3, "reuse": 2, **changed}
-
-
-def test_a_setting_comes_once_and_without_classes_there_is_no_guidance() -> None:
-    assert len(settings(Options(steps=(4, 4, 8), schedules=("cosine", "cosine")), OWN)) == 2
-    (alone,) = settings(Options(decoders=("valeo",)), OWN)
-    assert DECODERS["valeo"].guidance_scale > 0 == alone.config.guidance_scale
-    (told,) = settings(Options(decoders=("valeo",), classes=True), OWN)
-    assert told.config == DECODERS["valeo"]
-
-
-@pytest.mark.parametrize("study", STUDIES)
-def test_studies(study: Any) -> None:
-    found = settings(Options(study=study), OWN)
-    assert len(found) == math.prod(len(values) for values in STUDIES[study].values()) > 4
-    assert Options(study=study).tells_classes == (study == "guidance")
-    # An axis on the command line takes the place of the study's.
-    assert {setting.config.steps for setting in settings(Options(study=study, steps=(5,)), OWN)} == {5}
-
-
-def test_the_studies_cover_what_there_is() -> None:
-    assert {setting.config.schedule for setting in settings(Options(study="schedules"), OWN)} == set(SCHEDULES)
-    assert {setting.decoder for setting in settings(Options(study="decoders"), OWN)} == {*DECODERS, "model"}
-
 
 # --- images -----------------------------------------------------------------------------------------------------------
 
@@ -266,14 +108,14 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> lis
             calls.append((setting.config.steps, seed))
         return original(model, images, setting, seed, *rest, **named)
 
-    monkeypatch.setattr(module, "inpaint", counting)
+    monkeypatch.setattr(measuring, "inpaint", counting)
     return calls
 
 
 def test_going_on_after_an_interruption(
     model_folder: Path, classless_folder: Path, photos: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr(module, "draw", lambda *_: [])  # pictures take longer than all the rest
+    monkeypatch.setattr(command, "draw", lambda *_: [])  # pictures take longer than all the rest
     more = ["--steps", "1", "2", "--seeds", "2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(arguments(model_folder, photos, whole, *more)) == 0
@@ -433,121 +275,3 @@ def test_a_damaged_ledger_is_refused(line: str, model_folder: Path, photos: Path
     assert main(arguments(model_folder, photos, tmp_path, "--steps", "1", "--seeds", "1")) == 1
     assert "cells.jsonl, line 2: not a finished cell" in capsys.readouterr().err
     assert (tmp_path / "cells.jsonl").read_text() == f"{good}{line}\n{good}"
-
-
-# --- tables and plots -------------------------------------------------------------------------------------------------
-
-
-def made_up(axes: dict[str, list[Any]]) -> dict[str, Any]:
-    """A report with random figures for the product of two axes."""
-    rng = np.random.default_rng()
-    fixed = {"decoder": "maskgit", "steps": 8, "schedule": "cosine"}
-    (first, firsts), (second, seconds) = axes.items()
-
-    def figures() -> dict[str, Any]:
-        names = ("frechet", "fid", "psnr_in_hole", "milliseconds")
-        return {name: {"mean": float(rng.uniform(5, 90)), "std": float(rng.uniform(0.1, 2))} for name in names}
-
-    rest = {"choice_temperature": 4.5, "softmax_temperature": 1.0, "guidance_scale": 0.0, "remask": 0.0, "reuse": 0}
-    rows = [{"setting": {**fixed, **rest, first: x, second: y}, "figures": figures()} for x in firsts for y in seconds]
-    machine = {"device": "an abacus", "threads": 2, "torch": "0", "revision": "none", "date": "2000-01-01T00:00:00Z"}
-    head = {"study": "grid", "command": "python", "machine": machine, "model": "a model", "weights_sha256": "0" * 64}
-    data = {"data": "emoji", "images": 9, "one_per_family": True, "hole": "center", "classes": False, "seeds": [0, 1]}
-    references = [{"method": name, "figures": figures()} for name in REFERENCES]
-    lists = {"axes": list(axes), "varied": list(axes), "rows": rows, "references": references}
-    return {**head, **data, **lists, "precision": "float32"}
-
-
-def test_table() -> None:
-    report = made_up({"schedule": ["linear", "square"], "steps": [4, 16]})
-    lines = markdown(report).splitlines()
-    head = next(i for i, line in enumerate(lines) if line.startswith("| schedule | steps |"))
-    assert lines[head].count("not FID") == 1 and "| FID |" in lines[head]
-    for row, line in zip(report["rows"], lines[head + 2 :], strict=False):
-        wanted = [row["setting"]["schedule"], str(row["setting"]["steps"])]
-        wanted += [f"{figure['mean']:.2f} ± {figure['std']:.2f}" for figure in row["figures"].values()]
-        assert line == f"| {' | '.join(wanted)} |"
-    text = "\n".join(lines)
-    assert all(method in text for method in REFERENCES) and "choice temperature 4.5" in text and "steps 8" not in text
-
-
-def test_plots(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib").use("Agg")
-    from matplotlib import pyplot
-
-    report = made_up({"schedule": ["linear", "square", "cosine"], "steps": [16, 4]})
-    figure = draw_axis(pyplot, report, "steps")
-    panels = figure.axes
-    assert [panel.get_ylabel() for panel in panels] == list(module.FIGURES.values())
-    for name, panel in zip(module.FIGURES, panels, strict=True):
-        lines = {container.get_label(): container.lines for container in panel.containers}
-        assert list(lines) == ["schedule linear", "schedule square", "schedule cosine"]
-        for schedule in ("linear", "square", "cosine"):
-            points, _, (bars,) = lines[f"schedule {schedule}"]
-            found = {row["setting"]["steps"]: row for row in report["rows"] if row["setting"]["schedule"] == schedule}
-            wanted = [found[steps]["figures"][name] for steps in (4, 16)]  # sorted, so that the line doesn't turn back
-            assert list(points.get_xdata()) == [4, 16]
-            assert list(points.get_ydata()) == [figure["mean"] for figure in wanted]
-            for segment, figure_ in zip(bars.get_segments(), wanted, strict=True):
-                assert np.ptp(segment[:, 1]) == pytest.approx(2 * figure_["std"])
-    pyplot.close(figure)
-
-    figure = draw_axis(pyplot, report, "schedule")
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["linear", "square", "cosine"]
-    (first, _, _), (second, _, _) = (container.lines for container in figure.axes[0].containers)
-    places = [np.array(points.get_xdata(), float) for points in (first, second)]
-    assert all(list(place.round()) == [0, 1, 2] for place in places) and not set(places[0]) & set(places[1])
-    pyplot.close(figure)
-
-    paths = draw(report, tmp_path)
-    assert sorted(path.name for path in paths) == ["schedule.png", "steps.png"]
-    for path in paths:
-        with Image.open(path) as picture:
-            assert picture.width > 600
-
-
-def test_without_matplotlib_there_is_all_the_rest(
-    model_folder: Path, photos: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    assert main(arguments(model_folder, photos, tmp_path, "--steps", "1", "2", "--seeds", "1")) == 0
-    assert "[bench]" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / CUSTOM).iterdir()) == ["results.json", "results.md"]
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "more, status, message",
-    [
-        (["--seeds", "0"], 2, "--seeds 0: must be at least 1"),
-        (["--max-images", "1"], 2, "--max-images 1"),
-        (["--hole", "round"], 2, "--hole round: must be one of"),
-        (["--steps", "4", "0"], 2, "steps must be at least 1, got 0"),
-        (["--schedules", "cosine", "sine"], 2, "schedule must be one of"),
-        (["--decoders", "best"], 2, "decoder must be one of"),
-        (["--study", "everything"], 2, "everything"),
-        (["--model", "no/such/model/here"], 1, "no such model"),
-        (["--data", "no/such/folder"], 1, "no such folder"),
-        (["--device", "nonsense"], 1, "nonsense"),
-        (["--study", "guidance", "--model", "{classless}"], 1, "knows none"),
-        (["--inception-weights", "no/such/file.pth"], 1, "no/such/file.pth"),
-        (["--help"], 0, "choice temperature"),
-    ],
-)
-def test_exit_status(
-    more: list[str],
-    status: int,
-    message: str,
-    model_folder: Path,
-    classless_folder: Path,
-    photos: Path,
-    tmp_path: Path,
-    capsys,
-) -> None:
-    filled = [argument.format(classless=classless_folder) for argument in more]
-    assert main(arguments(model_folder, photos, tmp_path, *filled)) == status
-    captured = capsys.readouterr()
-    assert message in captured.err + captured.out
-    assert not list(tmp_path.iterdir())

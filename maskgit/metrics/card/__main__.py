@@ -1,0 +1,136 @@
+"""Every figure of a model's card, and its pictures, from images that the model was not trained on.
+
+    python -m maskgit.metrics.card                                   # the embedded model on the held-out emoji
+    python -m maskgit.metrics.card runs/transformer/model --output outputs/evaluation
+    python -m maskgit.metrics.card my-model --data photos            # the held-out tenth of a folder
+
+Writes report.json, report.md, inpaintings.png and reconstructions.png. Needs the extra [metrics].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskgit.console import UsageError, printable, run_command
+from maskgit.data import DataError, find_images, load_dataset
+from maskgit.files import find_replaced, write_atomically
+from maskgit.machine import describe
+from maskgit.metrics import codebook_usage
+from maskgit.metrics.card import measuring
+from maskgit.metrics.card.measuring import Options, timed, tokenize_views
+from maskgit.metrics.card.pictures import draw_inpaintings, draw_reconstructions, shown_indices
+from maskgit.metrics.card.tables import markdown
+from maskgit.metrics.features import efficientnet_lite0
+from maskgit.metrics.figures import json_bytes, weights_digest
+from maskgit.metrics.held_out import import_opencv, load_held_out, make_subsets
+from maskgit.metrics.pairs import SSIM_WINDOW, import_torchmetrics
+from maskgit.pipeline import MaskGIT
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (None: the process's) and return its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "-m", "maskgit.metrics.card", *argv])
+    return run_command(
+        Options,
+        lambda options: measure(options, command),
+        argv,
+        prog="python -m maskgit.metrics.card",
+        errors=(ImportError, OSError, RuntimeError, ValueError),
+        interrupted="interrupted: nothing was written",
+    )
+
+
+def measure(options: Options, command: str) -> None:
+    """Measure the model that the options name; what is missing is found out first."""
+    options.check()
+    pictures = [options.output / name for name in ("inpaintings.png", "reconstructions.png")]
+    if Path(options.data).is_dir() and (replaced := find_replaced(pictures, find_images(options.data))):
+        raise UsageError(f"{printable(replaced[0][1])} would be replaced: choose another --output")
+    model = MaskGIT.from_pretrained(options.model, device=options.device, precision=options.precision)
+    network = efficientnet_lite0().to(model.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    import_opencv()
+    import_torchmetrics()
+    options.output.mkdir(parents=True, exist_ok=True)
+    print(markdown(evaluate(model, network, options, command)))
+    print(f"report and pictures are in {options.output.resolve()}")
+
+
+def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str = "") -> dict[str, Any]:
+    """Measure everything, write the four files, and return the report.
+
+    Args:
+        model: as users get it.
+        network: what `maskgit.metrics.features.efficientnet_lite0` returns, on the device where it shall run.
+        options: those of the command line; `model`, `device` and `precision` are not looked at again.
+        command: noted in the report.
+
+    Raises:
+        DataError, ImageError: images that can't be used.
+        OSError: the output can't be written.
+    """
+    seconds: dict[str, float] = {}
+    config, size = model.tokenizer.config, model.tokenizer.config.image_size
+    if size < SSIM_WINDOW:
+        raise DataError(f"{options.model}: pictures of {size} pixels have no SSIM, whose window is {SSIM_WINDOW} wide")
+    steps = model.decoding.steps if options.steps is None else options.steps
+    decoding = dataclasses.replace(model.decoding, steps=steps)
+    with timed(seconds, "data"):
+        held_out = load_held_out(model, options.data, options.classes, options.max_images, options.seed)
+        training = load_dataset(options.data, size, "train")
+        numbers = held_out.dataset.family_numbers()[held_out.numbers]
+        families, subsets = Counter(numbers.tolist()), make_subsets(numbers, options.seed)
+    with timed(seconds, "tokenizer"):
+        tokens, tokenizer_figures, decoded = measuring.measure_tokenizer(model, held_out.pixels, subsets)
+        training_tokens = tokenize_views(model, training)
+        plain = torch.cat([training_tokens[: len(training)], tokenize_views(model, held_out.dataset, flip=False)])
+        used, perplexity = codebook_usage(plain, config.codebook_size)
+    with timed(seconds, "masked-token loss"):
+        loss_figures = measuring.measure_loss(model, tokens, held_out.labels, subsets, training_tokens, options)
+    holes, shown = measuring.measure_holes(model, network, held_out, decoded, subsets, decoding, options, seconds)
+
+    machine = describe(model.device)
+    report: dict[str, Any] = {
+        "model": options.model,
+        "weights_sha256": weights_digest(model),
+        "command": command,
+        "date": str(machine["date"])[:10],
+        "torch": machine["torch"],
+        "device": f"{machine['device']}, {machine['threads']} threads",
+        "precision": model.precision,
+        "data": options.data,
+        "image_size": size,
+        "held_out_images": len(tokens),
+        "training_images": len(training),
+        "families": len(families),
+        "largest_family": max(families.values()),
+        "sets": {name: len(indices) for name, indices in subsets.items()},
+        "headline": next(iter(subsets)),
+        "settings": {name: getattr(options, name) for name in ("seed", "seeds", "rounds", "feature_size", "classes")},
+        "decoding": dataclasses.asdict(decoding),
+        "tokenizer": {"codes_used_in_data_set": used, "perplexity_in_data_set": perplexity, **tokenizer_figures},
+        "masked_token_loss": loss_figures,
+        "inpainting": holes,
+        "seconds": seconds,
+    }
+    files = {
+        "inpaintings.png": draw_inpaintings(shown),
+        "reconstructions.png": draw_reconstructions(held_out.pixels, decoded, shown_indices(subsets, options.seed)),
+        "report.md": markdown(report).encode(),
+        "report.json": json_bytes(report),
+    }
+    write_atomically({options.output / name: content for name, content in files.items()})
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Which settings a sweep tries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tiny_sweep import OWN
+
+from maskgit.decoding import DECODERS
+from maskgit.decoding.schedules import SCHEDULES
+from maskgit.sweep.settings import STUDIES, Options, settings
+
+
+def test_settings_are_the_product_on_top_of_the_presets() -> None:
+    options = Options(decoders=("maskgit", "lab-greedy", "model"), steps=(2, 5), temperatures=(0.0, 3.0))
+    found = [(setting.decoder, setting.config) for setting in settings(options, OWN)]
+    wanted = [
+        (name, replace(config, steps=steps, choice_temperature=temperature))
+        for name, config in (("maskgit", DECODERS["maskgit"]), ("lab-greedy", DECODERS["lab-greedy"]), ("model", OWN))
+        for steps in (2, 5)
+        for temperature in (0.0, 3.0)
+    ]
+    assert found == wanted
+
+
+def test_every_axis_reaches_the_decoder() -> None:
+    options = Options(
+        decoders=("valeo",),
+        steps=(9,),
+        schedules=("cubic",),
+        temperatures=(1.5,),
+        softmax_temperatures=(0.8,),
+        guidance=(2.5,),
+        remask=(0.3,),
+        reuse=(2,),
+    )
+    (setting,) = settings(options, OWN)
+    changed = dict(schedule="cubic", choice_temperature=1.5, softmax_temperature=0.8, guidance_scale=2.5)
+    assert setting.config == replace(DECODERS["valeo"], steps=9, remask=0.3, reuse=2, **changed)
+    assert setting.values == {"decoder": "valeo", "steps": 9, "remask": 0.3, "reuse": 2, **changed}
+
+
+def test_a_setting_comes_once_and_without_classes_there_is_no_guidance() -> None:
+    assert len(settings(Options(steps=(4, 4, 8), schedules=("cosine", "cosine")), OWN)) == 2
+    (alone,) = settings(Options(decoders=("valeo",)), OWN)
+    assert DECODERS["valeo"].guidance_scale > 0 == alone.config.guidance_scale
+    (told,) = settings(Options(decoders=("valeo",), classes=True), OWN)
+    assert told.config == DECODERS["valeo"]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_studies(study: Any) -> None:
+    found = settings(Options(study=study), OWN)
+    assert len(found) == math.prod(len(values) for values in STUDIES[study].values()) > 4
+    assert Options(study=study).tells_classes == (study == "guidance")
+    # An axis on the command line takes the place of the study's.
+    assert {setting.config.steps for setting in settings(Options(study=study, steps=(5,)), OWN)} == {5}
+
+
+def test_the_studies_cover_what_there_is() -> None:
+    assert {setting.config.schedule for setting in settings(Options(study="schedules"), OWN)} == set(SCHEDULES)
+    assert {setting.decoder for setting in settings(Options(study="decoders"), OWN)} == {*DECODERS, "model"}
