@@ -102,10 +102,6 @@ class Engine:
 
     # --- processes ----------------------------------------------------------------------------------------------------
 
-    def main_first(self) -> contextlib.AbstractContextManager[None]:
-        """The main process goes through the block first, the others when it is through."""
-        return self.accelerator.main_process_first()
-
     def wait(self) -> None:
         """Until all processes have come here."""
         self.accelerator.wait_for_everyone()
@@ -114,8 +110,13 @@ class Engine:
         """Sum of a float tensor over the processes, the same in all of them."""
         return value if self.processes == 1 else self.accelerator.reduce(value, "sum")
 
-    def totals(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sums of figures, float [] each, over the processes."""
+    def mean(self, value: Tensor) -> Tensor:
+        """Likewise, the mean."""
+        return self.total(value) / self.processes
+
+    def totals(self, shares: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Sums of figures, float [] each, over the parts of a batch and the processes."""
+        values = {name: sum((share[name] for share in shares[1:]), shares[0][name]) for name in shares[0]}
         if self.processes == 1:
             return values
         return dict(zip(values, self.total(torch.stack(list(values.values()))).unbind(), strict=True))
@@ -128,20 +129,12 @@ class Engine:
         """This process's rows of what was made for the batch of all processes: [processes * b, ...] -> [b, ...]."""
         return whole.tensor_split(self.processes)[self.process]
 
-    def highest(self, number: int) -> int:
+    def highest(self, number: float) -> float:
         """The largest of the processes' numbers, without waiting for the device."""
         if self.processes == 1:
             return number
-        value = torch.tensor(number)
-        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.hosts)
-        return int(value)
-
-    def from_main(self, number: float) -> float:
-        """The main process's number, in all of them."""
-        if self.processes == 1:
-            return number
         value = torch.tensor(number, dtype=torch.float64)
-        dist.broadcast(value, 0, group=self.hosts)
+        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.hosts)
         return float(value)
 
     def close(self) -> None:
@@ -252,19 +245,6 @@ class Engine:
         yield
         for tensor, old in zip(tensors, before, strict=True):
             tensor.copy_(torch.where(self.broken, old, tensor))
-
-
-class Sums:
-    """Figures added up over the parts of a batch."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, Tensor] = {}
-
-    def add(self, shares: dict[str, Tensor]) -> None:
-        """Add a part's shares, float [] each."""
-        for name, share in shares.items():
-            share = share.detach()
-            self.values[name] = self.values[name] + share if name in self.values else share
 
 
 class Guard:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,29 +26,27 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from maskgit.files import write_atomically
-from maskgit.training.average import AveragedWeights, growing_decay
-from maskgit.training.checkpoint import BEST, CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
+from maskgit.training.checkpoint import (
+    BEST,
+    CheckpointError,
+    gathered,
+    list_checkpoints,
+    load_checkpoint,
+    load_module_states,
+    load_optimizer_state,
+    module_states,
+    save_checkpoint,
+)
 from maskgit.training.engine import Engine, Guard
-from maskgit.training.order import SampleOrder
-from maskgit.training.run_file import describe_run
-from maskgit.training.settings import LoopConfig, TrainingError, changed_settings, learning_rate, run_settings
+from maskgit.training.optimizer import AveragedWeights, growing_decay, learning_rate
+from maskgit.training.run_file import FILE, changed_settings, describe_run, run_settings
+from maskgit.training.samples import SampleOrder
+from maskgit.training.settings import LoopConfig, TrainingError
 from maskgit.training.signals import Stopped, StopSignals, leave_signals_to_parent
-from maskgit.training.state import gathered, load_module_states, load_optimizer_state, module_states
 from maskgit.training.tracking import Speed, Tracker, peak_flops
 from maskgit_kernels.backend import resolve, use
 
 ON_THE_BAR = ("loss", "accuracy", "images_per_second")
-
-
-def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and convolutions only, not on gains, biases and norms."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    # The rate is a placeholder: the loop sets it before every step.
-    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
 
 
 class StageTask(abc.ABC):
@@ -88,8 +86,8 @@ class StageTask(abc.ABC):
         """
 
     @abc.abstractmethod
-    def validate(self, model: nn.Module, writer: Tracker, step: int, folder: Path) -> dict[str, float]:
-        """Figures of `model` (the averaged one if there is one) on the validation set; writes pictures too."""
+    def validate(self, model: nn.Module, tracker: Tracker, step: int) -> dict[str, float]:
+        """Figures of `model` (the averaged one if there is one) on the validation set; shows pictures too."""
 
     def warnings(self, figures: dict[str, float]) -> list[str]:
         """What the user should know about the figures of a validation."""
@@ -107,8 +105,8 @@ class _Run:
     config: LoopConfig
     engine: Engine
     task: StageTask
-    averaged: AveragedWeights | None
     guard: Guard
+    averaged: AveragedWeights | None
     whole_model: nn.Module | None
     """With the weights divided among the processes: where they are put together for a validation."""
     best: dict[str, float] | None = None
@@ -152,15 +150,13 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine
             raise TrainingError(f"--kernels {config.kernels}: {error}") from error
         use(config.kernels)
     saved = _newest(config)
-    longer = saved is not None and saved.state["settings"]["steps"] < config.steps
-    if engine.is_main and (saved is None or longer):
-        write_json(config.output / "run.json", describe_run(config))
+    if engine.is_main and (saved is None or saved.state["settings"]["steps"] < config.steps):
+        write_json(config.output / FILE, describe_run(config))
         if saved is not None:
             _say_longer(saved, config)
     run = _start(make_task(), config, engine)
-    first_step = 0
+    first_step = 0 if saved is None else saved.step
     if saved is not None:
-        first_step = saved.step
         _restore(saved, run)
     del saved  # it is as large as the model and its optimizer
     started = time.monotonic()
@@ -181,16 +177,13 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine
 
 
 def _start(task: StageTask, config: LoopConfig, engine: Engine) -> _Run:
-    averaged, whole_model = None, None
-    if config.ema:
-        averaged = AveragedWeights(task.model)
-    if engine.sharded:
-        whole_model = copy.deepcopy(task.model)
+    averaged = AveragedWeights(task.model) if config.ema else None
+    whole_model = copy.deepcopy(task.model) if engine.sharded else None
     engine.divide(task.model)
     if averaged is not None:
         engine.divide(averaged.module)
     task.prepare()
-    return _Run(config, engine, task, averaged, Guard(engine.device), whole_model)
+    return _Run(config, engine, task, Guard(engine.device), averaged, whole_model)
 
 
 def _train(run: _Run, first_step: int) -> dict[str, float]:
@@ -203,8 +196,7 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
         pin_memory=engine.device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
     )
-    peak = peak_flops(engine.device, config.precision)
-    peak = None if peak is None else peak * engine.processes
+    peak = peak_flops(engine.device, config.precision, engine.processes)
     speed = Speed(config.batch_size, task.tokens_per_image, task.flops_per_image(), peak, engine.device)
     figures: dict[str, float] = {}
     with (
@@ -228,7 +220,7 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
             run.guard.note(engine.broken)
             progress.update()
             done = step + 1
-            stop = engine.highest(signals.received)
+            stop = int(engine.highest(signals.received))
             logs, validates, saves = (
                 done % every == 0 or done == config.steps
                 for every in (config.log_every, config.validate_every, config.save_every)
@@ -239,14 +231,13 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
             if logs:
                 values = {name: float(value) for name, value in logged.items()} | speed.figures(done)
                 values |= {"lr": rate, "skipped_steps": skipped}
-                tracker.add_scalars({f"train/{name}": value for name, value in values.items()}, step)
+                tracker.add_scalars("train", values, step)
                 shown = {name: f"{values[name]:.4g}" for name in ON_THE_BAR if name in values}
                 progress.set_postfix(shown, refresh=False)
             if validates:
                 figures = _validate(run, tracker, done)
                 if engine.is_main:
-                    listed = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-                    progress.write(f"step {done}: {listed}")
+                    progress.write(f"step {done}: " + ", ".join(f"{name} {x:.4g}" for name, x in figures.items()))
                     for warning in task.warnings(figures):
                         progress.write(f"warning: {warning}")
                 speed.restart(done)
@@ -269,11 +260,11 @@ def _validate(run: _Run, tracker: Tracker, step: int) -> dict[str, float]:
         # Fixed noise: two validations differ only by the weights.
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(run.config.seed)
-            figures = run.task.validate(model, tracker, step, run.config.output)
-        tracker.add_scalars({f"validation/{name}": value for name, value in figures.items()}, step)
+            figures = run.task.validate(model, tracker, step)
+        tracker.add_scalars("validation", figures, step)
         write_json(run.config.output / "validation.json", {"step": step, **figures})
     run.engine.wait()
-    score = run.engine.from_main(figures.get(run.task.judged_by, math.inf))
+    score = -run.engine.highest(-figures.get(run.task.judged_by, math.inf))  # only the main process has one
     if score < (math.inf if run.best is None else run.best["value"]):
         run.best = {"step": step, "value": score}
     return figures
@@ -302,8 +293,7 @@ def _save(run: _Run, step: int) -> None:
     run.engine.wait()
 
 
-@dataclass(frozen=True)
-class _Saved:
+class _Saved(NamedTuple):
     """A checkpoint that has been read."""
 
     step: int

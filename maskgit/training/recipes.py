@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from maskgit.training.transformer import TransformerTraining
+from maskgit.training.settings import TransformerTraining
 
 # The labs show their whole loops: no average of the weights, no clipping, the tokens of one batch masked alike, and a
 # loss over all tokens. AdamW as PyTorch has it where they don't show more of it.

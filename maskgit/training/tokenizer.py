@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskgit.config import TokenizerConfig, preset
-from maskgit.data import AugmentConfig, ImageDataset, load_dataset
+from maskgit.data import AugmentConfig, ImageDataset
 from maskgit.metrics import codebook_usage, psnr, ssim
 from maskgit.metrics.pairs import import_torchmetrics
 from maskgit.network.folder import load_tokenizer, save_tokenizer
@@ -27,55 +26,16 @@ from maskgit.tokenizer.losses import (
     hinge_discriminator_loss,
 )
 from maskgit.tokenizer.quantizer import CodebookTracker
-from maskgit.training.engine import Engine, Sums
-from maskgit.training.loop import StageTask, make_optimizer, train
-from maskgit.training.pictures import save_image_grid
-from maskgit.training.settings import LoopConfig, TrainingError
+from maskgit.training.engine import Engine
+from maskgit.training.loop import StageTask, train
+from maskgit.training.optimizer import make_optimizer
+from maskgit.training.samples import load_splits, spread
+from maskgit.training.settings import TokenizerTraining, TrainingError
 from maskgit.training.tracking import Tracker
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
 COLLAPSED = 0.05  # of the codebook: with fewer codes in use, pictures are poor and tokens say little
-
-
-@dataclass(frozen=True)
-class TokenizerTraining(LoopConfig):
-    """Settings of stage 1."""
-
-    output: Path = Path("runs/tokenizer")
-    """Folder of the run: checkpoints, TensorBoard log, pictures, and the trained model."""
-    steps: int = 5000
-    """Optimizer steps in all."""
-    batch_size: int = 32
-    """Images per step, over all processes."""
-    lr: float = 1e-3
-    """Peak learning rate."""
-    decoder_of: Path | None = None
-    """Model folder with a trained tokenizer of the same architecture, of which the decoder alone is trained on. The
-    tokens stay what they are, so a transformer that was trained on them still fits."""
-    model: str = "embedded"
-    """Preset whose tokenizer is trained: embedded, lab, maskgit-256, maskgit-512."""
-    data: str = "emoji"
-    """A folder of images, or `emoji` for the embedded data set."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Random resized crop and flip."""
-    pixel_loss: Literal["l1", "l2"] = "l1"
-    """Reconstruction loss on pixels in [-1, 1]."""
-    commitment: float = 0.25
-    """Weight of the commitment loss."""
-    perceptual: Literal["none", "vgg16", "efficientnet-lite0"] = "none"
-    """Network of the perceptual loss; vgg16 downloads its weights, efficientnet-lite0 has them in a package."""
-    perceptual_weight: float = 1.0
-    """Weight of the perceptual loss."""
-    adversarial_weight: float = 0.0
-    """Weight of the adversarial loss, on top of the adaptive one; 0 trains no discriminator."""
-    adversarial_start: int = 2000
-    """First step with the adversarial loss."""
-    validation_images: int = 256
-    """Held-out images measured at each validation."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_at_least(1, "validation_images")
-        self.require_at_least(0, "commitment", "perceptual_weight", "adversarial_weight", "adversarial_start")
 
 
 class ViewDataset(Dataset[Tensor]):
@@ -142,26 +102,24 @@ class TokenizerTask(StageTask):
         import_torchmetrics()  # it is needed at the first validation: what is missing is said before
         self.config, self.engine, self.device = config, engine, engine.device
         torch.manual_seed(config.seed)
-        images = load_dataset(config.data, architecture.image_size, "train", config.val_fraction)
+        images, held_out = load_splits(config, architecture.image_size)
         self.dataset, self.families = ViewDataset(images, config.augment, config.seed), images.family_numbers()
-        held_out = load_dataset(config.data, architecture.image_size, "val", config.val_fraction)
-        chosen = np.linspace(0, len(held_out) - 1, min(len(held_out), config.validation_images)).astype(int)
-        self.validation = plain_views(held_out, chosen)
-        self.model = VQGAN(architecture).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.validation = plain_views(held_out, spread(len(held_out), config.validation_images))
+        self.model = self._place(VQGAN(architecture))
         if config.decoder_of is not None:
             self.model.load_state_dict(_initial_weights(config.decoder_of, architecture))
             for part in (self.model.encoder, self.model.quant_conv):
                 part.requires_grad_(False)
         self.tracker = CodebookTracker(self.model.codebook).to(self.device)
-        self.perceptual = None
+        self.perceptual, self.discriminator = None, None
         if config.perceptual != "none":
-            self.perceptual = PerceptualLoss(PERCEPTUAL_NETWORKS[config.perceptual]()).to(
-                self.device,
-                memory_format=torch.channels_last,  # type: ignore[call-overload]
-            )
-        self.discriminator = None
+            self.perceptual = self._place(PerceptualLoss(PERCEPTUAL_NETWORKS[config.perceptual]()))
         if config.adversarial_weight:
-            self.discriminator = PatchDiscriminator().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.discriminator = self._place(PatchDiscriminator())
+
+    def _place(self, network: ModuleT) -> ModuleT:
+        """A network on the device, in the layout that convolutions run fastest in."""
+        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def prepare(self) -> None:
         networks = [self.model] if self.discriminator is None else [self.model, self.discriminator]
@@ -193,7 +151,7 @@ class TokenizerTask(StageTask):
         if step == 0 and self.config.decoder_of is None:
             self._start_codebook(images)
         adversarial = self.discriminator is not None and step >= self.config.adversarial_start
-        figures, outputs = Sums(), []
+        shares, outputs = [], []
         if self.discriminator is not None:
             self.discriminator.requires_grad_(False)  # it judges now, and learns below
         self.optimizers[0].zero_grad()
@@ -202,9 +160,9 @@ class TokenizerTask(StageTask):
                 losses, output = self._generator_losses(images[part], adversarial)
             share = {name: loss * (len(images[part]) / self.config.batch_size) for name, loss in losses.items()}
             engine.backward(share["loss"])
-            figures.add(share)
+            shares.append({name: loss.detach() for name, loss in share.items()})
             outputs.append(output)
-        logged = engine.totals(figures.values)
+        logged = engine.totals(shares)
         logged["gradient_norm"] = engine.update(self.optimizers[0], logged["loss"])
         latents, tokens, reconstructions = (torch.cat(kind) for kind in zip(*outputs, strict=True))
         if self.config.decoder_of is None:
@@ -241,30 +199,27 @@ class TokenizerTask(StageTask):
         if adversarial:
             assert self.discriminator is not None
             generator = -self.discriminator(reconstruction).float().mean()
-            weight = adaptive_weight(likeness, generator, self.model.decoder.last_layer, self._mean)
+            weight = adaptive_weight(likeness, generator, self.model.decoder.last_layer, self.engine.mean)
             loss = loss + config.adversarial_weight * weight * generator
             losses |= {"generator": generator, "adaptive_weight": weight}
         return {"loss": loss} | losses, (latents.detach(), tokens, reconstruction.detach())
-
-    def _mean(self, gradient: Tensor) -> Tensor:
-        return self.engine.total(gradient) / self.engine.processes
 
     def _train_discriminator(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """A step of the discriminator on images and reconstructions [b, 3, S, S]; returns its loss, float []."""
         assert self.judge is not None
         self.optimizers[1].zero_grad()
-        figures = Sums()
+        shares = []
         for part in self.engine.parts(self.judge, len(images)):
             with self.engine.autocast():
                 real, fake = self.judge(images[part]).float(), self.judge(reconstructions[part]).float()
                 loss = hinge_discriminator_loss(real, fake) * (len(images[part]) / self.config.batch_size)
             self.engine.backward(loss)
-            figures.add({"loss": loss})
-        total = self.engine.totals(figures.values)["loss"]
+            shares.append({"loss": loss.detach()})
+        total = self.engine.totals(shares)["loss"]
         self.engine.update(self.optimizers[1], total)
         return total
 
-    def validate(self, model: nn.Module, writer: Tracker, step: int, folder: Path) -> dict[str, float]:
+    def validate(self, model: nn.Module, tracker: Tracker, step: int) -> dict[str, float]:
         assert isinstance(model, VQGAN)
         pairs, tokens = [], []
         for batch in self.validation.split(64):
@@ -274,8 +229,7 @@ class TokenizerTask(StageTask):
         images, decoded = (torch.cat(side).float() for side in zip(*pairs, strict=True))
         used, perplexity = codebook_usage(torch.cat(tokens), model.config.codebook_size)
         shown = torch.stack([images[:32], decoded[:32]], dim=1).flatten(0, 1)
-        grid = save_image_grid(shown, folder / "reconstructions.png", columns=16)
-        writer.add_image("reconstructions", grid, step)
+        tracker.add_pictures("reconstructions", shown, step, columns=16, file="reconstructions.png")
         return {
             "psnr": float(psnr(images, decoded).mean()),
             "ssim": float(ssim(images, decoded).mean()),

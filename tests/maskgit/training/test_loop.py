@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from maskgit.training.engine import Engine, pick_device
-from maskgit.training.loop import make_optimizer, train
-from maskgit.training.order import SampleOrder
-from maskgit.training.settings import LoopConfig, TrainingError, changed_settings, learning_rate, run_settings
-from maskgit.training.tokenizer import TokenizerTraining
-from maskgit.training.transformer import TransformerTraining
+from maskgit.training.loop import train
+from maskgit.training.optimizer import learning_rate, make_optimizer
+from maskgit.training.run_file import changed_settings, run_settings
+from maskgit.training.samples import SampleOrder
+from maskgit.training.settings import LoopConfig, TokenizerTraining, TrainingError, TransformerTraining
 
 
 def config(**changes: object) -> LoopConfig:

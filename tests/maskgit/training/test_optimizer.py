@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskgit.training.average import AveragedWeights, growing_decay, move_together
+from maskgit.training.optimizer import AveragedWeights, growing_decay, move_together
 
 FINE, BROKEN, AMOUNT = torch.tensor(False), torch.tensor(True), torch.tensor(0.3)
 

@@ -16,8 +16,8 @@ from maskgit.data.tokens import TokenShard, tokenize
 from maskgit.metrics import frechet_distance
 from maskgit.network.folder import load_tokenizer
 from maskgit.tokenizer import VQGAN
-from maskgit.training import distance
-from maskgit.training.distance import FillDistance
+from maskgit.training import validation
+from maskgit.training.validation import FillDistance
 
 
 class Pixels(nn.Module):
@@ -36,7 +36,7 @@ class Pixels(nn.Module):
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> Pixels:
     network = Pixels()
-    monkeypatch.setattr(distance, "efficientnet_lite0", lambda: network)
+    monkeypatch.setattr(validation, "efficientnet_lite0", lambda: network)
     return network
 
 
@@ -102,11 +102,11 @@ def test_measured_when_it_is_asked_for(run: Any, unbroken: Any, network: Pixels,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FillDistance, "__call__", lambda *_: calls.append(1) or 12.5)
         figures = run("transformer", tmp_path / "on", steps=8, validate_every=2, eval_every=4)
-    assert len(calls) == 2 and figures[distance.NAME] == 12.5 and "not FID" in distance.NAME
+    assert len(calls) == 2 and figures[validation.DISTANCE] == 12.5 and "not FID" in validation.DISTANCE
     figures = run("transformer", tmp_path / "real", steps=1, validate_every=1, eval_every=1, eval_images=9)
-    assert np.isfinite(figures[distance.NAME])
+    assert np.isfinite(figures[validation.DISTANCE])
     figures = run("transformer", tmp_path / "off", steps=1)
-    assert distance.NAME not in figures
+    assert validation.DISTANCE not in figures
     # It changes nothing else.
     ours, theirs = (torch.load(tmp_path / name / "checkpoints" / "step-000000001" / "state.pt", weights_only=True)
                     for name in ("real", "off"))  # fmt: skip
