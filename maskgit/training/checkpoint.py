@@ -89,18 +89,16 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 
 def _flush(path: Path) -> None:
     """Wait until a file is on the disk, or a folder's list of names, where the system can do that."""
-    if not path.is_dir():
-        with open(path, "rb+") as file:  # Windows flushes only what is open for writing
-            os.fsync(file.fileno())
-        return
+    is_folder = path.is_dir()
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        # Windows flushes only what is open for writing.
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.errno not in _NO_FLUSH:
+        if not is_folder or error.errno not in _NO_FLUSH:
             raise
 
 

@@ -20,17 +20,12 @@ from maskgit.network.folder import ModelError
 from maskgit.training.dry_run import dry_run
 from maskgit.training.recipes import RECIPES
 from maskgit.training.run_file import read_run
-from maskgit.training.settings import STAGES, TokenizerTraining, TokensConfig, TrainingError, TransformerTraining
+from maskgit.training.settings import COMMANDS, STAGES, TokenizerTraining, TokensConfig, TrainingError
 from maskgit.training.signals import Stopped
 from maskgit.training.tokenizer import train_tokenizer
 from maskgit.training.tokens import write_tokens
 from maskgit.training.transformer import train_transformer
 
-COMMANDS: dict[str, tuple[type[Any], str]] = {
-    "tokenizer": (TokenizerTraining, "Stage 1: train the VQGAN."),
-    "transformer": (TransformerTraining, "Stage 2: train the transformer."),
-    "tokens": (TokensConfig, "Before stage 2, for large data sets: tokenize them, with many processes."),
-}
 HELP = (
     "Train a MaskGIT: first the tokenizer, then the transformer. "
     "Three options go with both stages, anywhere on the line. "
@@ -85,7 +80,7 @@ def _read(words: Sequence[str]) -> tuple[Any, bool]:
     parser.add_argument("--dry-run", action="store_true")
     common, rest = parser.parse_known_args(words)
     command = rest[0] if rest and not rest[0].startswith("-") else None
-    start = {name: kind() for name, (kind, _) in COMMANDS.items()}  # settings that options override
+    start = {name: kind() for name, kind in COMMANDS.items()}  # settings that options override
     if common.recipe is not None:
         if common.config is not None:
             raise TrainingError(f"--recipe {common.recipe}: not together with --config, which has all settings")
@@ -102,10 +97,7 @@ def _read(words: Sequence[str]) -> tuple[Any, bool]:
         start[stage] = start_config
     if common.dry_run and command is not None and command not in STAGES:
         raise TrainingError(f"--dry-run: is for {' and '.join(STAGES)}, not for `{command}`")
-    kinds = [
-        Annotated[kind, tyro.conf.subcommand(name, description=text, default=start[name])]
-        for name, (kind, text) in COMMANDS.items()
-    ]
+    kinds = [Annotated[kind, tyro.conf.subcommand(name, default=start[name])] for name, kind in COMMANDS.items()]
     kind: Any = functools.reduce(operator.or_, kinds)
     config = tyro.cli(kind, args=rest, prog="train.py", description=HELP, config=(tyro.conf.OmitSubcommandPrefixes,))
     return config, common.dry_run

@@ -24,6 +24,7 @@ from maskgit.pipeline import resolve_device
 from maskgit.training.settings import LoopConfig, TrainingError
 
 PATIENCE = timedelta(hours=2)  # that processes wait for one that validates or tokenizes
+MOST_SKIPPED = 10  # steps in a row
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -75,9 +76,11 @@ class Engine:
             self.device = self.accelerator.device
             # Signals are agreed on by the hosts, so that no device has to be waited for.
             self.hosts: Any = dist.new_group(backend="gloo") if self.device.type != "cpu" else None
-        self.scaler = torch.amp.GradScaler(self.device.type) if config.precision == "fp16" else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
         """bool []: whether this step has met a loss or gradient that isn't finite. It changes nothing from there on."""
+        self.skipped = torch.zeros(3, dtype=torch.int64, device=self.device)
+        """int64 [3]: steps skipped for that in all, in a row now, and in a row at most."""
 
     def _check(self, shard: bool) -> None:
         config, parts = self.config, self.processes * self.config.accumulate
@@ -106,24 +109,21 @@ class Engine:
         """Until all processes have come here."""
         self.accelerator.wait_for_everyone()
 
-    def total(self, value: Tensor) -> Tensor:
-        """Sum of a float tensor over the processes, the same in all of them."""
-        return value if self.processes == 1 else self.accelerator.reduce(value, "sum")
-
     def mean(self, value: Tensor) -> Tensor:
-        """Likewise, the mean."""
-        return self.total(value) / self.processes
+        """Of a float tensor over the processes, the same in all of them."""
+        return self.accelerator.reduce(value, "mean")
 
     def totals(self, shares: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Sums of figures, float [] each, over the parts of a batch and the processes."""
         values = {name: sum((share[name] for share in shares[1:]), shares[0][name]) for name in shares[0]}
         if self.processes == 1:
             return values
-        return dict(zip(values, self.total(torch.stack(list(values.values()))).unbind(), strict=True))
+        totals = self.accelerator.reduce(torch.stack(list(values.values())), "sum")
+        return dict(zip(values, totals.unbind(), strict=True))
 
     def whole(self, share: Tensor) -> Tensor:
         """[b, ...] of each process -> [processes * b, ...] in all of them, in the order of the batch."""
-        return share if self.processes == 1 else self.accelerator.gather(share)
+        return self.accelerator.gather(share)
 
     def share(self, whole: Tensor) -> Tensor:
         """This process's rows of what was made for the batch of all processes: [processes * b, ...] -> [b, ...]."""
@@ -213,7 +213,7 @@ class Engine:
         """Add the gradient of a part's share of the loss, float []; the shares of all parts add up to the loss."""
         if self.processes > 1:
             loss = loss * self.processes  # gradients are averaged over the processes, not added
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        self.scaler.scale(loss).backward()
 
     def update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
         """Clip the gradients and step, unless loss or gradients aren't finite; returns the gradient norm, float [].
@@ -225,8 +225,7 @@ class Engine:
             optimizer: fused; of gradients left by `backward`.
             loss: of the whole batch, the same in all processes.
         """
-        if self.scaler is not None:
-            self.scaler.unscale_(optimizer)
+        self.scaler.unscale_(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.config.clip or float("inf"))
         if isinstance(norm, DTensor):
@@ -234,8 +233,7 @@ class Engine:
         self.broken = self.broken | ~(loss.isfinite() & norm.isfinite())
         optimizer.found_inf = self.broken.float()  # type: ignore[attr-defined]
         optimizer.step()
-        if self.scaler is not None:
-            self.scaler.update()
+        self.scaler.update()
         return norm
 
     @contextlib.contextmanager
@@ -246,30 +244,20 @@ class Engine:
         for tensor, old in zip(tensors, before, strict=True):
             tensor.copy_(torch.where(self.broken, old, tensor))
 
+    def count_step(self) -> None:
+        """Count, on the device, whether the step is skipped."""
+        total, row, longest = self.skipped.unbind()
+        row = (row + 1) * self.broken
+        self.skipped = torch.stack([total + self.broken, row, torch.maximum(longest, row)])
 
-class Guard:
-    """Counts skipped steps on the device, and ends a run that only skips.
+    def check_skipped(self, step: int) -> int:
+        """The number of steps skipped so far. Raises TrainingError if too many were skipped in a row.
 
-    Reading the counts waits for the device; where that costs something the loop does it only now and then, up to which
-    a run may skip more than LIMIT steps in a row. As they change nothing, that loses nothing.
-    """
-
-    LIMIT = 10
-
-    def __init__(self, device: torch.device, counts: list[int] | None = None) -> None:
-        self.counts = torch.tensor(counts or [0, 0, 0], device=device)
-        """int64 [3]: steps skipped in all, in a row now, and in a row at most."""
-
-    def note(self, broken: Tensor) -> None:
-        """Count a step; `broken` is bool []."""
-        total, row, longest = self.counts.unbind()
-        row = (row + 1) * broken
-        self.counts = torch.stack([total + broken, row, torch.maximum(longest, row)])
-
-    def check(self, step: int) -> int:
-        """The number of steps skipped so far. Raises TrainingError if too many were skipped in a row."""
-        total, _, longest = self.counts.tolist()
-        if longest >= self.LIMIT:
+        Reading it waits for the device. Where that costs something the loop does it only now and then, up to which a
+        run may skip more in a row; as they change nothing, that loses nothing.
+        """
+        total, _, longest = self.skipped.tolist()
+        if longest >= MOST_SKIPPED:
             raise TrainingError(
                 f"step {step}: the loss or its gradient was not finite in {longest} steps in a row, {total} in all; "
                 "start again with a lower --lr or with --precision float32, and another --output"

@@ -37,7 +37,7 @@ from maskgit.training.checkpoint import (
     module_states,
     save_checkpoint,
 )
-from maskgit.training.engine import Engine, Guard
+from maskgit.training.engine import Engine
 from maskgit.training.optimizer import AveragedWeights, growing_decay, learning_rate
 from maskgit.training.run_file import FILE, changed_settings, describe_run, run_settings
 from maskgit.training.samples import SampleOrder
@@ -87,11 +87,7 @@ class StageTask(abc.ABC):
 
     @abc.abstractmethod
     def validate(self, model: nn.Module, tracker: Tracker, step: int) -> dict[str, float]:
-        """Figures of `model` (the averaged one if there is one) on the validation set; shows pictures too."""
-
-    def warnings(self, figures: dict[str, float]) -> list[str]:
-        """What the user should know about the figures of a validation."""
-        return []
+        """Figures of `model` (the averaged one if there is one) on the validation set; shows pictures, warns too."""
 
     @abc.abstractmethod
     def export(self, model: nn.Module, folder: Path, figures: dict[str, float]) -> None:
@@ -105,7 +101,6 @@ class _Run:
     config: LoopConfig
     engine: Engine
     task: StageTask
-    guard: Guard
     averaged: AveragedWeights | None
     whole_model: nn.Module | None
     """With the weights divided among the processes: where they are put together for a validation."""
@@ -183,7 +178,7 @@ def _start(task: StageTask, config: LoopConfig, engine: Engine) -> _Run:
     if averaged is not None:
         engine.divide(averaged.module)
     task.prepare()
-    return _Run(config, engine, task, Guard(engine.device), averaged, whole_model)
+    return _Run(config, engine, task, averaged, whole_model)
 
 
 def _train(run: _Run, first_step: int) -> dict[str, float]:
@@ -217,7 +212,7 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
             logged = task.training_step(batch, step)
             if run.averaged is not None:
                 run.averaged.update(task.model, growing_decay(config.ema, step), engine.broken)
-            run.guard.note(engine.broken)
+            engine.count_step()
             progress.update()
             done = step + 1
             stop = int(engine.highest(signals.received))
@@ -227,7 +222,7 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
             )
             # Reading waits for a GPU, so there it is done now and then; but nothing is saved without a look.
             if logs or saves or stop or engine.device.type == "cpu":
-                skipped = run.guard.check(step)
+                skipped = engine.check_skipped(step)
             if logs:
                 values = {name: float(value) for name, value in logged.items()} | speed.figures(done)
                 values |= {"lr": rate, "skipped_steps": skipped}
@@ -238,8 +233,6 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
                 figures = _validate(run, tracker, done)
                 if engine.is_main:
                     progress.write(f"step {done}: " + ", ".join(f"{name} {x:.4g}" for name, x in figures.items()))
-                    for warning in task.warnings(figures):
-                        progress.write(f"warning: {warning}")
                 speed.restart(done)
             if saves or stop or (run.best is not None and run.best["step"] == done):
                 _save(run, done)
@@ -284,9 +277,9 @@ def _save(run: _Run, step: int) -> None:
             "settings": run_settings(run.config),
             "folder": str(Path.cwd()),  # where the paths among them begin
             "optimizers": optimizers,
-            "skipped": run.guard.counts.tolist(),
+            "skipped": run.engine.skipped.tolist(),
             "best": run.best,
-            "scaler": None if run.engine.scaler is None else run.engine.scaler.state_dict(),
+            "scaler": run.engine.scaler.state_dict() or None,
         }
         best = None if run.best is None else int(run.best["step"])
         save_checkpoint(run.checkpoints, step, weights, state, run.config.keep, best)
@@ -338,10 +331,9 @@ def _keep_apart(config: LoopConfig) -> None:
 def _say_longer(saved: _Saved, config: LoopConfig) -> None:
     """Say what more steps than at the start do to the learning rate."""
     before = dataclasses.replace(config, steps=saved.state["settings"]["steps"])
-    rates = [learning_rate(settings, saved.step) for settings in (before, config)]
     print(
         f"from step {saved.step} to {config.steps} instead of {before.steps}: the learning rate goes on at "
-        f"{rates[1]:.3g}, where it was to be {rates[0]:.3g}"
+        f"{learning_rate(config, saved.step):.3g}, where it was to be {learning_rate(before, saved.step):.3g}"
     )
 
 
@@ -357,9 +349,10 @@ def _restore(saved: _Saved, run: _Run) -> None:
             "started with, or choose another --output"
         ) from error
     # The checkpoints of the first release have nothing of these.
-    run.guard = Guard(run.engine.device, saved.state.get("skipped"))
     run.best = saved.state.get("best")
-    if run.engine.scaler is not None and saved.state.get("scaler"):
+    if saved.state.get("skipped"):
+        run.engine.skipped = torch.tensor(saved.state["skipped"], device=run.engine.device)
+    if saved.state.get("scaler"):
         run.engine.scaler.load_state_dict(saved.state["scaler"])
 
 

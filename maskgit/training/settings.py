@@ -33,21 +33,16 @@ def require(config: object, fits: Callable[[Any], bool], wanted: str, *names: st
 
 def require_at_least(config: object, least: float, *names: str) -> None:
     """Likewise, where a number is below `least`, or larger than any can be."""
-    require(config, lambda value: value >= least, f"at least {least}", *names)
     for name in names:
         is_whole = isinstance(getattr(config, name), int)
         most = MOST_SEED if name == "seed" else MOST if is_whole else sys.float_info.max
-        require(config, lambda value, most=most: value <= most, f"at most {most}", name)
+        require(config, lambda value: value >= least, f"at least {least}", name)
+        require(config, most.__ge__, f"at most {most}", name)
 
 
 def require_share(config: object, *names: str) -> None:
     """Likewise, where a number is outside [0, 1)."""
     require(config, lambda value: 0 <= value < 1, "in [0, 1)", *names)
-
-
-def require_val_fraction(config: object) -> None:
-    """Likewise, where the share of the images that is held out would leave none on one side."""
-    require(config, lambda value: 0 < value < 1, "between 0 and 1", "val_fraction")
 
 
 def require_one_of(config: object, choices: tuple[str, ...], name: str) -> None:
@@ -125,7 +120,7 @@ class LoopConfig:
         )
         require_at_least(self, 0, "lr", "min_lr", "warmup", "weight_decay", "clip", "seed", "workers")
         require_share(self, "beta1", "beta2", "ema")
-        require_val_fraction(self)
+        require(self, lambda value: 0 < value < 1, "between 0 and 1", "val_fraction")
         require_one_of(self, BACKENDS, "kernels")
         require_one_of(self, ("bf16", "fp16", "float32"), "precision")
 
@@ -141,7 +136,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class TokenizerTraining(LoopConfig):
-    """Settings of stage 1."""
+    """Stage 1: train the VQGAN."""
 
     output: Path = Path("runs/tokenizer")
     """Folder of the run: checkpoints, TensorBoard log, pictures, and the trained model."""
@@ -180,7 +175,7 @@ LossOn = Literal["masked", "all"]
 
 @dataclass(frozen=True)
 class TransformerTraining(LoopConfig):
-    """Settings of stage 2."""
+    """Stage 2: train the transformer."""
 
     output: Path = Path("runs/transformer")
     """Folder of the run: checkpoints, tokens, TensorBoard log, pictures, and the trained model."""
@@ -272,7 +267,7 @@ class TransformerTraining(LoopConfig):
 
 @dataclass(frozen=True)
 class TokensConfig:
-    """What is tokenized, and how."""
+    """Before stage 2, for large data sets: tokenize them, with many processes."""
 
     output: Path = Path("runs/tokens")
     """Folder of the shards, which `train.py transformer --tokens` takes. Run the same command again after an
@@ -303,8 +298,9 @@ class TokensConfig:
     def __post_init__(self) -> None:
         require_at_least(self, 1, "views", "processes", "image_size")
         require_at_least(self, 0, "holes", "seed")
-        require_val_fraction(self)
+        require(self, lambda value: 0 < value < 1, "between 0 and 1", "val_fraction")
 
 
 STAGES: dict[str, type[LoopConfig]] = {"tokenizer": TokenizerTraining, "transformer": TransformerTraining}
 """The settings of each stage, by the name of its command."""
+COMMANDS: dict[str, type] = {**STAGES, "tokens": TokensConfig}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from maskgit.config import TokenizerConfig, preset
 from maskgit.data import AugmentConfig, ImageDataset
@@ -73,9 +74,9 @@ class Autoencoder(nn.Module):
 
     def __init__(self, model: VQGAN, compiled: bool) -> None:
         super().__init__()
-        self.model = model
-        compiler: Any = torch.compile if compiled else lambda function: function
-        self.latents, self.decode_latents = compiler(model.latents), compiler(model.decode_latents)
+        self.model, self.latents, self.decode_latents = model, model.latents, model.decode_latents
+        if compiled:
+            self.latents, self.decode_latents = torch.compile(model.latents), torch.compile(model.decode_latents)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images [B, 3, S, S] -> latents and codes, float [B, D, h, w], tokens int64 [B h w], reconstructions."""
@@ -227,7 +228,13 @@ class TokenizerTask(StageTask):
             tokens.append(model.encode(images))
             pairs.append((images, model.decode(tokens[-1]).clamp(-1, 1)))
         images, decoded = (torch.cat(side).float() for side in zip(*pairs, strict=True))
-        used, perplexity = codebook_usage(torch.cat(tokens), model.config.codebook_size)
+        size = model.config.codebook_size
+        used, perplexity = codebook_usage(torch.cat(tokens), size)
+        if min(used, perplexity / size) < COLLAPSED:
+            tqdm.write(
+                f"warning: the codebook has collapsed: {used:.1%} of {size} codes are used, with a perplexity of "
+                f"{perplexity:.1f}; a lower --lr or a smaller --commitment may help"
+            )
         shown = torch.stack([images[:32], decoded[:32]], dim=1).flatten(0, 1)
         tracker.add_pictures("reconstructions", shown, step, columns=16, file="reconstructions.png")
         return {
@@ -237,15 +244,6 @@ class TokenizerTask(StageTask):
             "codes_used": used,
             "perplexity": perplexity,
         }
-
-    def warnings(self, figures: dict[str, float]) -> list[str]:
-        size, perplexity = self.model.config.codebook_size, figures["perplexity"]
-        if min(figures["codes_used"], perplexity / size) >= COLLAPSED:
-            return []
-        return [
-            f"the codebook has collapsed: {figures['codes_used']:.1%} of {size} codes are used, with a perplexity of "
-            f"{perplexity:.1f}; a lower --lr or a smaller --commitment may help"
-        ]
 
     def export(self, model: nn.Module, folder: Path, figures: dict[str, float]) -> None:
         assert isinstance(model, VQGAN)

@@ -75,7 +75,7 @@ def training_tokens(config: TransformerTraining, tokenizer: VQGAN, engine: Engin
         shards = _tokenize_splits(
             config, config.output / "tokens", tokenizer, (images, held_out), engine.device, config.hole_share
         )
-    return TrainingTokens(*shards, images.family_numbers(), images.class_names)
+    return TrainingTokens(shards[0], shards[1], images.family_numbers(), images.class_names)
 
 
 def open_tokens(folder: Path, tokenizer: VQGAN, seed: int, hole_share: float) -> TrainingTokens:

@@ -163,20 +163,17 @@ def make_architecture(config: TransformerTraining, tokenizer: TokenizerConfig) -
     Raises:
         ConfigError, DataError: no such preset, no such data.
     """
-    architecture = dataclasses.replace(
-        preset(config.model).transformer, codebook_size=tokenizer.codebook_size, num_tokens=tokenizer.num_tokens
-    )
+    architecture = preset(config.model).transformer
+    changes: dict[str, Any] = {"codebook_size": tokenizer.codebook_size, "num_tokens": tokenizer.num_tokens}
     if config.dropout is not None:
-        architecture = dataclasses.replace(architecture, dropout=config.dropout)
-    if architecture.num_classes:
-        if config.tokens is not None:
-            classes = len(class_names(config.tokens / TRAIN))
-        else:
-            classes = len(load_dataset(config.data, tokenizer.image_size, check=False).class_names)
-        if not classes:
-            print(f"{config.tokens or config.data} has no classes (folders of their own): training without")
-        architecture = dataclasses.replace(architecture, num_classes=classes)
-    return architecture
+        changes["dropout"] = config.dropout
+    if architecture.num_classes and config.tokens is not None:
+        changes["num_classes"] = len(class_names(config.tokens / TRAIN))
+    elif architecture.num_classes:
+        changes["num_classes"] = len(load_dataset(config.data, tokenizer.image_size, check=False).class_names)
+    if changes.get("num_classes") == 0:
+        print(f"{config.tokens or config.data} has no classes (folders of their own): training without")
+    return dataclasses.replace(architecture, **changes)
 
 
 def train_transformer(config: TransformerTraining) -> dict[str, float]:

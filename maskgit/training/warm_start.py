@@ -39,12 +39,10 @@ def initial_weights(
         model.tokenizer.config = dataclasses.replace(
             model.tokenizer.config, image_size=tokenizer.config.grid * model.tokenizer.config.patch
         )
+    ours, theirs = config_to_dict(architecture), config_to_dict(source)
     # How much is dropped has no influence on what the weights mean.
-    theirs, ours = (
-        config_to_dict(config) | {"dropout": None, "attention_dropout": None} for config in (source, architecture)
-    )
-    if theirs != ours:
-        names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    names = [name for name in ours | theirs if ours.get(name) != theirs.get(name) and "dropout" not in name]
+    if names:
         larger = names == ["num_tokens"]
         hint = "--interpolate goes to a larger grid" if larger else "give the --model that it was made with"
         raise TrainingError(
@@ -72,22 +70,16 @@ def interpolate_grid(weights: Mapping[str, Tensor], num_tokens: int, larger: int
     Raises:
         TrainingError: the new grid is smaller.
     """
-    if larger < num_tokens:
+    side, new_side = math.isqrt(num_tokens), math.isqrt(larger)
+    if new_side < side:
         raise TrainingError(
-            f"--interpolate goes to a larger grid only: {math.isqrt(num_tokens)} x {math.isqrt(num_tokens)} tokens "
-            f"there, {math.isqrt(larger)} x {math.isqrt(larger)} here"
+            f"--interpolate goes to a larger grid only: {side} x {side} tokens there, {new_side} x {new_side} here"
         )
     result = dict(weights)
     for name in OVER_THE_GRID:
         if name in weights:
-            grid, rest = weights[name][:num_tokens], weights[name][num_tokens:]
-            result[name] = torch.cat([_resize(grid, math.isqrt(larger)), rest])
+            rows, rest = weights[name][:num_tokens], weights[name][num_tokens:]
+            picture = rows.T.reshape(1, -1, side, side)  # [1, D, h, h]
+            resized = F.interpolate(picture, (new_side, new_side), mode="bicubic", align_corners=False)
+            result[name] = torch.cat([resized[0].flatten(1).T, rest])
     return result
-
-
-def _resize(rows: Tensor, side: int) -> Tensor:
-    """[h * h, D] -> [side * side, D]."""
-    old = math.isqrt(len(rows))
-    picture = rows.T.reshape(1, -1, old, old)  # [1, D, h, h]
-    resized = F.interpolate(picture, (side, side), mode="bicubic", align_corners=False)
-    return resized[0].flatten(1).T.contiguous()
