@@ -70,9 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read(words: Sequence[str]) -> tuple[Any, bool]:
     """The settings of one of the commands, and whether it is a dry run. A run.json says its stage itself.
 
-    Raises:
-        TrainingError: a setting that can't be, a file that can't be used, both --config and --recipe, or one of the
-            three common options with a command that has none.
+    Raises TrainingError: a setting that can't be, a file that can't be used, common options that don't go together or
+    with the command.
     """
     parser = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)

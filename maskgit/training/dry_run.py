@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from maskgit.config import TransformerConfig, preset
-from maskgit.data.tokens import HIDDEN, TokenShard
+from maskgit.data.tokens import TokenSample
 from maskgit.training.engine import Engine
 from maskgit.training.loop import StageTask
 from maskgit.training.samples import load_splits
@@ -31,13 +29,9 @@ CPU_IMAGES = 8
 
 
 def dry_run(config: LoopConfig) -> list[str]:
-    """Check the data and measure a few steps of the run that `config` describes.
+    """Check the data and measure a few steps of the run that `config` describes; returns the lines of a report.
 
-    Returns:
-        The lines of a report.
-
-    Raises:
-        TrainingError, DataError, ModelError, ConfigError: as the run itself.
+    Raises TrainingError, DataError, ModelError and ConfigError as the run itself.
     """
     engine = Engine(config)
     if engine.processes > 1:
@@ -46,22 +40,18 @@ def dry_run(config: LoopConfig) -> list[str]:
     together, last = config.batch_size // config.accumulate, config.steps - 1
     timed = together if engine.device.type == "cuda" else min(together, CPU_IMAGES)
     engine.config = alone = dataclasses.replace(config, batch_size=timed, accumulate=1)
-    # Windows removes no file that is mapped into memory, as the tokens are until the end of the program.
-    with tempfile.TemporaryDirectory(prefix="maskgit-dry-run-", ignore_cleanup_errors=True) as folder:
-        if isinstance(alone, TransformerTraining):
-            task, images, data, model = _transformer(alone, engine, Path(folder))
-        else:
-            assert isinstance(alone, TokenizerTraining)
-            task, images, data, model = _tokenizer(alone, engine)
-        task.prepare()
-        order = np.random.default_rng(config.seed).integers(len(task.dataset), size=timed)  # type: ignore[arg-type]
-        samples = [task.dataset[int(index), position] for position, index in enumerate(order)]
-        _step(task, engine, samples, 0)  # which also sets up what the others find
-        activations = _activations(task, engine, samples, last)
-        seconds, peak = _time(task, engine, samples, last)
-        if timed < together:  # some of it, such as the weights in lower precision, doesn't grow with the batch
-            half = _activations(task, engine, samples[: timed // 2], last)
-            activations += (activations - half) * (together - timed) // (timed - timed // 2)
+    if isinstance(alone, TransformerTraining):
+        task, images, samples, data, model = _transformer(alone, engine)
+    else:
+        assert isinstance(alone, TokenizerTraining)
+        task, images, samples, data, model = _tokenizer(alone, engine)
+    task.prepare()
+    _step(task, engine, samples, 0)  # which also sets up what the others find
+    activations = _activations(task, engine, samples, last)
+    seconds, peak = _time(task, engine, samples, last)
+    if timed < together:  # some of it, such as the weights in lower precision, doesn't grow with the batch
+        half = _activations(task, engine, samples[: timed // 2], last)
+        activations += (activations - half) * (together - timed) // (timed - timed // 2)
     trained = sum(_bytes(p) for o in task.optimizers for group in o.param_groups for p in group["params"])
     held = {
         "weights": sum(_bytes(module) for module in task.modules().values()),
@@ -93,43 +83,46 @@ def dry_run(config: LoopConfig) -> list[str]:
 # --- the stages -------------------------------------------------------------------------------------------------------
 
 
-def _transformer(config: TransformerTraining, engine: Engine, folder: Path) -> tuple[StageTask, int, str, str]:
-    """The task, the number of training images, and what is to be said about data and model."""
+def _transformer(config: TransformerTraining, engine: Engine) -> tuple[StageTask, int, list[TokenSample], str, str]:
+    """The task, the number of training images, samples for a step, and what is to be said about data and model."""
     tokenizer = tokenizer_at(config.tokenizer, config.image_size).to(engine.device)
     architecture = make_architecture(config, tokenizer.config)
     if config.tokens is not None:
-        tokens = open_tokens(config.tokens, tokenizer, config.seed, config.hole_share)
-        images, held_out, classes = len(tokens.train), len(tokens.held_out), len(tokens.class_names)
-        source = f"{config.tokens}, {len(tokens.train.tokens)} views"
+        shards = open_tokens(config.tokens, tokenizer, config.seed, config.hole_share)
+        images, held_out, classes = len(shards.train), len(shards.held_out), len(shards.class_names)
+        source = f"{config.tokens}, {len(shards.train.tokens)} views"
     else:
         train, val = load_splits(config, tokenizer.config.image_size)
         images, held_out, classes = len(train), len(val), len(train.class_names)
-        tokens = _random_tokens(folder, config.batch_size, architecture, config.hole_share)
-        shards = (1 + (config.holes if config.hole_share else 0)) * config.views * images * architecture.num_tokens * 2
-        source = f"{config.data}, tokens of {config.views} views will take {shards / 1e6:,.1f} MB"
+        views = config.views * (1 + (config.holes if config.hole_share else 0))
+        size = 2 * views * images * architecture.num_tokens
+        source = f"{config.data}, tokens of {config.views} views will take {size / 1e6:,.1f} MB"
+    samples = _random_samples(config, architecture)
+    stand_in: Any = samples  # for token shards, which are yet to be made, or needn't be read
+    tokens = TrainingTokens(stand_in, stand_in, np.zeros(len(samples), dtype=np.int64), [])
     task = TransformerTask(dataclasses.replace(config, eval_every=0), architecture, tokenizer, engine, tokens)
     data = f"{images:,} images, {held_out:,} held out, {classes} classes ({source})"
-    return task, images, data, f"transformer of {_millions(task.model)}, tokenizer of {_millions(tokenizer, '')}"
+    model = f"transformer of {_millions(task.model)}, tokenizer of {_millions(tokenizer, '')}"
+    return task, images, samples, data, model
 
 
-def _random_tokens(folder: Path, images: int, architecture: TransformerConfig, hole_share: float) -> TrainingTokens:
-    """Stand-ins for tokens that are yet to be made."""
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(architecture.codebook_size, size=(1, images, architecture.num_tokens), dtype=np.uint16)
-    np.save(folder / "tokens.npy", tokens)
-    np.save(folder / "holes.npy", np.where(rng.random(tokens.shape) < 0.5, HIDDEN, tokens)[None])
-    labels = np.zeros(images, dtype=np.int64)
-    shard = TokenShard(folder, labels, hole_share=hole_share)
-    return TrainingTokens(shard, shard, labels, [])
+def _random_samples(config: TransformerTraining, architecture: TransformerConfig) -> list[TokenSample]:
+    torch.manual_seed(config.seed)
+    tokens = torch.randint(architecture.codebook_size, (config.batch_size, architecture.num_tokens))
+    whole = torch.rand(config.batch_size, 1) >= config.hole_share
+    candidates = whole | (torch.rand(tokens.shape) < 0.5)
+    candidates[:, 0] = True  # no hole is empty
+    return [TokenSample(row, row, inside, torch.tensor(0)) for row, inside in zip(tokens, candidates, strict=True)]
 
 
-def _tokenizer(config: TokenizerTraining, engine: Engine) -> tuple[StageTask, int, str, str]:
+def _tokenizer(config: TokenizerTraining, engine: Engine) -> tuple[StageTask, int, list[Tensor], str, str]:
     """As `_transformer`."""
     task = TokenizerTask(config, preset(config.model).tokenizer, engine)
     _, held_out = load_splits(config, task.model.config.image_size)
     judge = "" if task.discriminator is None else f", discriminator of {_millions(task.discriminator, '')}"
     data = f"{len(task.families):,} images, {len(held_out):,} held out ({config.data})"
-    return task, len(task.families), data, f"VQGAN of {_millions(task.model)}{judge}"
+    samples = [task.dataset[index % len(task.families), index] for index in range(config.batch_size)]
+    return task, len(task.families), samples, data, f"VQGAN of {_millions(task.model)}{judge}"
 
 
 # --- what a step takes ------------------------------------------------------------------------------------------------

@@ -26,17 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from maskgit.files import write_atomically
-from maskgit.training.checkpoint import (
-    BEST,
-    CheckpointError,
-    gathered,
-    list_checkpoints,
-    load_checkpoint,
-    load_module_states,
-    load_optimizer_state,
-    module_states,
-    save_checkpoint,
-)
+from maskgit.training import checkpoint
 from maskgit.training.engine import Engine
 from maskgit.training.optimizer import AveragedWeights, growing_decay, learning_rate
 from maskgit.training.run_file import FILE, changed_settings, describe_run, run_settings
@@ -119,7 +109,7 @@ class _Run:
         model = self.task.model if self.averaged is None else self.averaged.module
         if self.whole_model is None:
             return model
-        self.whole_model.load_state_dict(gathered(model.state_dict()))
+        self.whole_model.load_state_dict(checkpoint.gathered(model.state_dict()))
         return self.whole_model
 
 
@@ -134,8 +124,8 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine
     The task is made only once the output folder is known to be free or to hold this run, because making it may write.
 
     Raises:
-        TrainingError: the output folder holds another run, the kernels can't run, or the loss isn't finite.
-        CheckpointError: a checkpoint can't be written or read.
+        TrainingError: the output folder holds another run, the kernels can't run, the loss isn't finite, or a
+            checkpoint can't be written or read.
         Stopped: SIGTERM or SIGINT came; there is a checkpoint of the last step.
     """
     if config.kernels is not None:
@@ -264,8 +254,8 @@ def _validate(run: _Run, tracker: Tracker, step: int) -> dict[str, float]:
 
 
 def _save(run: _Run, step: int) -> None:
-    weights = module_states(run.modules())
-    optimizers = [gathered(optimizer.state_dict()) for optimizer in run.task.optimizers]
+    weights = checkpoint.module_states(run.modules())
+    optimizers = [checkpoint.gathered(optimizer.state_dict()) for optimizer in run.task.optimizers]
     if run.engine.is_main:
         broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
         if broken:
@@ -282,7 +272,7 @@ def _save(run: _Run, step: int) -> None:
             "scaler": run.engine.scaler.state_dict() or None,
         }
         best = None if run.best is None else int(run.best["step"])
-        save_checkpoint(run.checkpoints, step, weights, state, run.config.keep, best)
+        checkpoint.save_checkpoint(run.checkpoints, step, weights, state, run.config.keep, best)
     run.engine.wait()
 
 
@@ -299,7 +289,7 @@ def _newest(config: LoopConfig) -> _Saved | None:
     """Read the newest checkpoint of this run; None for a fresh start."""
     _keep_apart(config)
     config.output.mkdir(parents=True, exist_ok=True)
-    found = list_checkpoints(config.output / "checkpoints")
+    found = checkpoint.list_checkpoints(config.output / "checkpoints")
     if not found:
         return None
     if not config.resume:
@@ -308,7 +298,7 @@ def _newest(config: LoopConfig) -> _Saved | None:
             "another --output"
         )
     step, path = found[-1]
-    weights, state = load_checkpoint(path)
+    weights, state = checkpoint.load_checkpoint(path)
     if changed := changed_settings(state["settings"], config, Path(state.get("folder", ""))):
         raise TrainingError(
             f"{path}: this run was started with other settings: {', '.join(changed)}; go on with its own (--config "
@@ -339,12 +329,12 @@ def _say_longer(saved: _Saved, config: LoopConfig) -> None:
 
 def _restore(saved: _Saved, run: _Run) -> None:
     try:
-        load_module_states(run.modules(), saved.weights)
+        checkpoint.load_module_states(run.modules(), saved.weights)
         for optimizer, state in zip(run.task.optimizers, saved.state["optimizers"], strict=True):
-            load_optimizer_state(optimizer, state)
+            checkpoint.load_optimizer_state(optimizer, state)
     except (RuntimeError, ValueError) as error:  # another number of classes, another tokenizer
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise CheckpointError(
+        raise checkpoint.CheckpointError(
             f"{saved.path}: does not fit the networks of this run: {reason}; give it the data and models that it was "
             "started with, or choose another --output"
         ) from error
@@ -360,7 +350,7 @@ def _say_where(run: _Run, seconds: float) -> None:
     output = run.config.output
     tqdm.write(f"trained to step {run.config.steps} in {seconds / 60:.1f} minutes")
     tqdm.write(f"  model        {output / 'model'}")
-    if run.best is not None and (run.checkpoints / BEST).exists():
+    if run.best is not None and (run.checkpoints / checkpoint.BEST).exists():
         score = f"{run.task.judged_by} {run.best['value']:.4g} at step {run.best['step']:.0f}"
         tqdm.write(f"  checkpoints  {run.checkpoints} (best: {score})")
     tqdm.write(f"  pictures     {', '.join(str(path) for path in sorted(output.glob('*.png')))}")

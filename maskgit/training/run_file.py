@@ -74,10 +74,8 @@ def _versions() -> dict[str, str]:
 def read_run(path: Path) -> tuple[str, Any]:
     """Stage and settings that a run wrote down, from its run.json or its folder.
 
-    Settings that this release has and the file doesn't are named, and at their defaults.
-
-    Raises:
-        TrainingError: the file is missing or isn't one, or this release can't use its settings.
+    Settings that this release has and the file doesn't are named, and at their defaults. Raises TrainingError: the file
+    is missing or isn't one, or this release can't use its settings.
     """
     path = path / FILE if path.is_dir() else path
     if not path.is_file():  # to read a pipe would wait for a writer
@@ -108,13 +106,9 @@ def _parse(data: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def settings_from_json(kind: type[ConfigT], values: dict[str, Any]) -> tuple[ConfigT, list[str]]:
-    """The inverse of `settings_to_json`.
+    """The inverse of `settings_to_json`, and the names of fields that `values` lacks, which are at their defaults.
 
-    Returns:
-        The settings, and the names of fields that `values` doesn't have (another release wrote it): at their defaults.
-
-    Raises:
-        ValueError: fields that don't exist, values of the wrong type, or whatever the settings themselves refuse.
+    Raises ValueError: fields that don't exist, values of the wrong type, or whatever the settings themselves refuse.
     """
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]

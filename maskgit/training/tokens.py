@@ -53,8 +53,7 @@ class TrainingTokens(NamedTuple):
 def tokenizer_at(folder: Path, image_size: int | None) -> VQGAN:
     """The tokenizer of a model folder, for pictures of another size if one is given: it is convolutional.
 
-    Raises:
-        ModelError: as `load_tokenizer`. ConfigError: a size that its patches don't divide.
+    Raises ModelError, and ConfigError: a size that its patches don't divide.
     """
     tokenizer = load_tokenizer(folder)
     if image_size is not None:
@@ -147,8 +146,7 @@ def _tokenize_splits(
 def write_tokens(config: TokensConfig) -> list[str]:
     """Tokenize a data set into `config.output`; returns lines that say what is there.
 
-    Raises:
-        TrainingError, DataError, ModelError, ConfigError: what is wrong with the settings or the files.
+    Raises TrainingError, DataError, ModelError and ConfigError: what is wrong with the settings or the files.
     """
     _check_output(config)
     tokenizer = tokenizer_at(config.tokenizer, config.image_size)

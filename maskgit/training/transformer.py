@@ -160,8 +160,7 @@ class TransformerTask(StageTask):
 def make_architecture(config: TransformerTraining, tokenizer: TokenizerConfig) -> TransformerConfig:
     """The preset's transformer over the tokens of a tokenizer and the classes of the data.
 
-    Raises:
-        ConfigError, DataError: no such preset, no such data.
+    Raises ConfigError and DataError: no such preset, no such data.
     """
     architecture = preset(config.model).transformer
     changes: dict[str, Any] = {"codebook_size": tokenizer.codebook_size, "num_tokens": tokenizer.num_tokens}
@@ -179,9 +178,7 @@ def make_architecture(config: TransformerTraining, tokenizer: TokenizerConfig) -
 def train_transformer(config: TransformerTraining) -> dict[str, float]:
     """Run stage 2 and return the last validation's figures.
 
-    Raises:
-        TrainingError, DataError, ModelError, ConfigError, CheckpointError: what is wrong with the settings or the
-            files.
+    Raises TrainingError, DataError, ModelError and ConfigError: what is wrong with the settings or the files.
     """
     engine = Engine(config, shard=config.fsdp)
     tokenizer = tokenizer_at(config.tokenizer, config.image_size).to(engine.device)

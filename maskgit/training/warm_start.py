@@ -26,8 +26,7 @@ def initial_weights(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Weights of the model to go on from, fitted to `architecture`, and the names of its classes.
 
-    Raises:
-        TrainingError: another transformer, another tokenizer. ModelError: as `load_model`.
+    Raises ModelError, and TrainingError: another transformer, another tokenizer.
     """
     model = load_model(folder)
     weights, source = model.transformer.state_dict(), model.transformer.config
@@ -61,14 +60,9 @@ def interpolate_grid(weights: Mapping[str, Tensor], num_tokens: int, larger: int
     Args:
         weights: the state dict of a Transformer. Rows behind the first N of the position embedding, the class token's,
             belong to no place in the grid and are kept.
-        num_tokens: N, a square.
-        larger: the new N, a square.
+        num_tokens, larger: N, and the new one; squares.
 
-    Returns:
-        The state dict of a Transformer of `larger` tokens.
-
-    Raises:
-        TrainingError: the new grid is smaller.
+    Raises TrainingError: the new grid is smaller.
     """
     side, new_side = math.isqrt(num_tokens), math.isqrt(larger)
     if new_side < side:
