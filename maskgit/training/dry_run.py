@@ -83,7 +83,7 @@ def dry_run(config: LoopConfig) -> list[str]:
 # --- the stages -------------------------------------------------------------------------------------------------------
 
 
-def _transformer(config: TransformerTraining, engine: Engine) -> tuple[StageTask, int, list[TokenSample], str, str]:
+def _transformer(config: TransformerTraining, engine: Engine) -> tuple[StageTask, int, list[Any], str, str]:
     """The task, the number of training images, samples for a step, and what is to be said about data and model."""
     tokenizer = tokenizer_at(config.tokenizer, config.image_size).to(engine.device)
     architecture = make_architecture(config, tokenizer.config)
@@ -115,7 +115,7 @@ def _random_samples(config: TransformerTraining, architecture: TransformerConfig
     return [TokenSample(row, row, inside, torch.tensor(0)) for row, inside in zip(tokens, candidates, strict=True)]
 
 
-def _tokenizer(config: TokenizerTraining, engine: Engine) -> tuple[StageTask, int, list[Tensor], str, str]:
+def _tokenizer(config: TokenizerTraining, engine: Engine) -> tuple[StageTask, int, list[Any], str, str]:
     """As `_transformer`."""
     task = TokenizerTask(config, preset(config.model).tokenizer, engine)
     _, held_out = load_splits(config, task.model.config.image_size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +26,9 @@ from maskgit.training.settings import LoopConfig, TrainingError
 PATIENCE = timedelta(hours=2)  # that processes wait for one that validates or tokenizes
 MOST_SKIPPED = 10  # steps in a row
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+Figures = dict[str, Tensor]
+"""What is logged of a step, float [] each, on the device."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -113,8 +116,8 @@ class Engine:
         """Of a float tensor over the processes, the same in all of them."""
         return self.accelerator.reduce(value, "mean")
 
-    def totals(self, shares: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Sums of figures, float [] each, over the parts of a batch and the processes."""
+    def totals(self, shares: list[Figures]) -> Figures:
+        """Sums of figures over the parts of a batch and the processes."""
         values = {name: sum((share[name] for share in shares[1:]), shares[0][name]) for name in shares[0]}
         if self.processes == 1:
             return values
@@ -181,17 +184,29 @@ class Engine:
         torch.manual_seed(self.config.seed * 1_000_003 + step)
         self.broken = torch.zeros_like(self.broken)
 
-    def parts(self, network: nn.Module, rows: int) -> Iterator[slice]:
-        """The parts of this process's `rows`, each to be taken forward and backward; the last averages the gradients.
+    def descend(
+        self, optimizer: torch.optim.Optimizer, network: nn.Module, rows: int, losses: Callable[[slice], Figures]
+    ) -> Figures:
+        """Forward, backward and update for this process's rows of a batch, in config.accumulate equal parts.
 
         Args:
-            network: what `wrap` returned.
+            network: what `wrap` returned. Its gradients are averaged over the processes at the last part.
             rows: b, divisible by config.accumulate.
+            losses: a part's rows -> its shares of the batch's figures, "loss" among them, which add up to these.
+
+        Returns:
+            The figures of the whole batch, "gradient_norm" too.
         """
-        size = rows // self.config.accumulate
-        for part in range(self.config.accumulate):
-            with contextlib.nullcontext() if part == self.config.accumulate - 1 else self._no_averaging(network):
-                yield slice(part * size, (part + 1) * size)
+        optimizer.zero_grad()
+        size, shares = rows // self.config.accumulate, []
+        for start in range(0, rows, size):
+            with self._averaging(network, wanted=start + size == rows):
+                with self.autocast():
+                    share = losses(slice(start, start + size))
+                self.backward(share["loss"])
+                shares.append({name: value.detach() for name, value in share.items()})
+        figures = self.totals(shares)
+        return figures | {"gradient_norm": self.update(optimizer, figures["loss"])}
 
     def new_noise(self, step: int, rows: slice) -> None:
         """Noise of its own for a part's dropout, from (seed, step, number of the part in the whole batch)."""
@@ -200,14 +215,12 @@ class Engine:
             torch.manual_seed(self.config.seed * 1_000_003 + step + part * 2**40)
 
     @contextlib.contextmanager
-    def _no_averaging(self, network: nn.Module) -> Iterator[None]:
+    def _averaging(self, network: nn.Module, wanted: bool) -> Iterator[None]:
+        """Whether a backward pass within averages the gradients over the processes."""
         if isinstance(network, FSDPModule):
-            network.set_requires_gradient_sync(False)
+            network.set_requires_gradient_sync(wanted)
+        with contextlib.nullcontext() if wanted else self.accelerator.no_sync(network):
             yield
-            network.set_requires_gradient_sync(True)
-        else:
-            with self.accelerator.no_sync(network):
-                yield
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a part's share of the loss, float []; the shares of all parts add up to the loss."""

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from maskgit.files import write_atomically
 from maskgit.training import checkpoint
-from maskgit.training.engine import Engine
+from maskgit.training.engine import Engine, Figures
 from maskgit.training.optimizer import AveragedWeights, growing_decay, learning_rate
 from maskgit.training.run_file import FILE, changed_settings, describe_run, run_settings
 from maskgit.training.samples import SampleOrder
@@ -68,7 +68,7 @@ class StageTask(abc.ABC):
         """Floating-point operations of a training step for each image, forward and backward."""
 
     @abc.abstractmethod
-    def training_step(self, batch: Any, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Any, step: int) -> Figures:
         """Forward, backward and optimizer for this process's share of a batch.
 
         Returns:

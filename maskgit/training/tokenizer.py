@@ -27,7 +27,7 @@ from maskgit.tokenizer.losses import (
     hinge_discriminator_loss,
 )
 from maskgit.tokenizer.quantizer import CodebookTracker
-from maskgit.training.engine import Engine
+from maskgit.training.engine import Engine, Figures
 from maskgit.training.loop import StageTask, train
 from maskgit.training.optimizer import make_optimizer
 from maskgit.training.samples import load_splits, spread
@@ -129,10 +129,8 @@ class TokenizerTask(StageTask):
         self.judge = None if self.discriminator is None else self.engine.wrap(self.discriminator)
 
     def modules(self) -> dict[str, nn.Module]:
-        modules: dict[str, nn.Module] = {"model": self.model, "tracker": self.tracker}
-        if self.discriminator is not None:
-            modules["discriminator"] = self.discriminator
-        return modules
+        modules = {"model": self.model, "tracker": self.tracker, "discriminator": self.discriminator}
+        return {name: module for name, module in modules.items() if module is not None}
 
     def flops_per_image(self) -> float:
         """Of the VQGAN's matrix products and convolutions: a backward pass takes twice what a forward pass does."""
@@ -141,7 +139,7 @@ class TokenizerTask(StageTask):
             model.decode_latents(model.latents(torch.empty(1, 3, size, size)))
         return 3.0 * counter.get_total_flops()
 
-    def training_step(self, batch: Tensor, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Tensor, step: int) -> Figures:
         """One step of the autoencoder, one of the codebook's moving averages, one of the discriminator.
 
         The codebook sees the vectors of the whole batch, in all processes. The adaptive weight of the adversarial loss
@@ -152,19 +150,16 @@ class TokenizerTask(StageTask):
         if step == 0 and self.config.decoder_of is None:
             self._start_codebook(images)
         adversarial = self.discriminator is not None and step >= self.config.adversarial_start
-        shares, outputs = [], []
         if self.discriminator is not None:
             self.discriminator.requires_grad_(False)  # it judges now, and learns below
-        self.optimizers[0].zero_grad()
-        for part in engine.parts(self.autoencoder, len(images)):
-            with engine.autocast():
-                losses, output = self._generator_losses(images[part], adversarial)
-            share = {name: loss * (len(images[part]) / self.config.batch_size) for name, loss in losses.items()}
-            engine.backward(share["loss"])
-            shares.append({name: loss.detach() for name, loss in share.items()})
+        outputs = []
+
+        def losses(part: slice) -> Figures:
+            terms, output = self._generator_losses(images[part], adversarial)
             outputs.append(output)
-        logged = engine.totals(shares)
-        logged["gradient_norm"] = engine.update(self.optimizers[0], logged["loss"])
+            return {name: term * (len(images[part]) / self.config.batch_size) for name, term in terms.items()}
+
+        logged = engine.descend(self.optimizers[0], self.autoencoder, len(images), losses)
         latents, tokens, reconstructions = (torch.cat(kind) for kind in zip(*outputs, strict=True))
         if self.config.decoder_of is None:
             vectors, tokens = engine.whole(rows_of(latents).contiguous()), engine.whole(tokens)
@@ -207,18 +202,14 @@ class TokenizerTask(StageTask):
 
     def _train_discriminator(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """A step of the discriminator on images and reconstructions [b, 3, S, S]; returns its loss, float []."""
-        assert self.judge is not None
-        self.optimizers[1].zero_grad()
-        shares = []
-        for part in self.engine.parts(self.judge, len(images)):
-            with self.engine.autocast():
-                real, fake = self.judge(images[part]).float(), self.judge(reconstructions[part]).float()
-                loss = hinge_discriminator_loss(real, fake) * (len(images[part]) / self.config.batch_size)
-            self.engine.backward(loss)
-            shares.append({"loss": loss.detach()})
-        total = self.engine.totals(shares)["loss"]
-        self.engine.update(self.optimizers[1], total)
-        return total
+        judge = self.judge
+        assert judge is not None
+
+        def losses(part: slice) -> Figures:
+            real, fake = judge(images[part]).float(), judge(reconstructions[part]).float()
+            return {"loss": hinge_discriminator_loss(real, fake) * (len(images[part]) / self.config.batch_size)}
+
+        return self.engine.descend(self.optimizers[1], judge, len(images), losses)["loss"]
 
     def validate(self, model: nn.Module, tracker: Tracker, step: int) -> dict[str, float]:
         assert isinstance(model, VQGAN)

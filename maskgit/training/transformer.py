@@ -18,7 +18,7 @@ from maskgit.network.folder import Model, save_model
 from maskgit.network.last_block import masked_rows
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
-from maskgit.training.engine import Engine
+from maskgit.training.engine import Engine, Figures
 from maskgit.training.loop import StageTask, train
 from maskgit.training.optimizer import make_optimizer
 from maskgit.training.settings import TransformerTraining
@@ -75,7 +75,7 @@ class TransformerTask(StageTask):
     def _labels(self, labels: Tensor) -> Tensor | None:
         return labels.to(self.device) if self.model.config.num_classes else None
 
-    def training_step(self, batch: TokenSample, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: TokenSample, step: int) -> Figures:
         engine = self.engine
         tokens, visible, candidates, classes = (part.to(self.device, non_blocking=True) for part in batch)
         masked, labels = self._draw(candidates, self._labels(classes))
@@ -83,24 +83,21 @@ class TransformerTask(StageTask):
         counted = masked if self.config.loss_on == "masked" else torch.ones_like(masked)
         # Means over the tokens of the whole batch, of which images and parts have different numbers.
         counts = engine.totals([{"loss": counted.sum().float(), "accuracy": masked.sum().float()}])
-        shares = []
-        self.optimizers[0].zero_grad()
-        for part in engine.parts(self.wrapped, len(tokens)):
+
+        def losses(part: slice) -> Figures:
             engine.new_noise(step, part)
-            with engine.autocast():
-                logits = self._logits(held[part], None if labels is None else labels[part], counted[part]).float()
-            losses = F.cross_entropy(  # of a matrix: over the middle dimension it is slow on a CPU
+            logits = self._logits(held[part], None if labels is None else labels[part], counted[part]).float()
+            each = F.cross_entropy(  # of a matrix: over the middle dimension it is slow on a CPU
                 logits.flatten(0, 1),
                 tokens[part].flatten(),
                 reduction="none",
                 label_smoothing=self.config.label_smoothing,
             )
-            loss = (losses * counted[part].flatten()).sum() / counts["loss"]
-            engine.backward(loss)
             hits = ((logits.argmax(-1) == tokens[part]) & masked[part]).sum()
-            shares.append({"loss": loss.detach(), "accuracy": hits / counts["accuracy"]})
-        logged = engine.totals(shares)
-        return logged | {"gradient_norm": engine.update(self.optimizers[0], logged["loss"])}
+            loss = (each * counted[part].flatten()).sum() / counts["loss"]
+            return {"loss": loss, "accuracy": hits / counts["accuracy"]}
+
+        return engine.descend(self.optimizers[0], self.wrapped, len(tokens), losses)
 
     def compiled(self, network: nn.Module) -> Any:
         """`network` with `--compile`. The sizes of a run don't change but for the rows (see `_logits`)."""
