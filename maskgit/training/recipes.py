@@ -11,7 +11,7 @@ import dataclasses
 
 from maskgit.training.settings import TransformerTraining
 
-# At the scale of ImageNet, 256 px. The sources name no floor of the learning rate: it is constant.
+# What the two that train on ImageNet at 256 px have in common; the learning rate is constant.
 _IMAGENET = TransformerTraining(model="maskgit-256", lr=1e-4, min_lr=1e-4, label_smoothing=0.1)
 _IMAGENET = dataclasses.replace(_IMAGENET, log_every=100, validate_every=10_000, save_every=5_000)
 # The labs show their whole loops: no average of the weights, no clipping, the tokens of one batch masked alike, and a
