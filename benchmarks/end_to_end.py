@@ -24,8 +24,9 @@ from maskgit.memory import keep_freed_memory
 from maskgit.network.transformer import Transformer
 from maskgit.pipeline import Precision
 from maskgit.training.engine import Engine
-from maskgit.training.loop import make_optimizer
-from maskgit.training.transformer import TransformerTask, TransformerTraining
+from maskgit.training.optimizer import make_optimizer
+from maskgit.training.settings import TransformerTraining
+from maskgit.training.transformer import TransformerTask
 from maskgit_kernels import backend
 
 STEPS = 8

@@ -1,4 +1,8 @@
-"""Checkpoints that are whole or absent: a folder is written beside its place and renamed into it."""
+"""What a run must remember, as whole tensors, and folders that hold it and are whole or absent themselves.
+
+However the weights are divided among processes, a checkpoint has them in one piece: a run can go on with another number
+of processes, and with copies of the weights or with shards of them.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,18 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from maskgit.files import write_atomically
+from maskgit.training.settings import TrainingError
 
 NAME = re.compile(r"step-(\d{9})")
 BEST = "best"  # a text file with the name of the best validation's checkpoint: not every file system has links
@@ -24,35 +31,81 @@ BEST = "best"  # a text file with the name of the best validation's checkpoint: 
 _NO_FLUSH = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(TrainingError):
     """A checkpoint that can't be written or read; the message names the file and the reason."""
+
+
+# --- what it holds ----------------------------------------------------------------------------------------------------
+
+
+def gathered(value: Any) -> Any:
+    """A state dict with its shards put together, in main memory; all processes must call this."""
+    if isinstance(value, DTensor):
+        return value.full_tensor().cpu()
+    if isinstance(value, Mapping):
+        return {key: gathered(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [gathered(item) for item in value]
+    return value
+
+
+def divided(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, divided among the processes as `like` is, if it is; all processes must call this."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+
+
+def module_states(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """The tensors of named modules, as "name.tensor"."""
+    return gathered(nn.ModuleDict(modules).state_dict())
+
+
+def load_module_states(modules: dict[str, nn.Module], states: dict[str, Tensor]) -> None:
+    """The inverse of `module_states`. Raises RuntimeError if the tensors aren't those of the modules."""
+    together = nn.ModuleDict(modules)
+    current = together.state_dict()
+    together.load_state_dict({name: divided(tensor, current.get(name, tensor)) for name, tensor in states.items()})
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load what `gathered(optimizer.state_dict())` gave. Raises ValueError if it is of other parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def fit(value: Any, parameter: Tensor) -> Any:
+        is_moment = isinstance(value, Tensor) and value.shape == parameter.shape
+        return divided(value, parameter) if is_moment else value
+
+    moments = {
+        index: {name: fit(value, parameters[index]) for name, value in moment.items()}
+        for index, moment in state["state"].items()
+        if index < len(parameters)
+    }
+    optimizer.load_state_dict(state | {"state": moments})
+
+
+# --- its folder -------------------------------------------------------------------------------------------------------
 
 
 def _flush(path: Path) -> None:
     """Wait until a file is on the disk, or a folder's list of names, where the system can do that."""
-    if not path.is_dir():
-        with open(path, "rb+") as file:  # Windows flushes only what is open for writing
-            os.fsync(file.fileno())
-        return
+    is_folder = path.is_dir()
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        # Windows flushes only what is open for writing.
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.errno not in _NO_FLUSH:
+        if not is_folder or error.errno not in _NO_FLUSH:
             raise
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every complete checkpoint, oldest first."""
-    found = []
-    for path in folder.glob("step-*"):
-        match = NAME.fullmatch(path.name)
-        if match:
-            found.append((int(match[1]), path))
-    return sorted(found)
+    found = ((NAME.fullmatch(path.name), path) for path in folder.glob("step-*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def _name(step: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import operator
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -15,45 +17,25 @@ from maskgit.config import ConfigError
 from maskgit.console import printable_lines
 from maskgit.data import DataError, EmptySplitError, ImageError
 from maskgit.network.folder import ModelError
-from maskgit.training.checkpoint import CheckpointError
 from maskgit.training.dry_run import dry_run
-from maskgit.training.run_file import RunFileError
-from maskgit.training.settings import TrainingError
+from maskgit.training.recipes import RECIPES
+from maskgit.training.run_file import read_run
+from maskgit.training.settings import COMMANDS, STAGES, TokenizerTraining, TokensConfig, TrainingError
 from maskgit.training.signals import Stopped
-from maskgit.training.start import HELP, read_start
-from maskgit.training.tokenizer import TokenizerTraining, train_tokenizer
-from maskgit.training.tokens import TokensConfig, write_tokens
-from maskgit.training.transformer import TransformerTraining, train_transformer
+from maskgit.training.tokenizer import train_tokenizer
+from maskgit.training.tokens import write_tokens
+from maskgit.training.transformer import train_transformer
 
-COMMANDS: dict[str, tuple[type[Any], str]] = {
-    "tokenizer": (TokenizerTraining, "Stage 1: train the VQGAN."),
-    "transformer": (TransformerTraining, "Stage 2: train the transformer."),
-    "tokens": (TokensConfig, "Before stage 2, for large data sets: tokenize them, with many processes."),
-}
-
-
-# ImportError: a package that an option needs. OSError: a folder that can't be written, a full disk.
-KNOWN_ERRORS = (
-    *(CheckpointError, ConfigError, DataError, ImageError, ModelError, RunFileError, TrainingError),
-    *(ImportError, OSError),
+HELP = (
+    "Train a MaskGIT: first the tokenizer, then the transformer. "
+    "Three options go with both stages, anywhere on the line. "
+    "--config FILE: start from the settings in a run's run.json (or its folder); options override them. "
+    f"--recipe NAME: likewise, from how a source trains its transformer: {', '.join(RECIPES)}. "
+    "--dry-run: check the data, say how large model, memory and run will be, and write nothing."
 )
 
-
-def _commands(defaults: dict[str, Any]) -> Any:
-    """The type of what the command line describes: the settings of one of the commands.
-
-    Args:
-        defaults: settings that options override, by command; None or nothing for those of the class.
-    """
-    kinds = []
-    for name, (kind, description) in COMMANDS.items():
-        start = {} if defaults.get(name) is None else {"default": defaults[name]}
-        kinds.append(Annotated[kind, tyro.conf.subcommand(name, description=description, **start)])
-    return functools.reduce(operator.or_, kinds)
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+# ImportError: a package that an option needs. OSError: a folder that can't be written, a full disk.
+KNOWN_ERRORS = (ConfigError, DataError, ImageError, ModelError, TrainingError, ImportError, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,17 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 for a run that failed, 143 when stopped by SIGTERM, 130 by Ctrl-C.
     """
+    is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     try:
-        start = read_start(sys.argv[1:] if arguments is None else arguments)
-        config = tyro.cli(
-            _commands(start.defaults),
-            args=start.rest,
-            prog="train.py",
-            description=f"Train a MaskGIT: first the tokenizer, then the transformer. {HELP}",
-            config=(tyro.conf.OmitSubcommandPrefixes,),
-        )
-        if start.dry_run or isinstance(config, TokensConfig):
-            print(printable_lines("\n".join(dry_run(config) if start.dry_run else write_tokens(config))))
+        config, dry = _read(sys.argv[1:] if arguments is None else arguments)
+        if dry or isinstance(config, TokensConfig):
+            print(printable_lines("\n".join(dry_run(config) if dry else write_tokens(config))))
             return 0
         figures = train_tokenizer(config) if isinstance(config, TokenizerTraining) else train_transformer(config)
     except KNOWN_ERRORS as error:
@@ -80,12 +56,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable_lines(f"error: {error}{more}"), file=sys.stderr)
         return 1
     except Stopped as stop:
-        if _is_main():
+        if is_main:
             print(stop, file=sys.stderr)
         return 128 + stop.signal_number
     except KeyboardInterrupt:
         print("interrupted; the same command with --resume goes on (`tokens`: the same command)", file=sys.stderr)
         return 130
-    if _is_main():
+    if is_main:
         print("\n".join(f"{name:>24} {value:.4g}" for name, value in figures.items()))
     return 0
+
+
+def _read(words: Sequence[str]) -> tuple[Any, bool]:
+    """The settings of one of the commands, and whether it is a dry run. A run.json says its stage itself.
+
+    Raises TrainingError: a setting that can't be, a file that can't be used, common options that don't go together or
+    with the command.
+    """
+    parser = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--recipe")
+    parser.add_argument("--dry-run", action="store_true")
+    common, rest = parser.parse_known_args(words)
+    command = rest[0] if rest and not rest[0].startswith("-") else None
+    start = {name: kind() for name, kind in COMMANDS.items()}  # settings that options override
+    if common.recipe is not None:
+        if common.config is not None:
+            raise TrainingError(f"--recipe {common.recipe}: not together with --config, which has all settings")
+        if common.recipe not in RECIPES:
+            raise TrainingError(f"--recipe {common.recipe}: must be one of {', '.join(RECIPES)}")
+        if command != "transformer":
+            raise TrainingError(f"--recipe {common.recipe}: is for `train.py transformer`")
+        start[command] = RECIPES[common.recipe]
+    if common.config is not None:
+        stage, start_config = read_run(common.config)
+        if command not in (None, stage):
+            raise TrainingError(f"--config {common.config}: holds the settings of `{stage}`, not of `{command}`")
+        rest = rest if command else [stage, *rest]
+        start[stage] = start_config
+    if common.dry_run and command is not None and command not in STAGES:
+        raise TrainingError(f"--dry-run: is for {' and '.join(STAGES)}, not for `{command}`")
+    kinds = [Annotated[kind, tyro.conf.subcommand(name, default=start[name])] for name, kind in COMMANDS.items()]
+    kind: Any = functools.reduce(operator.or_, kinds)
+    config = tyro.cli(kind, args=rest, prog="train.py", description=HELP, config=(tyro.conf.OmitSubcommandPrefixes,))
+    return config, common.dry_run

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,190 +14,174 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from maskgit.config import TransformerConfig, preset
-from maskgit.data import load_dataset
-from maskgit.data.tokens import HIDDEN, TokenShard
+from maskgit.data.tokens import TokenSample
 from maskgit.training.engine import Engine
 from maskgit.training.loop import StageTask
-from maskgit.training.settings import LoopConfig, TrainingError
-from maskgit.training.tokenizer import TokenizerTask, TokenizerTraining
+from maskgit.training.samples import load_splits
+from maskgit.training.settings import LoopConfig, TokenizerTraining, TrainingError, TransformerTraining
+from maskgit.training.tokenizer import TokenizerTask
 from maskgit.training.tokens import TrainingTokens, open_tokens, tokenizer_at
-from maskgit.training.transformer import TransformerTask, TransformerTraining, make_architecture
+from maskgit.training.transformer import TransformerTask, make_architecture
 
 TIMED_STEPS = 3
 CPU_IMAGES = 8
 """Images of a timed step on a CPU at most: from there on its time grows with their number."""
 
 
-class _Activations:
-    """Bytes that a forward pass keeps for the backward pass, beside the weights."""
-
-    def __init__(self, *modules: nn.Module) -> None:
-        self.weights = {p.untyped_storage().data_ptr() for m in modules for p in (*m.parameters(), *m.buffers())}
-        self.kept: dict[int, int] = {}
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        alive: list[Tensor] = []  # so that no storage is freed and its place counted for another
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self.weights and storage.data_ptr() not in self.kept:
-                self.kept[storage.data_ptr()] = storage.nbytes()
-                alive.append(tensor.detach())
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            yield
-
-    def total(self) -> int:
-        return sum(self.kept.values())
-
-
 def dry_run(config: LoopConfig) -> list[str]:
-    """Check the data and measure a few steps of the run that `config` describes.
+    """Check the data and measure a few steps of the run that `config` describes; returns the lines of a report.
 
-    Returns:
-        The lines of a report.
-
-    Raises:
-        TrainingError, DataError, ModelError, ConfigError: as the run itself.
+    Raises TrainingError, DataError, ModelError and ConfigError as the run itself.
     """
-    # What is timed is a step of one process, without accumulation, of as many images as it holds at a time.
     engine = Engine(config)
     if engine.processes > 1:
         raise TrainingError("--dry-run: start it without torchrun; it says what one process needs")
-    together = config.batch_size // config.accumulate
+    # What is timed is a step of one process, without accumulation, of as many images as it holds at a time.
+    together, last = config.batch_size // config.accumulate, config.steps - 1
     timed = together if engine.device.type == "cuda" else min(together, CPU_IMAGES)
-    alone = dataclasses.replace(config, batch_size=timed, accumulate=1)
-    engine.config = alone
-    # Windows removes no file that is mapped into memory, as the tokens are until the end of the program.
-    with tempfile.TemporaryDirectory(prefix="maskgit-dry-run-", ignore_cleanup_errors=True) as folder:
-        if isinstance(config, TransformerTraining):
-            lines, task, images = _transformer(config, alone, engine, Path(folder))
-        else:
-            assert isinstance(alone, TokenizerTraining)
-            lines, task, images = _tokenizer(alone, engine)
-        task.prepare()
-        order = np.random.default_rng(config.seed).integers(len(task.dataset), size=timed)  # type: ignore[arg-type]
-        samples = [task.dataset[int(index), position] for position, index in enumerate(order)]
-        seconds, activations, peak = _measure(task, engine, samples, config.steps - 1)
-        if timed < together:  # some of it, such as the weights in lower precision, doesn't grow with the batch
-            half = _activations(task, engine, samples[: timed // 2], config.steps - 1)
-            activations += (activations - half) * (together - timed) // (timed - timed // 2)
-    weights = sum(_bytes(module) for module in task.modules().values())
+    engine.config = alone = dataclasses.replace(config, batch_size=timed, accumulate=1)
+    if isinstance(alone, TransformerTraining):
+        task, images, samples, data, model = _transformer(alone, engine)
+    else:
+        assert isinstance(alone, TokenizerTraining)
+        task, images, samples, data, model = _tokenizer(alone, engine)
+    task.prepare()
+    _step(task, engine, samples, 0)  # which also sets up what the others find
+    activations = _activations(task, engine, samples, last)
+    seconds, peak = _time(task, engine, samples, last)
+    if timed < together:  # some of it, such as the weights in lower precision, doesn't grow with the batch
+        half = _activations(task, engine, samples[: timed // 2], last)
+        activations += (activations - half) * (together - timed) // (timed - timed // 2)
+    trained = sum(_bytes(p) for o in task.optimizers for group in o.param_groups for p in group["params"])
     held = {
-        "weights": weights,
-        "gradients": sum(_bytes(p) for o in task.optimizers for g in o.param_groups for p in g["params"]),
-        "optimizer": 2 * sum(_bytes(p) for o in task.optimizers for g in o.param_groups for p in g["params"]),
+        "weights": sum(_bytes(module) for module in task.modules().values()),
+        "gradients": trained,
+        "optimizer": 2 * trained,
         "average": _bytes(task.model) if config.ema else 0,
         "activations": activations,
     }
-    if task.tokens_per_image:
-        lines.append(_line("batch", f"{config.batch_size * task.tokens_per_image:,} tokens a step"))
-    epochs = config.steps * config.batch_size / images
-    lines.append(_line("steps", f"{config.steps:,} of {config.batch_size} images: {epochs:,.1f} epochs"))
-    lines.append(_line("memory", f"about {_gib(sum(held.values()))}, of one process"))
-    lines += [_line("", f"{_gib(size)} {name}") for name, size in held.items() if size]
-    lines.append(_line("", f"activations: what is kept for the backward pass, from {timed} images to {together}"))
-    if peak is not None:
-        lines.append(_line("", f"{_gib(peak)} at most was held on the GPU in those steps"))
     whole = seconds / timed * config.batch_size
-    lines.append(
-        _line("time", f"{whole:.3g} s a step, {_duration(whole * config.steps)} in all on one {engine.device}")
-    )
-    lines.append(_line("", f"from {TIMED_STEPS} steps of {timed} images; validation and checkpoints come on top"))
-    lines.append("nothing was written")
-    return lines
+    epochs = config.steps * config.batch_size / images
+    report = [("data", data), ("model", model)]
+    if task.tokens_per_image:
+        report.append(("batch", f"{config.batch_size * task.tokens_per_image:,} tokens a step"))
+    report += [
+        ("steps", f"{config.steps:,} of {config.batch_size} images: {epochs:,.1f} epochs"),
+        ("memory", f"about {_gib(sum(held.values()))}, of one process"),
+        *(("", f"{_gib(size)} {name}") for name, size in held.items() if size),
+        ("", f"activations: what is kept for the backward pass, from {timed} images to {together}"),
+    ]
+    if peak is not None:
+        report.append(("", f"{_gib(peak)} at most was held on the GPU in those steps"))
+    report += [
+        ("time", f"{whole:.3g} s a step, {_duration(whole * config.steps)} in all on one {engine.device}"),
+        ("", f"from {TIMED_STEPS} steps of {timed} images; validation and checkpoints come on top"),
+    ]
+    return [*(f"{name:<8} {text}" for name, text in report), "nothing was written"]
 
 
-def _transformer(
-    config: TransformerTraining, alone: LoopConfig, engine: Engine, folder: Path
-) -> tuple[list[str], StageTask, int]:
-    """Lines about data and model, the task, and the number of training images."""
+# --- the stages -------------------------------------------------------------------------------------------------------
+
+
+def _transformer(config: TransformerTraining, engine: Engine) -> tuple[StageTask, int, list[Any], str, str]:
+    """The task, the number of training images, samples for a step, and what is to be said about data and model."""
     tokenizer = tokenizer_at(config.tokenizer, config.image_size).to(engine.device)
     architecture = make_architecture(config, tokenizer.config)
     if config.tokens is not None:
-        tokens = open_tokens(config.tokens, tokenizer, config.seed, config.hole_share)
-        images, held_out, classes = len(tokens.train), len(tokens.held_out), len(tokens.class_names)
-        source = f"{config.tokens}, {len(tokens.train.tokens)} views"
+        shards = open_tokens(config.tokens, tokenizer, config.seed, config.hole_share)
+        images, held_out, classes = len(shards.train), len(shards.held_out), len(shards.class_names)
+        source = f"{config.tokens}, {len(shards.train.tokens)} views"
     else:
-        size = tokenizer.config.image_size
-        train, val = (load_dataset(config.data, size, split, config.val_fraction) for split in ("train", "val"))
+        train, val = load_splits(config, tokenizer.config.image_size)
         images, held_out, classes = len(train), len(val), len(train.class_names)
-        tokens = _random_tokens(folder, alone.batch_size, architecture, config.hole_share)
-        shards = (1 + (config.holes if config.hole_share else 0)) * config.views * images * architecture.num_tokens * 2
-        source = f"{config.data}, tokens of {config.views} views will take {shards / 1e6:,.1f} MB"
-    assert isinstance(alone, TransformerTraining)
-    task = TransformerTask(dataclasses.replace(alone, eval_every=0), architecture, tokenizer, engine, tokens)
-    lines = [
-        _line("data", f"{images:,} images, {held_out:,} held out, {classes} classes ({source})"),
-        _line("model", f"transformer of {_millions(task.model)} parameters, tokenizer of {_millions(tokenizer)}"),
-    ]
-    return lines, task, images
+        views = config.views * (1 + (config.holes if config.hole_share else 0))
+        size = 2 * views * images * architecture.num_tokens
+        source = f"{config.data}, tokens of {config.views} views will take {size / 1e6:,.1f} MB"
+    samples = _random_samples(config, architecture)
+    stand_in: Any = samples  # for token shards, which are yet to be made, or needn't be read
+    tokens = TrainingTokens(stand_in, stand_in, np.zeros(len(samples), dtype=np.int64), [])
+    task = TransformerTask(dataclasses.replace(config, eval_every=0), architecture, tokenizer, engine, tokens)
+    data = f"{images:,} images, {held_out:,} held out, {classes} classes ({source})"
+    model = f"transformer of {_millions(task.model)}, tokenizer of {_millions(tokenizer, '')}"
+    return task, images, samples, data, model
 
 
-def _random_tokens(folder: Path, images: int, architecture: TransformerConfig, hole_share: float) -> TrainingTokens:
-    """Stand-ins for tokens that are yet to be made."""
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(architecture.codebook_size, size=(1, images, architecture.num_tokens), dtype=np.uint16)
-    np.save(folder / "tokens.npy", tokens)
-    np.save(folder / "holes.npy", np.where(rng.random(tokens.shape) < 0.5, HIDDEN, tokens)[None])
-    labels = np.zeros(images, dtype=np.int64)
-    shard = TokenShard(folder, labels, hole_share=hole_share)
-    return TrainingTokens(shard, shard, labels, [])
+def _random_samples(config: TransformerTraining, architecture: TransformerConfig) -> list[TokenSample]:
+    torch.manual_seed(config.seed)
+    tokens = torch.randint(architecture.codebook_size, (config.batch_size, architecture.num_tokens))
+    whole = torch.rand(config.batch_size, 1) >= config.hole_share
+    candidates = whole | (torch.rand(tokens.shape) < 0.5)
+    candidates[:, 0] = True  # no hole is empty
+    return [TokenSample(row, row, inside, torch.tensor(0)) for row, inside in zip(tokens, candidates, strict=True)]
 
 
-def _tokenizer(config: TokenizerTraining, engine: Engine) -> tuple[list[str], StageTask, int]:
+def _tokenizer(config: TokenizerTraining, engine: Engine) -> tuple[StageTask, int, list[Any], str, str]:
+    """As `_transformer`."""
     task = TokenizerTask(config, preset(config.model).tokenizer, engine)
-    held_out = len(load_dataset(config.data, task.model.config.image_size, "val", config.val_fraction))
-    images = len(task.families)
-    parts = [f"VQGAN of {_millions(task.model)} parameters"]
-    if task.discriminator is not None:
-        parts.append(f"discriminator of {_millions(task.discriminator)}")
-    lines = [
-        _line("data", f"{images:,} images, {held_out:,} held out ({config.data})"),
-        _line("model", ", ".join(parts)),
-    ]
-    return lines, task, images
+    _, held_out = load_splits(config, task.model.config.image_size)
+    judge = "" if task.discriminator is None else f", discriminator of {_millions(task.discriminator, '')}"
+    data = f"{len(task.families):,} images, {len(held_out):,} held out ({config.data})"
+    samples = [task.dataset[index % len(task.families), index] for index in range(config.batch_size)]
+    return task, len(task.families), samples, data, f"VQGAN of {_millions(task.model)}{judge}"
+
+
+# --- what a step takes ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def kept_activations(*modules: nn.Module) -> Iterator[dict[int, torch.UntypedStorage]]:
+    """What the forward passes within keep for the backward pass, beside the weights, by its place in memory."""
+    weights = {tensor.untyped_storage().data_ptr() for module in modules for tensor in _tensors(module)}
+    kept: dict[int, torch.UntypedStorage] = {}  # which also keeps its place from being counted for another
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept.setdefault(storage.data_ptr(), storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
+
+
+def _step(task: StageTask, engine: Engine, samples: list[Any], step: int) -> None:
+    task.model.train()
+    engine.begin(step)
+    task.training_step(default_collate(samples), step)
 
 
 def _activations(task: StageTask, engine: Engine, samples: list[Any], step: int) -> int:
     """Bytes that a step keeps between forward and backward pass."""
-    activations = _Activations(*task.modules().values())
-    engine.begin(step)
-    with activations.counted():
-        task.training_step(default_collate(samples), step)
-    return activations.total()
+    with kept_activations(*task.modules().values()) as kept:
+        _step(task, engine, samples, step)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
-def _measure(task: StageTask, engine: Engine, samples: list[Any], last: int) -> tuple[float, int, int | None]:
-    """Seconds of step `last`, bytes of its activations, and the most bytes on the GPU (None on a CPU)."""
-    task.model.train()
-    batch = default_collate(samples)
-    engine.begin(0)
-    task.training_step(batch, 0)  # which also sets up what the others find
-    activations = _activations(task, engine, samples, last)
+def _time(task: StageTask, engine: Engine, samples: list[Any], step: int) -> tuple[float, int | None]:
+    """Seconds of a step, and the most bytes that were held on the GPU (None on a CPU)."""
     on_gpu = engine.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(engine.device)
         torch.cuda.synchronize(engine.device)
     started = time.perf_counter()
     for _ in range(TIMED_STEPS):
-        engine.begin(last)
-        task.training_step(batch, last)
+        _step(task, engine, samples, step)
     if on_gpu:
         torch.cuda.synchronize(engine.device)
     seconds = (time.perf_counter() - started) / TIMED_STEPS
-    return seconds, activations, torch.cuda.max_memory_allocated(engine.device) if on_gpu else None
+    return seconds, torch.cuda.max_memory_allocated(engine.device) if on_gpu else None
+
+
+def _tensors(thing: nn.Module | Tensor) -> list[Tensor]:
+    return [thing] if isinstance(thing, Tensor) else [*thing.parameters(), *thing.buffers()]
 
 
 def _bytes(thing: nn.Module | Tensor) -> int:
-    tensors = [thing] if isinstance(thing, Tensor) else [*thing.parameters(), *thing.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in _tensors(thing))
 
 
-def _millions(module: nn.Module) -> str:
-    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} million"
+def _millions(module: nn.Module, unit: str = " parameters") -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} million{unit}"
 
 
 def _gib(size: float) -> str:
@@ -211,7 +193,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _line(name: str, text: str) -> str:
-    return f"{name:<8} {text}"

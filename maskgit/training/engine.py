@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -24,7 +24,11 @@ from maskgit.pipeline import resolve_device
 from maskgit.training.settings import LoopConfig, TrainingError
 
 PATIENCE = timedelta(hours=2)  # that processes wait for one that validates or tokenizes
+MOST_SKIPPED = 10  # steps in a row
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+Figures = dict[str, Tensor]
+"""What is logged of a step, float [] each, on the device."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -75,9 +79,11 @@ class Engine:
             self.device = self.accelerator.device
             # Signals are agreed on by the hosts, so that no device has to be waited for.
             self.hosts: Any = dist.new_group(backend="gloo") if self.device.type != "cpu" else None
-        self.scaler = torch.amp.GradScaler(self.device.type) if config.precision == "fp16" else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
         """bool []: whether this step has met a loss or gradient that isn't finite. It changes nothing from there on."""
+        self.skipped = torch.zeros(3, dtype=torch.int64, device=self.device)
+        """int64 [3]: steps skipped for that in all, in a row now, and in a row at most."""
 
     def _check(self, shard: bool) -> None:
         config, parts = self.config, self.processes * self.config.accumulate
@@ -102,46 +108,36 @@ class Engine:
 
     # --- processes ----------------------------------------------------------------------------------------------------
 
-    def main_first(self) -> contextlib.AbstractContextManager[None]:
-        """The main process goes through the block first, the others when it is through."""
-        return self.accelerator.main_process_first()
-
     def wait(self) -> None:
         """Until all processes have come here."""
         self.accelerator.wait_for_everyone()
 
-    def total(self, value: Tensor) -> Tensor:
-        """Sum of a float tensor over the processes, the same in all of them."""
-        return value if self.processes == 1 else self.accelerator.reduce(value, "sum")
+    def mean(self, value: Tensor) -> Tensor:
+        """Of a float tensor over the processes, the same in all of them."""
+        return self.accelerator.reduce(value, "mean")
 
-    def totals(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sums of figures, float [] each, over the processes."""
+    def totals(self, shares: list[Figures]) -> Figures:
+        """Sums of figures over the parts of a batch and the processes."""
+        values = {name: sum((share[name] for share in shares[1:]), shares[0][name]) for name in shares[0]}
         if self.processes == 1:
             return values
-        return dict(zip(values, self.total(torch.stack(list(values.values()))).unbind(), strict=True))
+        totals = self.accelerator.reduce(torch.stack(list(values.values())), "sum")
+        return dict(zip(values, totals.unbind(), strict=True))
 
     def whole(self, share: Tensor) -> Tensor:
         """[b, ...] of each process -> [processes * b, ...] in all of them, in the order of the batch."""
-        return share if self.processes == 1 else self.accelerator.gather(share)
+        return self.accelerator.gather(share)
 
     def share(self, whole: Tensor) -> Tensor:
         """This process's rows of what was made for the batch of all processes: [processes * b, ...] -> [b, ...]."""
         return whole.tensor_split(self.processes)[self.process]
 
-    def highest(self, number: int) -> int:
+    def highest(self, number: float) -> float:
         """The largest of the processes' numbers, without waiting for the device."""
         if self.processes == 1:
             return number
-        value = torch.tensor(number)
-        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.hosts)
-        return int(value)
-
-    def from_main(self, number: float) -> float:
-        """The main process's number, in all of them."""
-        if self.processes == 1:
-            return number
         value = torch.tensor(number, dtype=torch.float64)
-        dist.broadcast(value, 0, group=self.hosts)
+        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.hosts)
         return float(value)
 
     def close(self) -> None:
@@ -188,17 +184,29 @@ class Engine:
         torch.manual_seed(self.config.seed * 1_000_003 + step)
         self.broken = torch.zeros_like(self.broken)
 
-    def parts(self, network: nn.Module, rows: int) -> Iterator[slice]:
-        """The parts of this process's `rows`, each to be taken forward and backward; the last averages the gradients.
+    def descend(
+        self, optimizer: torch.optim.Optimizer, network: nn.Module, rows: int, losses: Callable[[slice], Figures]
+    ) -> Figures:
+        """Forward, backward and update for this process's rows of a batch, in config.accumulate equal parts.
 
         Args:
-            network: what `wrap` returned.
+            network: what `wrap` returned. Its gradients are averaged over the processes at the last part.
             rows: b, divisible by config.accumulate.
+            losses: a part's rows -> its shares of the batch's figures, "loss" among them, which add up to these.
+
+        Returns:
+            The figures of the whole batch, "gradient_norm" too.
         """
-        size = rows // self.config.accumulate
-        for part in range(self.config.accumulate):
-            with contextlib.nullcontext() if part == self.config.accumulate - 1 else self._no_averaging(network):
-                yield slice(part * size, (part + 1) * size)
+        optimizer.zero_grad()
+        size, shares = rows // self.config.accumulate, []
+        for start in range(0, rows, size):
+            with self._averaging(network, wanted=start + size == rows):
+                with self.autocast():
+                    share = losses(slice(start, start + size))
+                self.backward(share["loss"])
+                shares.append({name: value.detach() for name, value in share.items()})
+        figures = self.totals(shares)
+        return figures | {"gradient_norm": self.update(optimizer, figures["loss"])}
 
     def new_noise(self, step: int, rows: slice) -> None:
         """Noise of its own for a part's dropout, from (seed, step, number of the part in the whole batch)."""
@@ -207,20 +215,18 @@ class Engine:
             torch.manual_seed(self.config.seed * 1_000_003 + step + part * 2**40)
 
     @contextlib.contextmanager
-    def _no_averaging(self, network: nn.Module) -> Iterator[None]:
+    def _averaging(self, network: nn.Module, wanted: bool) -> Iterator[None]:
+        """Whether a backward pass within averages the gradients over the processes."""
         if isinstance(network, FSDPModule):
-            network.set_requires_gradient_sync(False)
+            network.set_requires_gradient_sync(wanted)
+        with contextlib.nullcontext() if wanted else self.accelerator.no_sync(network):
             yield
-            network.set_requires_gradient_sync(True)
-        else:
-            with self.accelerator.no_sync(network):
-                yield
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a part's share of the loss, float []; the shares of all parts add up to the loss."""
         if self.processes > 1:
             loss = loss * self.processes  # gradients are averaged over the processes, not added
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        self.scaler.scale(loss).backward()
 
     def update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
         """Clip the gradients and step, unless loss or gradients aren't finite; returns the gradient norm, float [].
@@ -232,8 +238,7 @@ class Engine:
             optimizer: fused; of gradients left by `backward`.
             loss: of the whole batch, the same in all processes.
         """
-        if self.scaler is not None:
-            self.scaler.unscale_(optimizer)
+        self.scaler.unscale_(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.config.clip or float("inf"))
         if isinstance(norm, DTensor):
@@ -241,8 +246,7 @@ class Engine:
         self.broken = self.broken | ~(loss.isfinite() & norm.isfinite())
         optimizer.found_inf = self.broken.float()  # type: ignore[attr-defined]
         optimizer.step()
-        if self.scaler is not None:
-            self.scaler.update()
+        self.scaler.update()
         return norm
 
     @contextlib.contextmanager
@@ -253,43 +257,20 @@ class Engine:
         for tensor, old in zip(tensors, before, strict=True):
             tensor.copy_(torch.where(self.broken, old, tensor))
 
+    def count_step(self) -> None:
+        """Count, on the device, whether the step is skipped."""
+        total, row, longest = self.skipped.unbind()
+        row = (row + 1) * self.broken
+        self.skipped = torch.stack([total + self.broken, row, torch.maximum(longest, row)])
 
-class Sums:
-    """Figures added up over the parts of a batch."""
+    def check_skipped(self, step: int) -> int:
+        """The number of steps skipped so far. Raises TrainingError if too many were skipped in a row.
 
-    def __init__(self) -> None:
-        self.values: dict[str, Tensor] = {}
-
-    def add(self, shares: dict[str, Tensor]) -> None:
-        """Add a part's shares, float [] each."""
-        for name, share in shares.items():
-            share = share.detach()
-            self.values[name] = self.values[name] + share if name in self.values else share
-
-
-class Guard:
-    """Counts skipped steps on the device, and ends a run that only skips.
-
-    Reading the counts waits for the device; where that costs something the loop does it only now and then, up to which
-    a run may skip more than LIMIT steps in a row. As they change nothing, that loses nothing.
-    """
-
-    LIMIT = 10
-
-    def __init__(self, device: torch.device, counts: list[int] | None = None) -> None:
-        self.counts = torch.tensor(counts or [0, 0, 0], device=device)
-        """int64 [3]: steps skipped in all, in a row now, and in a row at most."""
-
-    def note(self, broken: Tensor) -> None:
-        """Count a step; `broken` is bool []."""
-        total, row, longest = self.counts.unbind()
-        row = (row + 1) * broken
-        self.counts = torch.stack([total + broken, row, torch.maximum(longest, row)])
-
-    def check(self, step: int) -> int:
-        """The number of steps skipped so far. Raises TrainingError if too many were skipped in a row."""
-        total, _, longest = self.counts.tolist()
-        if longest >= self.LIMIT:
+        Reading it waits for the device. Where that costs something the loop does it only now and then, up to which a
+        run may skip more in a row; as they change nothing, that loses nothing.
+        """
+        total, _, longest = self.skipped.tolist()
+        if longest >= MOST_SKIPPED:
             raise TrainingError(
                 f"step {step}: the loss or its gradient was not finite in {longest} steps in a row, {total} in all; "
                 "start again with a lower --lr or with --precision float32, and another --output"

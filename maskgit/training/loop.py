@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,29 +26,17 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from maskgit.files import write_atomically
-from maskgit.training.average import AveragedWeights, growing_decay
-from maskgit.training.checkpoint import BEST, CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
-from maskgit.training.engine import Engine, Guard
-from maskgit.training.order import SampleOrder
-from maskgit.training.run_file import describe_run
-from maskgit.training.settings import LoopConfig, TrainingError, changed_settings, learning_rate, run_settings
+from maskgit.training import checkpoint
+from maskgit.training.engine import Engine, Figures
+from maskgit.training.optimizer import AveragedWeights, growing_decay, learning_rate
+from maskgit.training.run_file import FILE, changed_settings, describe_run, run_settings
+from maskgit.training.samples import SampleOrder
+from maskgit.training.settings import LoopConfig, TrainingError
 from maskgit.training.signals import Stopped, StopSignals, leave_signals_to_parent
-from maskgit.training.state import gathered, load_module_states, load_optimizer_state, module_states
 from maskgit.training.tracking import Speed, Tracker, peak_flops
 from maskgit_kernels.backend import resolve, use
 
 ON_THE_BAR = ("loss", "accuracy", "images_per_second")
-
-
-def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and convolutions only, not on gains, biases and norms."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    # The rate is a placeholder: the loop sets it before every step.
-    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
 
 
 class StageTask(abc.ABC):
@@ -80,7 +68,7 @@ class StageTask(abc.ABC):
         """Floating-point operations of a training step for each image, forward and backward."""
 
     @abc.abstractmethod
-    def training_step(self, batch: Any, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Any, step: int) -> Figures:
         """Forward, backward and optimizer for this process's share of a batch.
 
         Returns:
@@ -88,12 +76,8 @@ class StageTask(abc.ABC):
         """
 
     @abc.abstractmethod
-    def validate(self, model: nn.Module, writer: Tracker, step: int, folder: Path) -> dict[str, float]:
-        """Figures of `model` (the averaged one if there is one) on the validation set; writes pictures too."""
-
-    def warnings(self, figures: dict[str, float]) -> list[str]:
-        """What the user should know about the figures of a validation."""
-        return []
+    def validate(self, model: nn.Module, tracker: Tracker, step: int) -> dict[str, float]:
+        """Figures of `model` (the averaged one if there is one) on the validation set; shows pictures, warns too."""
 
     @abc.abstractmethod
     def export(self, model: nn.Module, folder: Path, figures: dict[str, float]) -> None:
@@ -108,7 +92,6 @@ class _Run:
     engine: Engine
     task: StageTask
     averaged: AveragedWeights | None
-    guard: Guard
     whole_model: nn.Module | None
     """With the weights divided among the processes: where they are put together for a validation."""
     best: dict[str, float] | None = None
@@ -126,7 +109,7 @@ class _Run:
         model = self.task.model if self.averaged is None else self.averaged.module
         if self.whole_model is None:
             return model
-        self.whole_model.load_state_dict(gathered(model.state_dict()))
+        self.whole_model.load_state_dict(checkpoint.gathered(model.state_dict()))
         return self.whole_model
 
 
@@ -141,8 +124,8 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine
     The task is made only once the output folder is known to be free or to hold this run, because making it may write.
 
     Raises:
-        TrainingError: the output folder holds another run, the kernels can't run, or the loss isn't finite.
-        CheckpointError: a checkpoint can't be written or read.
+        TrainingError: the output folder holds another run, the kernels can't run, the loss isn't finite, or a
+            checkpoint can't be written or read.
         Stopped: SIGTERM or SIGINT came; there is a checkpoint of the last step.
     """
     if config.kernels is not None:
@@ -152,15 +135,13 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine
             raise TrainingError(f"--kernels {config.kernels}: {error}") from error
         use(config.kernels)
     saved = _newest(config)
-    longer = saved is not None and saved.state["settings"]["steps"] < config.steps
-    if engine.is_main and (saved is None or longer):
-        write_json(config.output / "run.json", describe_run(config))
+    if engine.is_main and (saved is None or saved.state["settings"]["steps"] < config.steps):
+        write_json(config.output / FILE, describe_run(config))
         if saved is not None:
             _say_longer(saved, config)
     run = _start(make_task(), config, engine)
-    first_step = 0
+    first_step = 0 if saved is None else saved.step
     if saved is not None:
-        first_step = saved.step
         _restore(saved, run)
     del saved  # it is as large as the model and its optimizer
     started = time.monotonic()
@@ -181,16 +162,13 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine
 
 
 def _start(task: StageTask, config: LoopConfig, engine: Engine) -> _Run:
-    averaged, whole_model = None, None
-    if config.ema:
-        averaged = AveragedWeights(task.model)
-    if engine.sharded:
-        whole_model = copy.deepcopy(task.model)
+    averaged = AveragedWeights(task.model) if config.ema else None
+    whole_model = copy.deepcopy(task.model) if engine.sharded else None
     engine.divide(task.model)
     if averaged is not None:
         engine.divide(averaged.module)
     task.prepare()
-    return _Run(config, engine, task, averaged, Guard(engine.device), whole_model)
+    return _Run(config, engine, task, averaged, whole_model)
 
 
 def _train(run: _Run, first_step: int) -> dict[str, float]:
@@ -203,8 +181,7 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
         pin_memory=engine.device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
     )
-    peak = peak_flops(engine.device, config.precision)
-    peak = None if peak is None else peak * engine.processes
+    peak = peak_flops(engine.device, config.precision, engine.processes)
     speed = Speed(config.batch_size, task.tokens_per_image, task.flops_per_image(), peak, engine.device)
     figures: dict[str, float] = {}
     with (
@@ -225,30 +202,27 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
             logged = task.training_step(batch, step)
             if run.averaged is not None:
                 run.averaged.update(task.model, growing_decay(config.ema, step), engine.broken)
-            run.guard.note(engine.broken)
+            engine.count_step()
             progress.update()
             done = step + 1
-            stop = engine.highest(signals.received)
+            stop = int(engine.highest(signals.received))
             logs, validates, saves = (
                 done % every == 0 or done == config.steps
                 for every in (config.log_every, config.validate_every, config.save_every)
             )
             # Reading waits for a GPU, so there it is done now and then; but nothing is saved without a look.
             if logs or saves or stop or engine.device.type == "cpu":
-                skipped = run.guard.check(step)
+                skipped = engine.check_skipped(step)
             if logs:
                 values = {name: float(value) for name, value in logged.items()} | speed.figures(done)
                 values |= {"lr": rate, "skipped_steps": skipped}
-                tracker.add_scalars({f"train/{name}": value for name, value in values.items()}, step)
+                tracker.add_scalars("train", values, step)
                 shown = {name: f"{values[name]:.4g}" for name in ON_THE_BAR if name in values}
                 progress.set_postfix(shown, refresh=False)
             if validates:
                 figures = _validate(run, tracker, done)
                 if engine.is_main:
-                    listed = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-                    progress.write(f"step {done}: {listed}")
-                    for warning in task.warnings(figures):
-                        progress.write(f"warning: {warning}")
+                    progress.write(f"step {done}: " + ", ".join(f"{name} {x:.4g}" for name, x in figures.items()))
                 speed.restart(done)
             if saves or stop or (run.best is not None and run.best["step"] == done):
                 _save(run, done)
@@ -269,19 +243,19 @@ def _validate(run: _Run, tracker: Tracker, step: int) -> dict[str, float]:
         # Fixed noise: two validations differ only by the weights.
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(run.config.seed)
-            figures = run.task.validate(model, tracker, step, run.config.output)
-        tracker.add_scalars({f"validation/{name}": value for name, value in figures.items()}, step)
+            figures = run.task.validate(model, tracker, step)
+        tracker.add_scalars("validation", figures, step)
         write_json(run.config.output / "validation.json", {"step": step, **figures})
     run.engine.wait()
-    score = run.engine.from_main(figures.get(run.task.judged_by, math.inf))
+    score = -run.engine.highest(-figures.get(run.task.judged_by, math.inf))  # only the main process has one
     if score < (math.inf if run.best is None else run.best["value"]):
         run.best = {"step": step, "value": score}
     return figures
 
 
 def _save(run: _Run, step: int) -> None:
-    weights = module_states(run.modules())
-    optimizers = [gathered(optimizer.state_dict()) for optimizer in run.task.optimizers]
+    weights = checkpoint.module_states(run.modules())
+    optimizers = [checkpoint.gathered(optimizer.state_dict()) for optimizer in run.task.optimizers]
     if run.engine.is_main:
         broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
         if broken:
@@ -293,17 +267,16 @@ def _save(run: _Run, step: int) -> None:
             "settings": run_settings(run.config),
             "folder": str(Path.cwd()),  # where the paths among them begin
             "optimizers": optimizers,
-            "skipped": run.guard.counts.tolist(),
+            "skipped": run.engine.skipped.tolist(),
             "best": run.best,
-            "scaler": None if run.engine.scaler is None else run.engine.scaler.state_dict(),
+            "scaler": run.engine.scaler.state_dict() or None,
         }
         best = None if run.best is None else int(run.best["step"])
-        save_checkpoint(run.checkpoints, step, weights, state, run.config.keep, best)
+        checkpoint.save_checkpoint(run.checkpoints, step, weights, state, run.config.keep, best)
     run.engine.wait()
 
 
-@dataclass(frozen=True)
-class _Saved:
+class _Saved(NamedTuple):
     """A checkpoint that has been read."""
 
     step: int
@@ -316,7 +289,7 @@ def _newest(config: LoopConfig) -> _Saved | None:
     """Read the newest checkpoint of this run; None for a fresh start."""
     _keep_apart(config)
     config.output.mkdir(parents=True, exist_ok=True)
-    found = list_checkpoints(config.output / "checkpoints")
+    found = checkpoint.list_checkpoints(config.output / "checkpoints")
     if not found:
         return None
     if not config.resume:
@@ -325,7 +298,7 @@ def _newest(config: LoopConfig) -> _Saved | None:
             "another --output"
         )
     step, path = found[-1]
-    weights, state = load_checkpoint(path)
+    weights, state = checkpoint.load_checkpoint(path)
     if changed := changed_settings(state["settings"], config, Path(state.get("folder", ""))):
         raise TrainingError(
             f"{path}: this run was started with other settings: {', '.join(changed)}; go on with its own (--config "
@@ -348,28 +321,28 @@ def _keep_apart(config: LoopConfig) -> None:
 def _say_longer(saved: _Saved, config: LoopConfig) -> None:
     """Say what more steps than at the start do to the learning rate."""
     before = dataclasses.replace(config, steps=saved.state["settings"]["steps"])
-    rates = [learning_rate(settings, saved.step) for settings in (before, config)]
     print(
         f"from step {saved.step} to {config.steps} instead of {before.steps}: the learning rate goes on at "
-        f"{rates[1]:.3g}, where it was to be {rates[0]:.3g}"
+        f"{learning_rate(config, saved.step):.3g}, where it was to be {learning_rate(before, saved.step):.3g}"
     )
 
 
 def _restore(saved: _Saved, run: _Run) -> None:
     try:
-        load_module_states(run.modules(), saved.weights)
+        checkpoint.load_module_states(run.modules(), saved.weights)
         for optimizer, state in zip(run.task.optimizers, saved.state["optimizers"], strict=True):
-            load_optimizer_state(optimizer, state)
+            checkpoint.load_optimizer_state(optimizer, state)
     except (RuntimeError, ValueError) as error:  # another number of classes, another tokenizer
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise CheckpointError(
+        raise checkpoint.CheckpointError(
             f"{saved.path}: does not fit the networks of this run: {reason}; give it the data and models that it was "
             "started with, or choose another --output"
         ) from error
     # The checkpoints of the first release have nothing of these.
-    run.guard = Guard(run.engine.device, saved.state.get("skipped"))
     run.best = saved.state.get("best")
-    if run.engine.scaler is not None and saved.state.get("scaler"):
+    if saved.state.get("skipped"):
+        run.engine.skipped = torch.tensor(saved.state["skipped"], device=run.engine.device)
+    if saved.state.get("scaler"):
         run.engine.scaler.load_state_dict(saved.state["scaler"])
 
 
@@ -377,7 +350,7 @@ def _say_where(run: _Run, seconds: float) -> None:
     output = run.config.output
     tqdm.write(f"trained to step {run.config.steps} in {seconds / 60:.1f} minutes")
     tqdm.write(f"  model        {output / 'model'}")
-    if run.best is not None and (run.checkpoints / BEST).exists():
+    if run.best is not None and (run.checkpoints / checkpoint.BEST).exists():
         score = f"{run.task.judged_by} {run.best['value']:.4g} at step {run.best['step']:.0f}"
         tqdm.write(f"  checkpoints  {run.checkpoints} (best: {score})")
     tqdm.write(f"  pictures     {', '.join(str(path) for path in sorted(output.glob('*.png')))}")

@@ -9,40 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 
-from maskgit.training.transformer import TransformerTraining
+from maskgit.training.settings import TransformerTraining
 
+# What the two that train on ImageNet at 256 px have in common; the learning rate is constant.
+_IMAGENET = TransformerTraining(model="maskgit-256", lr=1e-4, min_lr=1e-4, label_smoothing=0.1)
+_IMAGENET = dataclasses.replace(_IMAGENET, log_every=100, validate_every=10_000, save_every=5_000)
 # The labs show their whole loops: no average of the weights, no clipping, the tokens of one batch masked alike, and a
 # loss over all tokens. AdamW as PyTorch has it where they don't show more of it.
-_LAB = TransformerTraining(
-    model="lab",
-    lr=1e-4,
-    min_lr=1e-4,
-    warmup=0,
-    beta2=0.999,
-    weight_decay=0.01,
-    clip=0.0,
-    ema=0.0,
-    precision="float32",
-    mask_per="batch",
-    loss_on="all",
-)
+_LAB = TransformerTraining(model="lab", lr=1e-4, min_lr=1e-4, warmup=0, beta2=0.999, weight_decay=0.01, clip=0.0)
+_LAB = dataclasses.replace(_LAB, ema=0.0, precision="float32", mask_per="batch", loss_on="all")
 
 RECIPES: dict[str, TransformerTraining] = {
     # Seed 003, the paper (section 4.1): 300 epochs of ImageNet with Adam at batches of 256. It names no learning rate;
     # this is the reproduction's. Adam has no weight decay.
-    "maskgit": TransformerTraining(
-        model="maskgit-256",
-        steps=1_500_000,
-        batch_size=256,
-        lr=1e-4,
-        min_lr=1e-4,
-        weight_decay=0.0,
-        class_dropout=0.0,
-        label_smoothing=0.1,
-        log_every=100,
-        validate_every=10_000,
-        save_every=5_000,
-    ),
+    "maskgit": dataclasses.replace(_IMAGENET, steps=1_500_000, batch_size=256, weight_decay=0.0, class_dropout=0.0),
     # Seed 000: 15 epochs at batches of 24; the share of each batch is gamma(r).
     "lab-perturbed": dataclasses.replace(_LAB, batch_size=24),
     # Seed 001: each token masked with probability 1/2, gradients accumulated (over how many batches, it doesn't say;
@@ -58,21 +38,15 @@ RECIPES: dict[str, TransformerTraining] = {
     ),
     # Seed 004: 755,200 steps of 512 on ImageNet at 256 px. Each token is masked with probability arccos(r) * 2 / pi: so
     # its released code; the report leaves the count open.
-    "valeo": TransformerTraining(
-        model="maskgit-256",
+    "valeo": dataclasses.replace(
+        _IMAGENET,
         steps=755_200,
         batch_size=512,
-        lr=1e-4,
-        min_lr=1e-4,
         weight_decay=1e-5,
         ema=0.0,
         schedule="arccos",
         mask_count="bernoulli",
         class_dropout=0.1,
-        label_smoothing=0.1,
-        log_every=100,
-        validate_every=10_000,
-        save_every=5_000,
     ),
 }
 # Seed 004, from 256 to 512 px: another 750,000 steps, of 128. Give it --init MODEL.

@@ -1,4 +1,4 @@
-"""run.json: everything that a run was started with, written into its folder and read back by `--config`."""
+"""What a run remembers of its settings: run.json, which `--config` reads back, and what `--resume` may change."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import platform
 import subprocess
 import types
 import typing
+import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+
+from maskgit.data import is_shards
+from maskgit.training.settings import STAGES, LoopConfig, TrainingError
 
 FILE = "run.json"
 _PACKAGES = ("maskgit-inpaint", "accelerate", "numpy", "safetensors", "triton")
@@ -20,29 +24,18 @@ _OF_ONE_START = ("resume",)  # whether a start goes on with a run is no setting 
 
 ConfigT = TypeVar("ConfigT")
 
-
-class RunFileError(ValueError):
-    """A file that can't be read as a run's settings; the message names the file and what is wrong with it."""
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def describe_run(config: Any) -> dict[str, Any]:
-    """What run.json holds, in JSON form: all settings (the seed among them), versions, git revision, device.
-
-    Args:
-        config: a stage's settings, a dataclass.
-    """
+def describe_run(config: LoopConfig) -> dict[str, Any]:
+    """What run.json holds, in JSON form: all settings (the seed among them), versions, git revision, device."""
     return {
-        "stage": stage_of(type(config)),
+        "stage": next(name for name, kind in STAGES.items() if isinstance(config, kind)),
         "settings": settings_to_json(config),
         "versions": {"python": platform.python_version(), **_versions()},
         "git": git_revision(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-
-
-def stage_of(kind: type) -> str:
-    """The name of a stage, from the class of its settings."""
-    return kind.__name__.removesuffix("Training").lower()
 
 
 def settings_to_json(config: Any) -> dict[str, Any]:
@@ -51,19 +44,75 @@ def settings_to_json(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
+def git_revision() -> str | None:
+    """Revision of the repository that this package runs from, with "-dirty" for uncommitted changes; None if none."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # else it is the repository of whoever installed the package
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {"torch": str(torch.__version__)}  # says which build it is, too
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from its folder, or not needed
+            continue
+    return found
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_run(path: Path) -> tuple[str, Any]:
+    """Stage and settings that a run wrote down, from its run.json or its folder.
+
+    Settings that this release has and the file doesn't are named, and at their defaults. Raises TrainingError: the file
+    is missing or isn't one, or this release can't use its settings.
+    """
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():  # to read a pipe would wait for a writer
+        raise TrainingError(f"--config {path}: {'is not a file' if path.exists() else 'no such file'}")
+    try:
+        stage, values = _parse(path.read_bytes())
+        config, missing = settings_from_json(STAGES[stage], values)
+    except RecursionError:
+        raise TrainingError(f"--config {path}: can't be read: nested too deeply") from None
+    except (OSError, TypeError, ValueError, TrainingError) as error:
+        raise TrainingError(f"--config {path}: {error}") from error
+    if missing:
+        print(f"{path} doesn't say {', '.join(missing)}: at the defaults of this release")
+    return stage, dataclasses.replace(config, resume=False)
+
+
+def _parse(data: bytes) -> tuple[str, dict[str, Any]]:
+    """Stage and settings, as they are in the file. Raises ValueError."""
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"can't be read: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict) or "stage" not in content:
+        raise ValueError("not a run.json (it needs a stage and its settings)")
+    if (stage := str(content["stage"])) not in STAGES:
+        raise ValueError(f"stage {stage!r} is none of {', '.join(STAGES)}")
+    return stage, content["settings"]
+
+
 def settings_from_json(kind: type[ConfigT], values: dict[str, Any]) -> tuple[ConfigT, list[str]]:
-    """The inverse of `settings_to_json`.
+    """The inverse of `settings_to_json`, and the names of fields that `values` lacks, which are at their defaults.
 
-    Returns:
-        The settings, and the names of fields that `values` doesn't have (another release wrote it): at their defaults.
-
-    Raises:
-        ValueError: fields that don't exist, values of the wrong type, or whatever the settings themselves refuse.
+    Raises ValueError: fields that don't exist, values of the wrong type, or whatever the settings themselves refuse.
     """
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
-    unknown = sorted(values.keys() - set(names))
-    if unknown:
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if unknown := sorted(values.keys() - set(names)):
         raise ValueError(f"there is no setting {', '.join(unknown)} in this release")
     missing = [name for name in names if name not in values and name not in _OF_ONE_START]
     return kind(**{name: _typed(name, hints[name], value) for name, value in values.items()}), missing
@@ -100,40 +149,47 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def read_run(path: Path) -> tuple[str, dict[str, Any]]:
-    """Stage and settings of a run.json. Raises RunFileError."""
-    if not path.is_file():  # to read a pipe would wait for a writer
-        raise RunFileError(f"--config {path}: {'is not a file' if path.exists() else 'no such file'}")
-    try:
-        content = json.loads(path.read_bytes())
-    except RecursionError:
-        raise RunFileError(f"--config {path}: can't be read: nested too deeply") from None
-    except (OSError, ValueError) as error:
-        raise RunFileError(f"--config {path}: can't be read: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict) or "stage" not in content:
-        raise RunFileError(f"--config {path}: not a run.json (it needs a stage and its settings)")
-    return str(content["stage"]), content["settings"]
+# --- going on ---------------------------------------------------------------------------------------------------------
 
 
-def git_revision() -> str | None:
-    """Revision of the repository that this package runs from, with "-dirty" for uncommitted changes; None if none."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # else it is the repository of whoever installed the package
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.SubprocessError):
-        return None
+def run_settings(config: LoopConfig) -> dict[str, Any]:
+    """The settings that decide a run's losses, in JSON form."""
+    return {name: value for name, value in settings_to_json(config).items() if name not in config.FREE}
 
 
-def _versions() -> dict[str, str]:
-    found = {"torch": str(torch.__version__)}  # says which build it is, too
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # run from its folder, or not needed
+def changed_settings(theirs: dict[str, Any], config: LoopConfig, folder: Path = Path()) -> list[str]:
+    """What `config` changes of the `run_settings` of another run, as "name (was a, now b)"; more steps are no change.
+
+    A setting that didn't exist yet when that run was started had what is its default now. Paths are the same if they
+    lead to the same place. A place that is gone counts as moved to where it is said to be now, with a warning.
+
+    Args:
+        folder: where that run was started: its relative paths begin there.
+    """
+    before, now = _flat(run_settings(type(config)()) | theirs), _flat(run_settings(config))
+    changes = []
+    for name in {**now, **before}:
+        old, new = before.get(name), now.get(name)
+        if name == "steps" and isinstance(old, int) and old <= config.steps:
             continue
-    return found
+        embedded = name == "data" and "emoji" in (old, new)
+        if name in config.PLACES and isinstance(old, str) and isinstance(new, str) and not embedded:
+            old, new = (folder / old).resolve(), Path(new).resolve()
+            known = old.parent if is_shards(old) else old  # of archives, there is only a pattern
+            if old != new and not known.exists():
+                option = f"--{name.replace('_', '-')}"
+                warnings.warn(f"{option}: {old} is gone; going on with {new} in its place", stacklevel=2)
+                continue
+        if old != new:
+            changes.append(f"{name} (was {old}, now {new})")
+    return changes
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """{"augment": {"flip": 0.5}} -> {"augment.flip": 0.5}, as options are called."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= (
+            {f"{name}.{inner}": x for inner, x in _flat(value).items()} if isinstance(value, dict) else {name: value}
+        )
+    return flat

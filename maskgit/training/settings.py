@@ -1,20 +1,18 @@
-"""Settings that both stages have in common, and what a run remembers of them."""
+"""Every option of every command, and what its values may be; what is wrong with one is a TrainingError."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 import sys
-import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
-from maskgit.data.shards import is_shards
+from maskgit.data import AugmentConfig
+from maskgit.decoding.masking import Count, Per
+from maskgit.decoding.schedules import check_schedule
 from maskgit_kernels.backend import BACKENDS
 
-PRECISIONS = ("bf16", "fp16", "float32")
 MOST = 10**9 - 1
 """The largest step that the name of a checkpoint has room for; more than anything else that is counted will be."""
 MOST_SEED = 10**13
@@ -25,25 +23,44 @@ class TrainingError(RuntimeError):
     """A run that can't start or go on; the message says what to change."""
 
 
-def require_between(option: str, value: float, least: float, most: float) -> None:
-    """Raise a TrainingError if the value of an option isn't in [least, most]."""
-    if not value >= least:
-        raise TrainingError(f"{option} {value}: must be at least {least}")
-    if value > most:
-        raise TrainingError(f"{option} {value}: must be at most {most}")
+def require(config: object, fits: Callable[[Any], bool], wanted: str, *names: str) -> None:
+    """Raise a TrainingError where one of the named settings does not fit; None, where it may be, always does."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not fits(value):
+            raise TrainingError(f"--{name.replace('_', '-')} {value}: must be {wanted}")
+
+
+def require_at_least(config: object, least: float, *names: str) -> None:
+    """Likewise, where a number is below `least`, or larger than any can be."""
+    for name in names:
+        is_whole = isinstance(getattr(config, name), int)
+        most = MOST_SEED if name == "seed" else MOST if is_whole else sys.float_info.max
+        require(config, lambda value: value >= least, f"at least {least}", name)
+        require(config, most.__ge__, f"at most {most}", name)
+
+
+def require_share(config: object, *names: str) -> None:
+    """Likewise, where a number is outside [0, 1)."""
+    require(config, lambda value: 0 <= value < 1, "in [0, 1)", *names)
+
+
+def require_one_of(config: object, choices: tuple[str, ...], name: str) -> None:
+    """Likewise, where a word is none of `choices`."""
+    require(config, choices.__contains__, f"one of {', '.join(choices)}", name)
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """What both stages have in common."""
+    """What both stages have in common. Where a stage has another default, its description stays."""
 
-    output: Path
+    output: Path = Path("runs")
     """Folder of the run: checkpoints, logs, pictures, and the trained model."""
-    steps: int
+    steps: int = 5000
     """Optimizer steps in all."""
-    batch_size: int
+    batch_size: int = 32
     """Images per step, over all processes."""
-    lr: float
+    lr: float = 1e-3
     """Peak learning rate."""
     min_lr: float = 0.0
     """Learning rate at the end of the cosine."""
@@ -98,30 +115,14 @@ class LoopConfig:
     """Go on from the newest checkpoint in the output folder (from the start if there is none)."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "accumulate", "log_every", "validate_every", "save_every", "keep")
-        self.require_at_least(1, *counts)
-        self.require_at_least(0, "lr", "min_lr", "warmup", "weight_decay", "clip", "seed", "workers")
-        self.require_share("beta1", "beta2", "ema")
-        if not 0 < self.val_fraction < 1:
-            raise TrainingError(f"--val-fraction {self.val_fraction}: must be between 0 and 1")
-        for name, allowed in (("kernels", (None, *BACKENDS)), ("precision", PRECISIONS)):
-            if (value := getattr(self, name)) not in allowed:
-                listed = ", ".join(known for known in allowed if known is not None)
-                raise TrainingError(f"--{name} {value}: must be one of {listed}")
-
-    def require_at_least(self, minimum: int, *names: str) -> None:
-        """Raise a TrainingError if one of the named settings is smaller than `minimum`, or too large."""
-        for name in names:
-            value = getattr(self, name)
-            most = MOST_SEED if name == "seed" else MOST if isinstance(value, int) else sys.float_info.max
-            require_between(f"--{name.replace('_', '-')}", value, minimum, most)
-
-    def require_share(self, *names: str) -> None:
-        """Raise a TrainingError if one of the named settings is outside [0, 1)."""
-        for name in names:
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise TrainingError(f"--{name.replace('_', '-')} {value}: must be in [0, 1)")
+        require_at_least(
+            self, 1, "steps", "batch_size", "accumulate", "log_every", "validate_every", "save_every", "keep"
+        )
+        require_at_least(self, 0, "lr", "min_lr", "warmup", "weight_decay", "clip", "seed", "workers")
+        require_share(self, "beta1", "beta2", "ema")
+        require(self, lambda value: 0 < value < 1, "between 0 and 1", "val_fraction")
+        require_one_of(self, BACKENDS, "kernels")
+        require_one_of(self, ("bf16", "fp16", "float32"), "precision")
 
     # A resumed run may change only what has no influence on the losses. How the batch is split has one with dropout,
     # whose noise differs then, and in the last digits without; but a run must be able to move to other machines.
@@ -133,74 +134,173 @@ class LoopConfig:
     """Settings that are paths; `data` may also be "emoji"."""
 
 
-def learning_rate(config: LoopConfig, step: int) -> float:
-    """Linear warm-up, then a cosine from lr to min_lr at the last step: the same for any number of processes."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+@dataclass(frozen=True)
+class TokenizerTraining(LoopConfig):
+    """Stage 1: train the VQGAN."""
+
+    output: Path = Path("runs/tokenizer")
+    """Folder of the run: checkpoints, TensorBoard log, pictures, and the trained model."""
+    decoder_of: Path | None = None
+    """Model folder with a trained tokenizer of the same architecture, of which the decoder alone is trained on. The
+    tokens stay what they are, so a transformer that was trained on them still fits."""
+    model: str = "embedded"
+    """Preset whose tokenizer is trained: embedded, lab, maskgit-256, maskgit-512."""
+    data: str = "emoji"
+    """A folder of images, or `emoji` for the embedded data set."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random resized crop and flip."""
+    pixel_loss: Literal["l1", "l2"] = "l1"
+    """Reconstruction loss on pixels in [-1, 1]."""
+    commitment: float = 0.25
+    """Weight of the commitment loss."""
+    perceptual: Literal["none", "vgg16", "efficientnet-lite0"] = "none"
+    """Network of the perceptual loss; vgg16 downloads its weights, efficientnet-lite0 has them in a package."""
+    perceptual_weight: float = 1.0
+    """Weight of the perceptual loss."""
+    adversarial_weight: float = 0.0
+    """Weight of the adversarial loss, on top of the adaptive one; 0 trains no discriminator."""
+    adversarial_start: int = 2000
+    """First step with the adversarial loss."""
+    validation_images: int = 256
+    """Held-out images measured at each validation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, 1, "validation_images")
+        require_at_least(self, 0, "commitment", "perceptual_weight", "adversarial_weight", "adversarial_start")
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else dataclasses.asdict(value)
+LossOn = Literal["masked", "all"]
 
 
-def run_settings(config: LoopConfig) -> dict[str, Any]:
-    """The settings that decide a run's losses, in JSON form."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in config.FREE}
-    return json.loads(json.dumps(values, default=_plain))
+@dataclass(frozen=True)
+class TransformerTraining(LoopConfig):
+    """Stage 2: train the transformer."""
+
+    output: Path = Path("runs/transformer")
+    """Folder of the run: checkpoints, tokens, TensorBoard log, pictures, and the trained model."""
+    tokenizer: Path = Path("runs/tokenizer/model")
+    """Folder of the trained tokenizer: what stage 1 wrote, or any model folder."""
+    steps: int = 20000
+    beta2: float = 0.96
+    """AdamW's decay of the mean of the squared gradients."""
+    weight_decay: float = 0.05
+    """AdamW's weight decay, on matrices only."""
+    ema: float = 0.999
+    init: Path | None = None
+    """Model folder whose transformer to go on from, instead of random weights: of the same size, over the same
+    tokenizer. Optimizer, learning rate and average start anew."""
+    interpolate: bool = False
+    """With --init: the model may have been trained on smaller pictures. What it knows of each position is interpolated
+    to the larger grid."""
+    image_size: int | None = None
+    """Side of the pictures in pixels; by default the tokenizer's. It is convolutional, so any multiple of its patch
+    will do."""
+    model: str = "embedded"
+    """Preset whose transformer is trained: embedded, lab, maskgit-256, maskgit-512."""
+    data: str = "emoji"
+    """A folder of images, tar archives ('shards/train-{000..009}.tar'), or `emoji` for the embedded data set."""
+    tokens: Path | None = None
+    """Folder of token shards that `train.py tokens` wrote, or the folder `tokens` of an earlier run. Images aren't
+    needed then: --data, --val-fraction, --views, --augment and --holes say nothing."""
+    views: int = 2
+    """Views of each image that are tokenized: itself, its mirror, and then random crops."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random resized crop and flip of the views after the first two."""
+    dropout: float | None = None
+    """Dropout of the transformer; by default what the preset says."""
+    class_dropout: float = 0.1
+    """Share of the images whose class is hidden, for a class-conditional model: it then works without a class too, and
+    with guidance."""
+    schedule: str = "cosine"
+    """Mask schedule gamma: a share gamma(r) of the tokens is masked, r uniform in [0, 1)."""
+    mask_ratio: float | None = None
+    """A fixed share of the tokens to mask, instead of the schedule's; validation keeps to the schedule."""
+    mask_per: Per = "image"
+    """Draw r for each image, or once for all images of a batch."""
+    mask_count: Count = "exact"
+    """Mask exactly that share of an image's tokens, rounded up; or (bernoulli) each token with that probability,
+    whatever the others do, but at least one."""
+    loss_on: LossOn = "masked"
+    """Tokens that the loss is the mean over: the masked ones, or all, the known ones too."""
+    hole_share: float = 0.0
+    """Share of the images that are trained on as inpainting meets them: a random hole is hidden from the encoder, only
+    tokens inside are masked. The rest are masked all over, as in the paper."""
+    holes: int = 2
+    """With --hole-share, random holes in each view: as many more times the images are tokenized."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the training loss."""
+    validation_rounds: int = 4
+    """Masks drawn for each held-out image at each validation."""
+    validation_images: int = 5000
+    """Held-out images at each validation, spread evenly; all of them if there are fewer."""
+    eval_every: int = 0
+    """Steps between two measurements of the Fréchet distance (not the FID) of filled holes, a multiple of
+    --validate-every; 0 for none. It needs the extra `metrics`."""
+    eval_images: int = 500
+    """Held-out images that it is measured on."""
+    fsdp: bool = False
+    """Divide weights, gradients and optimizer among the processes that torchrun starts (FSDP2) instead of copying them
+    to each: for models that don't fit on one GPU."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each block and compute it anew in the backward pass: a quarter to a third slower, for
+    several times the batch in the same memory."""
+
+    FREE = (*LoopConfig.FREE, "fsdp", "activation_checkpointing", "eval_every", "eval_images")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, 1, "views", "holes", "validation_rounds", "validation_images", "image_size")
+        require_at_least(self, 2, "eval_images")
+        require_share(self, "label_smoothing", "hole_share", "class_dropout", "dropout")
+        require(self, lambda value: 0 < value <= 1, "in (0, 1]", "mask_ratio")
+        for name, choices in (("mask_per", Per), ("mask_count", Count), ("loss_on", LossOn)):
+            require_one_of(self, get_args(choices), name)
+        every = self.validate_every
+        wanted = f"a multiple of --validate-every {every}, or 0"
+        require(self, lambda value: value >= 0 and value % every == 0, wanted, "eval_every")
+        try:
+            check_schedule(self.schedule)
+        except ValueError as error:
+            raise TrainingError(f"--schedule {self.schedule}: {error}") from error
 
 
-def changed_settings(theirs: dict[str, Any], config: LoopConfig, folder: Path = Path()) -> list[str]:
-    """What `config` changes of the `run_settings` of another run, as "name (was a, now b)"; more steps are no change.
+@dataclass(frozen=True)
+class TokensConfig:
+    """Before stage 2, for large data sets: tokenize them, with many processes."""
 
-    A setting that didn't exist yet when that run was started had what is its default now. Paths are the same if they
-    lead to the same place. A place that is gone counts as moved to where it is said to be now, with a warning.
+    output: Path = Path("runs/tokens")
+    """Folder of the shards, which `train.py transformer --tokens` takes. Run the same command again after an
+    interruption: finished parts are kept."""
+    tokenizer: Path = Path("runs/tokenizer/model")
+    """Folder of the trained tokenizer: what stage 1 wrote, or any model folder."""
+    data: str = "emoji"
+    """A folder of images, tar archives ('shards/train-{000..009}.tar'), or `emoji` for the embedded data set."""
+    val_data: str | None = None
+    """Images to validate on, if they are apart; by default a share of --data, the same as in the other stages."""
+    val_fraction: float = 0.1
+    """That share."""
+    image_size: int | None = None
+    """Side of the pictures in pixels; by default the tokenizer's."""
+    views: int = 2
+    """Views of each image: itself, its mirror, and then random crops."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random resized crop and flip of the views after the first two."""
+    holes: int = 0
+    """Random holes in each view, for `--hole-share`: as many more times the images are tokenized."""
+    seed: int = 0
+    """Seed of crops and holes."""
+    processes: int | None = None
+    """Processes that read and tokenize; by default one for each core. The result doesn't depend on their number."""
+    device: str = "auto"
+    """cuda, cpu, ... ; auto takes a GPU where there is one. `cuda` spreads the processes over all GPUs."""
 
-    Args:
-        folder: where that run was started: its relative paths begin there.
-    """
-    ours = run_settings(config)
-    defaults = {
-        field.name: field.default_factory() if callable(field.default_factory) else field.default
-        for field in dataclasses.fields(config)
-        if field.name in ours and field.name not in theirs
-    }
-    no_default = {name for name, value in defaults.items() if value is dataclasses.MISSING}
-    theirs = theirs | json.loads(
-        json.dumps({name: value for name, value in defaults.items() if name not in no_default}, default=_plain)
-    )
-    theirs, ours = _flat(theirs), _flat(ours)
-    changes = []
-    for name in {**ours, **theirs}:
-        old, new = theirs.get(name), ours.get(name)
-        if name == "steps" and isinstance(old, int) and old <= config.steps:
-            continue
-        embedded = name == "data" and "emoji" in (old, new)
-        if name in config.PLACES and isinstance(old, str) and isinstance(new, str) and not embedded:
-            old_place, new_place = (folder / old).resolve(), Path(new).resolve()
-            if old_place == new_place:
-                continue
-            if not _exists(old_place):
-                option = f"--{name.replace('_', '-')}"
-                warnings.warn(f"{option}: {old_place} is gone; going on with {new_place} in its place", stacklevel=2)
-                continue
-            old, new = old_place, new_place
-        if old != new:
-            changes.append(f"{name} (was {old}, now {new})")
-    return changes
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "views", "processes", "image_size")
+        require_at_least(self, 0, "holes", "seed")
+        require(self, lambda value: 0 < value < 1, "between 0 and 1", "val_fraction")
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """{"augment": {"flip": 0.5}} -> {"augment.flip": 0.5}, as options are called."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{inner}": x for inner, x in _flat(value).items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def _exists(place: Path) -> bool:
-    return (place.parent if is_shards(place) else place).exists()  # of archives, only a pattern is known
+STAGES: dict[str, type[LoopConfig]] = {"tokenizer": TokenizerTraining, "transformer": TransformerTraining}
+"""The settings of each stage, by the name of its command."""
+COMMANDS: dict[str, type] = {**STAGES, "tokens": TokensConfig}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from maskgit.config import TokenizerConfig, preset
-from maskgit.data import AugmentConfig, ImageDataset, load_dataset
+from maskgit.data import AugmentConfig, ImageDataset
 from maskgit.metrics import codebook_usage, psnr, ssim
 from maskgit.metrics.pairs import import_torchmetrics
 from maskgit.network.folder import load_tokenizer, save_tokenizer
@@ -27,55 +27,16 @@ from maskgit.tokenizer.losses import (
     hinge_discriminator_loss,
 )
 from maskgit.tokenizer.quantizer import CodebookTracker
-from maskgit.training.engine import Engine, Sums
-from maskgit.training.loop import StageTask, make_optimizer, train
-from maskgit.training.pictures import save_image_grid
-from maskgit.training.settings import LoopConfig, TrainingError
+from maskgit.training.engine import Engine, Figures
+from maskgit.training.loop import StageTask, train
+from maskgit.training.optimizer import make_optimizer
+from maskgit.training.samples import load_splits, spread
+from maskgit.training.settings import TokenizerTraining, TrainingError
 from maskgit.training.tracking import Tracker
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
 COLLAPSED = 0.05  # of the codebook: with fewer codes in use, pictures are poor and tokens say little
-
-
-@dataclass(frozen=True)
-class TokenizerTraining(LoopConfig):
-    """Settings of stage 1."""
-
-    output: Path = Path("runs/tokenizer")
-    """Folder of the run: checkpoints, TensorBoard log, pictures, and the trained model."""
-    steps: int = 5000
-    """Optimizer steps in all."""
-    batch_size: int = 32
-    """Images per step, over all processes."""
-    lr: float = 1e-3
-    """Peak learning rate."""
-    decoder_of: Path | None = None
-    """Model folder with a trained tokenizer of the same architecture, of which the decoder alone is trained on. The
-    tokens stay what they are, so a transformer that was trained on them still fits."""
-    model: str = "embedded"
-    """Preset whose tokenizer is trained: embedded, lab, maskgit-256, maskgit-512."""
-    data: str = "emoji"
-    """A folder of images, or `emoji` for the embedded data set."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Random resized crop and flip."""
-    pixel_loss: Literal["l1", "l2"] = "l1"
-    """Reconstruction loss on pixels in [-1, 1]."""
-    commitment: float = 0.25
-    """Weight of the commitment loss."""
-    perceptual: Literal["none", "vgg16", "efficientnet-lite0"] = "none"
-    """Network of the perceptual loss; vgg16 downloads its weights, efficientnet-lite0 has them in a package."""
-    perceptual_weight: float = 1.0
-    """Weight of the perceptual loss."""
-    adversarial_weight: float = 0.0
-    """Weight of the adversarial loss, on top of the adaptive one; 0 trains no discriminator."""
-    adversarial_start: int = 2000
-    """First step with the adversarial loss."""
-    validation_images: int = 256
-    """Held-out images measured at each validation."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_at_least(1, "validation_images")
-        self.require_at_least(0, "commitment", "perceptual_weight", "adversarial_weight", "adversarial_start")
 
 
 class ViewDataset(Dataset[Tensor]):
@@ -113,9 +74,9 @@ class Autoencoder(nn.Module):
 
     def __init__(self, model: VQGAN, compiled: bool) -> None:
         super().__init__()
-        self.model = model
-        compiler: Any = torch.compile if compiled else lambda function: function
-        self.latents, self.decode_latents = compiler(model.latents), compiler(model.decode_latents)
+        self.model, self.latents, self.decode_latents = model, model.latents, model.decode_latents
+        if compiled:
+            self.latents, self.decode_latents = torch.compile(model.latents), torch.compile(model.decode_latents)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images [B, 3, S, S] -> latents and codes, float [B, D, h, w], tokens int64 [B h w], reconstructions."""
@@ -142,26 +103,24 @@ class TokenizerTask(StageTask):
         import_torchmetrics()  # it is needed at the first validation: what is missing is said before
         self.config, self.engine, self.device = config, engine, engine.device
         torch.manual_seed(config.seed)
-        images = load_dataset(config.data, architecture.image_size, "train", config.val_fraction)
+        images, held_out = load_splits(config, architecture.image_size)
         self.dataset, self.families = ViewDataset(images, config.augment, config.seed), images.family_numbers()
-        held_out = load_dataset(config.data, architecture.image_size, "val", config.val_fraction)
-        chosen = np.linspace(0, len(held_out) - 1, min(len(held_out), config.validation_images)).astype(int)
-        self.validation = plain_views(held_out, chosen)
-        self.model = VQGAN(architecture).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.validation = plain_views(held_out, spread(len(held_out), config.validation_images))
+        self.model = self._place(VQGAN(architecture))
         if config.decoder_of is not None:
             self.model.load_state_dict(_initial_weights(config.decoder_of, architecture))
             for part in (self.model.encoder, self.model.quant_conv):
                 part.requires_grad_(False)
         self.tracker = CodebookTracker(self.model.codebook).to(self.device)
-        self.perceptual = None
+        self.perceptual, self.discriminator = None, None
         if config.perceptual != "none":
-            self.perceptual = PerceptualLoss(PERCEPTUAL_NETWORKS[config.perceptual]()).to(
-                self.device,
-                memory_format=torch.channels_last,  # type: ignore[call-overload]
-            )
-        self.discriminator = None
+            self.perceptual = self._place(PerceptualLoss(PERCEPTUAL_NETWORKS[config.perceptual]()))
         if config.adversarial_weight:
-            self.discriminator = PatchDiscriminator().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.discriminator = self._place(PatchDiscriminator())
+
+    def _place(self, network: ModuleT) -> ModuleT:
+        """A network on the device, in the layout that convolutions run fastest in."""
+        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def prepare(self) -> None:
         networks = [self.model] if self.discriminator is None else [self.model, self.discriminator]
@@ -170,10 +129,8 @@ class TokenizerTask(StageTask):
         self.judge = None if self.discriminator is None else self.engine.wrap(self.discriminator)
 
     def modules(self) -> dict[str, nn.Module]:
-        modules: dict[str, nn.Module] = {"model": self.model, "tracker": self.tracker}
-        if self.discriminator is not None:
-            modules["discriminator"] = self.discriminator
-        return modules
+        modules = {"model": self.model, "tracker": self.tracker, "discriminator": self.discriminator}
+        return {name: module for name, module in modules.items() if module is not None}
 
     def flops_per_image(self) -> float:
         """Of the VQGAN's matrix products and convolutions: a backward pass takes twice what a forward pass does."""
@@ -182,7 +139,7 @@ class TokenizerTask(StageTask):
             model.decode_latents(model.latents(torch.empty(1, 3, size, size)))
         return 3.0 * counter.get_total_flops()
 
-    def training_step(self, batch: Tensor, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Tensor, step: int) -> Figures:
         """One step of the autoencoder, one of the codebook's moving averages, one of the discriminator.
 
         The codebook sees the vectors of the whole batch, in all processes. The adaptive weight of the adversarial loss
@@ -193,19 +150,16 @@ class TokenizerTask(StageTask):
         if step == 0 and self.config.decoder_of is None:
             self._start_codebook(images)
         adversarial = self.discriminator is not None and step >= self.config.adversarial_start
-        figures, outputs = Sums(), []
         if self.discriminator is not None:
             self.discriminator.requires_grad_(False)  # it judges now, and learns below
-        self.optimizers[0].zero_grad()
-        for part in engine.parts(self.autoencoder, len(images)):
-            with engine.autocast():
-                losses, output = self._generator_losses(images[part], adversarial)
-            share = {name: loss * (len(images[part]) / self.config.batch_size) for name, loss in losses.items()}
-            engine.backward(share["loss"])
-            figures.add(share)
+        outputs = []
+
+        def losses(part: slice) -> Figures:
+            terms, output = self._generator_losses(images[part], adversarial)
             outputs.append(output)
-        logged = engine.totals(figures.values)
-        logged["gradient_norm"] = engine.update(self.optimizers[0], logged["loss"])
+            return {name: term * (len(images[part]) / self.config.batch_size) for name, term in terms.items()}
+
+        logged = engine.descend(self.optimizers[0], self.autoencoder, len(images), losses)
         latents, tokens, reconstructions = (torch.cat(kind) for kind in zip(*outputs, strict=True))
         if self.config.decoder_of is None:
             vectors, tokens = engine.whole(rows_of(latents).contiguous()), engine.whole(tokens)
@@ -241,30 +195,23 @@ class TokenizerTask(StageTask):
         if adversarial:
             assert self.discriminator is not None
             generator = -self.discriminator(reconstruction).float().mean()
-            weight = adaptive_weight(likeness, generator, self.model.decoder.last_layer, self._mean)
+            weight = adaptive_weight(likeness, generator, self.model.decoder.last_layer, self.engine.mean)
             loss = loss + config.adversarial_weight * weight * generator
             losses |= {"generator": generator, "adaptive_weight": weight}
         return {"loss": loss} | losses, (latents.detach(), tokens, reconstruction.detach())
 
-    def _mean(self, gradient: Tensor) -> Tensor:
-        return self.engine.total(gradient) / self.engine.processes
-
     def _train_discriminator(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """A step of the discriminator on images and reconstructions [b, 3, S, S]; returns its loss, float []."""
-        assert self.judge is not None
-        self.optimizers[1].zero_grad()
-        figures = Sums()
-        for part in self.engine.parts(self.judge, len(images)):
-            with self.engine.autocast():
-                real, fake = self.judge(images[part]).float(), self.judge(reconstructions[part]).float()
-                loss = hinge_discriminator_loss(real, fake) * (len(images[part]) / self.config.batch_size)
-            self.engine.backward(loss)
-            figures.add({"loss": loss})
-        total = self.engine.totals(figures.values)["loss"]
-        self.engine.update(self.optimizers[1], total)
-        return total
+        judge = self.judge
+        assert judge is not None
 
-    def validate(self, model: nn.Module, writer: Tracker, step: int, folder: Path) -> dict[str, float]:
+        def losses(part: slice) -> Figures:
+            real, fake = judge(images[part]).float(), judge(reconstructions[part]).float()
+            return {"loss": hinge_discriminator_loss(real, fake) * (len(images[part]) / self.config.batch_size)}
+
+        return self.engine.descend(self.optimizers[1], judge, len(images), losses)["loss"]
+
+    def validate(self, model: nn.Module, tracker: Tracker, step: int) -> dict[str, float]:
         assert isinstance(model, VQGAN)
         pairs, tokens = [], []
         for batch in self.validation.split(64):
@@ -272,10 +219,15 @@ class TokenizerTask(StageTask):
             tokens.append(model.encode(images))
             pairs.append((images, model.decode(tokens[-1]).clamp(-1, 1)))
         images, decoded = (torch.cat(side).float() for side in zip(*pairs, strict=True))
-        used, perplexity = codebook_usage(torch.cat(tokens), model.config.codebook_size)
+        size = model.config.codebook_size
+        used, perplexity = codebook_usage(torch.cat(tokens), size)
+        if min(used, perplexity / size) < COLLAPSED:
+            tqdm.write(
+                f"warning: the codebook has collapsed: {used:.1%} of {size} codes are used, with a perplexity of "
+                f"{perplexity:.1f}; a lower --lr or a smaller --commitment may help"
+            )
         shown = torch.stack([images[:32], decoded[:32]], dim=1).flatten(0, 1)
-        grid = save_image_grid(shown, folder / "reconstructions.png", columns=16)
-        writer.add_image("reconstructions", grid, step)
+        tracker.add_pictures("reconstructions", shown, step, columns=16, file="reconstructions.png")
         return {
             "psnr": float(psnr(images, decoded).mean()),
             "ssim": float(ssim(images, decoded).mean()),
@@ -283,15 +235,6 @@ class TokenizerTask(StageTask):
             "codes_used": used,
             "perplexity": perplexity,
         }
-
-    def warnings(self, figures: dict[str, float]) -> list[str]:
-        size, perplexity = self.model.config.codebook_size, figures["perplexity"]
-        if min(figures["codes_used"], perplexity / size) >= COLLAPSED:
-            return []
-        return [
-            f"the codebook has collapsed: {figures['codes_used']:.1%} of {size} codes are used, with a perplexity of "
-            f"{perplexity:.1f}; a lower --lr or a smaller --commitment may help"
-        ]
 
     def export(self, model: nn.Module, folder: Path, figures: dict[str, float]) -> None:
         assert isinstance(model, VQGAN)

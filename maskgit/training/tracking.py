@@ -1,4 +1,4 @@
-"""What a run reports: TensorBoard, Weights & Biases, and how fast it goes."""
+"""What a run reports: figures and pictures, to TensorBoard and Weights & Biases, and how fast it goes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
+from maskgit.data.png import png_bytes
 from maskgit.files import write_atomically
-from maskgit.training.settings import LoopConfig, run_settings
+from maskgit.training.run_file import run_settings
+from maskgit.training.settings import LoopConfig
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -41,12 +45,12 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(device: torch.device, precision: str) -> float | None:
-    """FLOP/s that the device could do at most in bf16 or fp16; None where unknown, and for float32."""
+def peak_flops(device: torch.device, precision: str, count: int = 1) -> float | None:
+    """FLOP/s that `count` such devices could do at most in bf16 or fp16; None where unknown, and for float32."""
     if device.type != "cuda" or precision == "float32":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    return next((peak * count for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
 class Speed:
@@ -144,8 +148,9 @@ class Tracker:
         if self.wandb_run is not None:
             self.wandb_run.finish(exit_code=0 if kind is None else 1)
 
-    def add_scalars(self, figures: dict[str, float], step: int) -> None:
-        """Log named figures at a step."""
+    def add_scalars(self, group: str, figures: dict[str, float], step: int) -> None:
+        """Log figures at a step, as "group/name"."""
+        figures = {f"{group}/{name}": value for name, value in figures.items()}
         if self.tensorboard is not None:
             for name, value in figures.items():
                 self.tensorboard.add_scalar(name, value, step)
@@ -160,3 +165,12 @@ class Tracker:
             import wandb
 
             self.wandb_run.log({name: wandb.Image(image)}, step=step)
+
+    def add_pictures(self, name: str, images: Tensor, step: int, *, columns: int, file: str) -> None:
+        """Log float images [B, 3, S, S] in [-1, 1] as one picture, row by row, which the run's folder gets too."""
+        pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        missing, size = -len(pixels) % columns, pixels.shape[1]
+        pixels = np.concatenate([pixels, np.full((missing, size, size, 3), 255, dtype=np.uint8)])
+        grid = pixels.reshape(-1, columns, size, size, 3).swapaxes(1, 2).reshape(-1, columns * size, 3)
+        write_atomically({self.config.output / file: png_bytes(Image.fromarray(grid))})
+        self.add_image(name, grid, step)

@@ -10,8 +10,7 @@ from typing import Any
 
 from maskgit.config import PRESETS
 from maskgit.training.run_file import describe_run
-from maskgit.training.tokenizer import TokenizerTraining
-from maskgit.training.transformer import TransformerTraining
+from maskgit.training.settings import TokenizerTraining, TransformerTraining
 
 from .bending import NESTED, as_json, bend_json, put_odd
 from .cases import Case, Content, Group, Known, command, with_file

@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import maskgit.training.transformer
+import maskgit.training.validation
 from maskgit.metrics import __main__ as command
 from maskgit.metrics.card import measuring
 from maskgit.metrics.card.measuring import Options
 from maskgit.metrics.figures import spread
 from maskgit.tokenizer import VQGAN
 from maskgit.training.tokenizer import TokenizerTask
-from maskgit.training.transformer import TransformerTask
+from maskgit.training.validation import Validation
 
 pytest.importorskip("torchmetrics")
 ndimage = pytest.importorskip("scipy.ndimage")
@@ -232,7 +232,7 @@ def test_mean_and_deviation():
 # --- python train.py --------------------------------------------------------------------------------------------------
 
 
-def test_validation_of_a_tokenizer(tmp_path: Path):
+def test_validation_of_a_tokenizer():
     originals, copies = random_pixels(COUNT, 16, 2), random_pixels(COUNT, 16, 3)
 
     class Tokenizer(VQGAN):
@@ -247,8 +247,8 @@ def test_validation_of_a_tokenizer(tmp_path: Path):
             return to_tensor(copies) / 127.5 - 1
 
     task: Any = SimpleNamespace(validation=to_tensor(originals), device=torch.device("cpu"))
-    writer: Any = SimpleNamespace(add_image=lambda *_: None)
-    figures = TokenizerTask.validate(task, Tokenizer(), writer, 1, tmp_path)
+    tracker: Any = SimpleNamespace(add_pictures=lambda *_, **__: None)
+    figures = TokenizerTask.validate(task, Tokenizer(), tracker, 1)
     pairs = list(zip(originals, copies, strict=True))
     assert figures["psnr"] == pytest.approx(np.mean([psnr(a, b) for a, b in pairs]), rel=1e-5)
     assert figures["ssim"] == pytest.approx(np.mean([ssim(a, b) for a, b in pairs]), abs=1e-5)
@@ -256,7 +256,7 @@ def test_validation_of_a_tokenizer(tmp_path: Path):
     assert (figures["codes_used"], figures["perplexity"]) == pytest.approx((1 / CODES, 1))
 
 
-def test_validation_of_a_transformer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_validation_of_a_transformer(monkeypatch: pytest.MonkeyPatch):
     rng, drawn = np.random.default_rng(0), []
     tokens, logits = rng.integers(0, CODES, (COUNT, TOKENS)), rng.normal(0, 2, (COUNT, TOKENS, CODES))
 
@@ -265,16 +265,19 @@ def test_validation_of_a_transformer(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         drawn.append(np.stack([rng.permutation(TOKENS) < n for n in (1, 4, 5, 8, 12, 16)]))
         return torch.from_numpy(drawn[-1])
 
-    monkeypatch.setattr(maskgit.training.transformer, "mvtm_masks", masks)
-    task: Any = SimpleNamespace(
-        _validated=lambda: np.arange(COUNT), _labels=lambda labels: None, _picture=lambda *_: None,
-        held_out=SimpleNamespace(tokens=tokens[None], labels=np.zeros(COUNT, dtype=np.int64), holes=None),
-        config=SimpleNamespace(validation_rounds=2, schedule="cosine"), device=torch.device("cpu"), distance=None,
-        model=SimpleNamespace(config=SimpleNamespace(mask_token_id=CODES)),
-        engine=SimpleNamespace(autocast=contextlib.nullcontext),
-    )  # fmt: skip
-    model: Any = Lookup(torch.from_numpy(logits))
-    figures = TransformerTask.validate(task, model, task, 1, tmp_path)
+    class Shard(SimpleNamespace):
+        def __len__(self) -> int:
+            return COUNT
+
+    monkeypatch.setattr(maskgit.training.validation, "mvtm_masks", masks)
+    monkeypatch.setattr(Validation, "_show", lambda *_: None)
+    config: Any = SimpleNamespace(validation_rounds=2, validation_images=100, schedule="cosine", eval_every=0)
+    architecture: Any = SimpleNamespace(mask_token_id=CODES, num_classes=0)
+    held_out: Any = Shard(tokens=tokens[None], labels=np.zeros(COUNT, dtype=np.int64), holes=None)
+    engine: Any = SimpleNamespace(autocast=contextlib.nullcontext, device=torch.device("cpu"))
+    model, unused = Lookup(torch.from_numpy(logits)), SimpleNamespace()
+    validate = Validation(config, architecture, held_out, unused, engine)  # type: ignore[arg-type]
+    figures = validate(model, unused, 1)  # type: ignore[arg-type]
     assert np.array_equal(torch.stack(model.asked) == CODES, drawn)
     p = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)
 

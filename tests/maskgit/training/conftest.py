@@ -16,8 +16,9 @@ import maskgit.training.tokenizer
 from maskgit.config import PRESETS, ModelConfig, TokenizerConfig, TransformerConfig
 from maskgit.tokenizer.losses import PERCEPTUAL_NETWORKS, PatchDiscriminator
 from maskgit.tokenizer.quantizer import CodebookTracker
-from maskgit.training.tokenizer import TokenizerTraining, train_tokenizer
-from maskgit.training.transformer import TransformerTraining, train_transformer
+from maskgit.training.settings import TokenizerTraining, TransformerTraining
+from maskgit.training.tokenizer import train_tokenizer
+from maskgit.training.transformer import train_transformer
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the modules that tests share
 from tiny_train import make_pictures  # noqa: E402

@@ -12,7 +12,7 @@ import torch
 from maskgit.config import preset
 from maskgit.network.transformer import Transformer
 from maskgit.training.cli import main
-from maskgit.training.dry_run import _Activations
+from maskgit.training.dry_run import kept_activations
 
 
 def report(stage: str, settings: dict[str, dict[str, Any]], capsys: Any, **changes: Any) -> str:
@@ -60,20 +60,18 @@ def test_activations_are_what_autograd_keeps() -> None:
     """Of x -> relu(W x) -> square: x, relu's result, and nothing twice."""
     layer = torch.nn.Linear(30, 20, bias=False)
     x = torch.randn(10, 30)
-    activations = _Activations(layer)
-    with activations.counted():
+    with kept_activations(layer) as kept:
         layer(x).relu().square().sum().backward()
-    assert activations.total() == 4 * (10 * 30 + 10 * 20)
+    assert sum(storage.nbytes() for storage in kept.values()) == 4 * (10 * 30 + 10 * 20)
 
 
 def test_activations_grow_with_the_batch(tiny_transformer_config: Any) -> None:
     model = Transformer(tiny_transformer_config)
     sizes = []
     for batch in (2, 4, 8):
-        activations = _Activations(model)
-        with activations.counted():
+        with kept_activations(model) as kept:
             model(torch.zeros(batch, 16, dtype=torch.int64)).sum().backward()
-        sizes.append(activations.total())
+        sizes.append(sum(storage.nbytes() for storage in kept.values()))
     assert sizes[2] - sizes[1] == 2 * (sizes[1] - sizes[0]) > 0.9 * sizes[1]
 
 

@@ -21,9 +21,8 @@ from maskgit.network.folder import save_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import list_checkpoints
 from maskgit.training.cli import main
-from maskgit.training.settings import changed_settings, run_settings
-from maskgit.training.tokenizer import TokenizerTraining
-from maskgit.training.transformer import TransformerTraining
+from maskgit.training.run_file import changed_settings, run_settings
+from maskgit.training.settings import TokenizerTraining, TransformerTraining
 
 QUICK = {"device": "cpu", "model": "tiny", "steps": 2, "batch_size": 4, "save_every": 1, "validation_images": 4}
 

@@ -15,11 +15,11 @@ from maskgit.config import preset
 from maskgit.data import AugmentConfig
 from maskgit.decoding import DECODERS
 from maskgit.training import cli
+from maskgit.training.optimizer import learning_rate
 from maskgit.training.recipes import RECIPES
 from maskgit.training.run_file import describe_run, settings_from_json, settings_to_json
-from maskgit.training.settings import learning_rate
-from maskgit.training.tokenizer import TokenizerTraining
-from maskgit.training.transformer import TransformerTask, TransformerTraining
+from maskgit.training.settings import TokenizerTraining, TransformerTraining
+from maskgit.training.transformer import TransformerTask
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from maskgit.network.folder import load_model, load_tokenizer, save_tokenizer
 from maskgit.network.last_block import masked_rows
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
-from maskgit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
+from maskgit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, module_states
 from maskgit.training.engine import Engine
 from maskgit.training.settings import TrainingError
 from maskgit.training.tokenizer import TokenizerTask
@@ -303,9 +303,7 @@ def test_a_step_that_is_not_finite_is_skipped(
 
     def snapshot(config: Any, step: int) -> float:  # called between two steps
         modules, optimizers = runs[0].modules(), runs[0].task.optimizers
-        weights = {
-            name: t.clone() for name, t in loop.module_states(modules).items() if not name.endswith("n_averaged")
-        }
+        weights = {name: t.clone() for name, t in module_states(modules).items() if not name.endswith("n_averaged")}
         moments = [{k: v.clone() for k, v in m.items()} for o in optimizers for m in o.state_dict()["state"].values()]
         states.append((weights, moments))
         return rate(config, step)

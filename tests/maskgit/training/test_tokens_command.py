@@ -22,8 +22,8 @@ from maskgit.network.folder import load_model, load_tokenizer, save_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import list_checkpoints, load_checkpoint
 from maskgit.training.cli import main
-from maskgit.training.settings import TrainingError
-from maskgit.training.tokens import TokensConfig, write_tokens
+from maskgit.training.settings import TokensConfig, TrainingError
+from maskgit.training.tokens import write_tokens
 
 ROOT = Path(__file__).resolve().parents[3]
 

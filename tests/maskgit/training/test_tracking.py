@@ -91,7 +91,7 @@ def tracking_counter() -> Any:
 
 def test_a_process_that_does_not_log(tmp_path: Path) -> None:
     with Tracker(config(tmp_path), 0, write=False) as tracker:
-        tracker.add_scalars({"a": 1.0}, 0)
+        tracker.add_scalars("train", {"a": 1.0}, 0)
         tracker.add_image("picture", np.zeros((4, 4, 3), dtype=np.uint8), 0)
     assert not list(tmp_path.iterdir())
 
@@ -124,7 +124,7 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with Tracker(config(tmp_path / "run", wandb=True), first) as tracker:
             real = tracker.wandb_run.log
             tracker.wandb_run.log = lambda values, step, real=real: (logged.append(values), real(values, step=step))
-            tracker.add_scalars({"train/loss": 1.5 - first}, first)
+            tracker.add_scalars("train", {"loss": 1.5 - first}, first)
             tracker.add_image("picture", np.zeros((4, 4, 3), dtype=np.uint8), first + 1)
             ids.append(tracker.wandb_run.id)
             assert tracker.wandb_run.project == "maskgit" and tracker.wandb_run.config["lr"] == 1e-3

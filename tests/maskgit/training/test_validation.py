@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from maskgit.data.tokens import TokenShard, tokenize
 from maskgit.metrics import frechet_distance
 from maskgit.network.folder import load_tokenizer
 from maskgit.tokenizer import VQGAN
-from maskgit.training import distance
-from maskgit.training.distance import FillDistance
+from maskgit.training import validation
+from maskgit.training.validation import Validation
 
 
 class Pixels(nn.Module):
@@ -36,7 +37,7 @@ class Pixels(nn.Module):
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> Pixels:
     network = Pixels()
-    monkeypatch.setattr(distance, "efficientnet_lite0", lambda: network)
+    monkeypatch.setattr(validation, "efficientnet_lite0", lambda: network)
     return network
 
 
@@ -65,18 +66,26 @@ class Model(nn.Module):
         return nn.functional.one_hot(self.tokens[matches], 16) * 100.0
 
 
+def validation_of(shard: TokenShard, tokenizer: VQGAN, images: int) -> Validation:
+    """Of a model without classes over the tiny tokenizer's 16 codes."""
+    config: Any = SimpleNamespace(eval_every=1, eval_images=images)
+    architecture: Any = SimpleNamespace(mask_token_id=16, num_classes=0)
+    engine: Any = SimpleNamespace(device=torch.device("cpu"), is_main=True)
+    return Validation(config, architecture, shard, tokenizer, engine)
+
+
 def test_nothing_between_a_picture_and_itself(shards: Any, network: Pixels) -> None:
     tokenizer, plain, _ = shards
     tokens = torch.from_numpy(plain.tokens[0].astype(np.int64))
-    measure = FillDistance(plain, tokenizer, 500)
+    measure = validation_of(plain, tokenizer, 500)
     # A model that fills in what was there: zero, if each picture can be told by what is known of it.
     perfect = Model(tokens)
-    filled = measure(perfect, lambda labels: None, 16)
-    worse = measure(Model(None), lambda labels: None, 16)
+    filled = measure.distance(perfect)
+    worse = measure.distance(Model(None))
     assert filled < 0.05 * worse and worse > 0
-    assert worse == measure(Model(None), lambda labels: None, 16)  # the same at every call
+    assert worse == measure.distance(Model(None))  # the same at every call
     first = perfect.held[0]
-    inside = measure.samples.candidates[: len(first)]
+    inside = measure.judged.candidates[: len(first)]
     assert torch.equal(first == 16, inside) and inside.any(1).all()
     assert torch.equal(first[~inside], tokens[: len(first)][~inside])
     expected = frechet_distance(
@@ -88,9 +97,9 @@ def test_nothing_between_a_picture_and_itself(shards: Any, network: Pixels) -> N
 def test_holes_that_the_encoder_did_not_see(shards: Any, network: Pixels) -> None:
     tokenizer, _, holes = shards
     model = Model(None)
-    measure = FillDistance(holes, tokenizer, 7)
-    measure(model, lambda labels: None, 16)
-    assert len(measure.samples.tokens) == 7
+    measure = validation_of(holes, tokenizer, 7)
+    measure.distance(model)
+    assert len(measure.judged.tokens) == 7
     chosen = np.linspace(0, len(holes) - 1, 7).astype(int)
     for row, index in enumerate(chosen):
         sample = holes.with_hole(int(index), 0, 0)
@@ -100,13 +109,13 @@ def test_holes_that_the_encoder_did_not_see(shards: Any, network: Pixels) -> Non
 def test_measured_when_it_is_asked_for(run: Any, unbroken: Any, network: Pixels, tmp_path: Path) -> None:
     calls: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FillDistance, "__call__", lambda *_: calls.append(1) or 12.5)
+        patch.setattr(Validation, "distance", lambda *_: calls.append(1) or 12.5)
         figures = run("transformer", tmp_path / "on", steps=8, validate_every=2, eval_every=4)
-    assert len(calls) == 2 and figures[distance.NAME] == 12.5 and "not FID" in distance.NAME
+    assert len(calls) == 2 and figures[validation.DISTANCE] == 12.5 and "not FID" in validation.DISTANCE
     figures = run("transformer", tmp_path / "real", steps=1, validate_every=1, eval_every=1, eval_images=9)
-    assert np.isfinite(figures[distance.NAME])
+    assert np.isfinite(figures[validation.DISTANCE])
     figures = run("transformer", tmp_path / "off", steps=1)
-    assert distance.NAME not in figures
+    assert validation.DISTANCE not in figures
     # It changes nothing else.
     ours, theirs = (torch.load(tmp_path / name / "checkpoints" / "step-000000001" / "state.pt", weights_only=True)
                     for name in ("real", "off"))  # fmt: skip

@@ -14,8 +14,8 @@ from maskgit.config import TransformerConfig
 from maskgit.network.folder import load_model, save_tokenizer
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
-from maskgit.training.interpolation import interpolate_grid
 from maskgit.training.settings import TrainingError
+from maskgit.training.warm_start import interpolate_grid
 
 
 @pytest.mark.parametrize("classes", [0, 3])

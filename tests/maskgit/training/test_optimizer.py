@@ -1,8 +1,10 @@
-"""The moving average of the weights."""
+"""The optimizer's parameters, the learning rate, and the moving average of the weights."""
 
 from __future__ import annotations
 
 import copy
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +13,38 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskgit.training.average import AveragedWeights, growing_decay, move_together
+from maskgit.training.optimizer import AveragedWeights, growing_decay, learning_rate, make_optimizer, move_together
+from maskgit.training.settings import LoopConfig
 
 FINE, BROKEN, AMOUNT = torch.tensor(False), torch.tensor(True), torch.tensor(0.3)
+
+
+def config(**changes: object) -> LoopConfig:
+    values = {"output": Path("out"), "steps": 20, "batch_size": 4, "lr": 1e-3}
+    return LoopConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_learning_rate() -> None:
+    schedule = config(steps=110, warmup=10, lr=1.0, min_lr=0.2)
+    rates = [learning_rate(schedule, step) for step in range(111)]
+    assert rates[:11] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0])
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert rates[60] == pytest.approx(0.6)  # half of the cosine
+    assert rates[35] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2)
+    assert rates[110] == pytest.approx(0.2)
+    assert learning_rate(config(warmup=0), 0) == 1e-3
+    assert learning_rate(config(warmup=100), 19) == pytest.approx(2e-4)  # shorter than its warm-up
+
+
+def test_weight_decay_is_for_matrices() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 4))
+    model[2].weight.requires_grad_(False)
+    groups = make_optimizer(model, config(weight_decay=0.1)).param_groups
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 1), (0.0, 4)]
+    assert groups[0]["params"][0] is model[0].weight
+
+
+# --- the average ------------------------------------------------------------------------------------------------------
 
 
 def small_model() -> nn.Module:

@@ -1,4 +1,4 @@
-"""Which sample is seen when."""
+"""Which images are trained on and which are held out, and which sample is seen when."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from maskgit.training.settings import LoopConfig, TrainingError
+from maskgit.data import ImageDataset, load_dataset
+from maskgit.training.settings import LoopConfig, TokenizerTraining, TokensConfig, TrainingError, TransformerTraining
+
+
+def load_splits(config: TokenizerTraining | TransformerTraining | TokensConfig, size: int) -> list[ImageDataset]:
+    """The images to train on and those held out, in views of `size` pixels. Raises DataError."""
+    return [load_dataset(config.data, size, split, config.val_fraction) for split in ("train", "val")]
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """int64 [n]: at most so many of `count` images, spread evenly."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
 class SampleOrder(Sampler[list[tuple[int, int]]]):

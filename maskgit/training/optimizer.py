@@ -1,17 +1,39 @@
-"""The moving average of the weights, which is what is validated and saved."""
+"""How the weights move: AdamW, its learning rate, and the moving average that is validated and saved."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from maskgit.training.settings import LoopConfig
+
+
+def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and convolutions only, not on gains, biases and norms."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    # The rate is a placeholder: the loop sets it before every step.
+    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
+
+
+def learning_rate(config: LoopConfig, step: int) -> float:
+    """Linear warm-up, then a cosine from lr to min_lr at the last step: the same for any number of processes."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
 
 def growing_decay(decay: float, step: int) -> float:
-    """The decay of step `step`, counted from 0: so small at first that the random start is soon forgotten.
+    """The average's decay at step `step`, from 0 on: so small at first that the random start is soon forgotten.
 
     A constant decay of 0.999 would still give the start a weight of 61 % after 500 steps.
     """
@@ -45,25 +67,23 @@ class AveragedWeights(nn.Module):
             broken: bool [], on the device of the parameters. Where it is True the average stays as it is.
         """
         averages, weights = _local(self.module.parameters()), _local(model.parameters())
+        amount = (1 - decay) * (~broken).float()
         if self.n_averaged == 0:
             torch._foreach_copy_(averages, weights)
+        elif broken.device.type == "cpu":  # in one pass over the memory
+            torch._foreach_lerp_(averages, weights, [amount] * len(averages))
         else:
-            move = move_each if broken.device.type == "cpu" else move_together
-            move(averages, weights, (1 - decay) * (~broken).float())
+            move_together(averages, weights, amount)
         for held, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
             held.copy_(buffer)
         self.n_averaged += 1
 
 
-def move_each(averages: list[Tensor], weights: list[Tensor], amount: Tensor) -> None:
-    """averages += amount * (weights - averages), in place and in one pass; `amount` is float [] on their device."""
-    torch._foreach_lerp_(averages, weights, [amount] * len(averages))
-
-
 def move_together(averages: list[Tensor], weights: list[Tensor], amount: Tensor) -> None:
-    """As `move_each`, for a GPU: a few launches for all tensors.
+    """averages += amount * (weights - averages), in place, for a GPU: a few launches for all tensors.
 
-    An interpolation of all of them would take its amount from the host, which doesn't know whether the step is broken.
+    An interpolation of all of them would take its amount, float [], from the host, which doesn't know whether the step
+    is broken.
     """
     changes = torch._foreach_sub(weights, averages)
     torch._foreach_mul_(changes, amount)
