@@ -10,9 +10,9 @@ import os
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
-from maskgit.data.reading import read_as
+from maskgit.data.reading import read_as, turn_upright
 
 _EXACT = ("1", "L", "LA", "P", "PA", "RGB", "RGBX", "RGBA")  # modes whose colors need no rounding below
 
@@ -40,14 +40,10 @@ def carry(image: Image.Image) -> Carried:
     Raises:
         ValueError: a mode whose colors Pillow can't convert (LAB).
     """
-    lost = []
+    lost: list[str] = []
     if _has_deep_colors(image):  # which only an image that isn't loaded yet can tell
         lost.append("16 bits a channel, of which Pillow reads 8")
-    try:
-        upright = ImageOps.exif_transpose(image)
-    except Exception:  # damaged data makes Pillow raise nearly anything
-        upright = image.copy()  # which raises whatever else is wrong
-        lost.append("its orientation, as its EXIF data is damaged")
+    upright = turn_upright(image, lost)
     if _has_frames(image):
         lost.append(f"all frames or pages but number {image.tell() + 1}")
     if upright.mode.startswith("I") or upright.mode == "F":
@@ -91,7 +87,7 @@ def turn_mask(mask: np.ndarray, image: Image.Image, upright: Image.Image) -> np.
         return mask
     stored = Image.fromarray(mask)  # of mode "1", and back
     stored.getexif()[ExifTags.Base.Orientation] = image.getexif()[ExifTags.Base.Orientation]
-    return np.array(ImageOps.exif_transpose(stored))
+    return np.array(turn_upright(stored))
 
 
 def fill_in(
