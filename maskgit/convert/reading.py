@@ -17,24 +17,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from maskgit.files import open_regular
+
 ZIP_START = b"PK\x03\x04"
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # PyTorch's magic number, pickled
 MSGPACK_MAPS = {**dict.fromkeys(range(0x81, 0x90), 1), 0xDE: 3, 0xDF: 5}  # first byte of a map: where its first key is
 MSGPACK_STRINGS = tuple(bytes([byte]) for byte in (*range(0xA0, 0xC0), 0xD9))  # first bytes of a key
 FLAX_ARRAY, FLAX_SCALAR = 1, 3  # msgpack extension types of flax.serialization
-FLAX_DTYPES = (
-    "float16",
-    "bfloat16",
-    "float32",
-    "float64",
-    "bool",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "uint8",
-    "uint32",
-)
+FLAX_DTYPES = frozenset("float16 bfloat16 float32 float64 bool int8 int16 int32 int64 uint8 uint32".split())
 MAX_DEPTH = 16  # of tables in tables; a flax transformer has 6
 MAX_ENTRIES = 200_000  # of all tables; a checkpoint with its optimizer has some thousands
 MAX_NAME = 1000  # characters
@@ -60,12 +50,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         ConvertError: no such file, none of these formats, damaged, or holding more than data.
     """
     try:
-        if path.is_dir():
-            raise ConvertError("a folder, not a checkpoint file")
-        if path.exists() and not path.is_file():  # which could wait for ever, or never end
-            raise ConvertError("a pipe or a device, not a checkpoint file")
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(len(LEGACY_START))
+    except IsADirectoryError:
+        raise ConvertError("a folder, not a checkpoint file") from None
     except OSError as error:
         raise ConvertError(f"can't be read: {error.strerror}") from error
     if not start:

@@ -59,7 +59,7 @@ def build_transformer(weights: Weights, codebook_size: int, depth: int, heads: i
     """
     rows, dim = weights.placed("token_embedding.weight", 2)
     num_classes = max(0, rows - codebook_size - 2)  # besides the mask token and "no class"
-    config = {
+    sizes: dict[str, Any] = {
         "codebook_size": codebook_size,
         "num_tokens": weights.placed("position_embedding", 2)[0] - (num_classes > 0),  # less the class token
         "dim": dim,
@@ -69,5 +69,5 @@ def build_transformer(weights: Weights, codebook_size: int, depth: int, heads: i
         "num_classes": num_classes,
     }
     return weights.build(
-        lambda: Transformer(TransformerConfig(dropout=DROPOUT, attention_dropout=DROPOUT, **config, **style))
+        lambda: Transformer(TransformerConfig(dropout=DROPOUT, attention_dropout=DROPOUT, **sizes, **style))
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from maskgit.config import HaltonConfig
@@ -57,7 +59,7 @@ def read_halton(weights: Weights, hints: Hints, codebook_size: int) -> HaltonTra
     require_codes(rows, codebook_size)
     if not torch.equal(weights.take("tok_emb.weight"), weights.take("head.weight")):
         raise ConvertError("head.weight isn't tok_emb.weight, which it shares in this system")
-    config = {
+    sizes: dict[str, Any] = {
         "codebook_size": codebook_size,
         "num_tokens": weights.shape("pos_emb.weight", 2)[0],
         "dim": dim,
@@ -67,7 +69,7 @@ def read_halton(weights: Weights, hints: Hints, codebook_size: int) -> HaltonTra
         "num_classes": weights.shape("cls_emb.weight", 2)[0] - 1,
         "registers": weights.shape("reg_tokens.weight", 2)[0] if "reg_tokens.weight" in weights else 0,
     }
-    registers = weights.take("reg_tokens.weight") if config["registers"] else torch.empty(0, dim)
+    registers = weights.take("reg_tokens.weight") if sizes["registers"] else torch.empty(0, dim)
     weights.put("registers", registers, "reg_tokens.weight")
     weights.put("bias", weights.take("head.bias", rows)[:codebook_size], "head.bias")  # less the mask token
     weights.move("position_embedding", "pos_emb.weight")
@@ -75,7 +77,7 @@ def read_halton(weights: Weights, hints: Hints, codebook_size: int) -> HaltonTra
     tables = {"token_embedding": "tok_emb", "class_embedding": "cls_emb", "final_norm": "last_norm.norm_final"}
     weights.layers(tables, parts=("weight",))
     weights.layer("final_modulation.1", "last_norm.mlp.1")
-    for number in range(config["depth"]):
+    for number in range(sizes["depth"]):
         ours, theirs = f"blocks.{number}.", f"transformer.layers.{number}."
         weights.layer(f"{ours}modulation.1", f"{theirs}mlp.1")
         packed = torch.cat([weights.take(f"{theirs}attn.{name}.weight", dim, dim) for name in ("wq", "wk", "wv")])
@@ -83,4 +85,4 @@ def read_halton(weights: Weights, hints: Hints, codebook_size: int) -> HaltonTra
         layers = {"norm1": "ln1", "attention.proj": "attn.wo", "norm2": "ln2"}
         swiglu = {"mlp.gate": "ff.w1", "mlp.out": "ff.w2", "mlp.value": "ff.w3"}
         weights.layers(layers | swiglu, ours, theirs, parts=("weight",))
-    return weights.build(lambda: HaltonTransformer(HaltonConfig(dropout=DROPOUT, attention_dropout=DROPOUT, **config)))
+    return weights.build(lambda: HaltonTransformer(HaltonConfig(dropout=DROPOUT, attention_dropout=DROPOUT, **sizes)))

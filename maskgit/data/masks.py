@@ -53,6 +53,14 @@ def _length(side: int, fraction: float) -> int:
     return min(side, max(1, round(side * fraction)))
 
 
+def _check_ranges(maker: str, count: tuple[int, int], **shares: tuple[float, float]) -> None:
+    if not 1 <= count[0] <= count[1]:
+        raise MaskError(f"{maker}, count={count}: must be 1 <= least <= most")
+    for name, (least, most) in shares.items():
+        if not 0 < least <= most <= 1:
+            raise MaskError(f"{maker}, {name}={(least, most)}: must be 0 < least <= most <= 1")
+
+
 def center_box(height: int, width: int, fraction: float = 0.5) -> np.ndarray:
     """A centred box whose sides are `fraction` of the image's. bool [H, W].
 
@@ -78,18 +86,13 @@ def random_boxes(
     """Boxes of random number, size and place; they may overlap. bool [H, W].
 
     Args:
-        height, width: size of the image.
-        rng: where all chance comes from.
         count: least and most boxes.
         fraction: least and most of the image's side that a box's side takes.
 
     Raises:
         MaskError: ranges that are empty or outside what makes sense, an image without pixels.
     """
-    if not 1 <= count[0] <= count[1]:
-        raise MaskError(f"random boxes, count={count}: must be 1 <= least <= most")
-    if not 0 < fraction[0] <= fraction[1] <= 1:
-        raise MaskError(f"random boxes, fraction={fraction}: must be 0 < least <= most <= 1")
+    _check_ranges("random boxes", count, fraction=fraction)
     mask = _empty(height, width)
     for _ in range(rng.integers(count[0], count[1] + 1)):
         box_height, box_width = (_length(side, rng.uniform(*fraction)) for side in (height, width))
@@ -115,18 +118,13 @@ def strokes(
     with Gated Convolution", algorithm 1. bool [H, W].
 
     Args:
-        height, width: size of the image.
-        rng: where all chance comes from.
         count: least and most strokes.
         thickness: least and most width of a stroke, relative to the image's shorter side.
 
     Raises:
         MaskError: ranges that are empty or outside what makes sense, an image without pixels.
     """
-    if not 1 <= count[0] <= count[1]:
-        raise MaskError(f"strokes, count={count}: must be 1 <= least <= most")
-    if not 0 < thickness[0] <= thickness[1] <= 1:
-        raise MaskError(f"strokes, thickness={thickness}: must be 0 < least <= most <= 1")
+    _check_ranges("strokes", count, thickness=thickness)
     mask = _empty(height, width)
     canvas = Image.new("L", (width, height))
     draw = ImageDraw.Draw(canvas)
@@ -159,17 +157,14 @@ def half(height: int, width: int, side: Side = "right") -> np.ndarray:
     Raises:
         MaskError: an unknown side, an image without pixels.
     """
-    mask = _empty(height, width)
-    if side == "left":
-        mask[:, : (width + 1) // 2] = True
-    elif side == "right":
-        mask[:, width // 2 :] = True
-    elif side == "top":
-        mask[: (height + 1) // 2] = True
-    elif side == "bottom":
-        mask[height // 2 :] = True
-    else:
+    if side not in SIDES:
         raise MaskError(f"unknown side {side!r}: choose one of {', '.join(SIDES)}")
+    mask = _empty(height, width)
+    lines = mask.T if side in ("left", "right") else mask  # columns or rows, all of the same mask
+    if side in ("left", "top"):
+        lines[: (len(lines) + 1) // 2] = True
+    else:
+        lines[len(lines) // 2 :] = True
     return mask
 
 
@@ -207,15 +202,7 @@ def make_mask(kind: str, height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def load_mask(path: str | os.PathLike[str], size: tuple[int, int], invert: bool = False) -> np.ndarray:
-    """Read the mask of an image from a file: what `to_mask` makes of it; its warnings name the file.
-
-    Args:
-        path: the mask image.
-        size: (width, height) of the image that it is for.
-        invert: the mask follows the other convention, black is filled.
-
-    Returns:
-        bool [height, width], True = fill.
+    """Read the mask of an image of that size from a file: as `to_mask`, whose warnings and errors name the file.
 
     Raises:
         ImageError: the file can't be read as an image.
