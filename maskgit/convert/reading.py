@@ -58,17 +58,32 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise ConvertError(f"can't be read: {error.strerror}") from error
     if not start:
         raise ConvertError("an empty file")
-    if start.startswith(ZIP_START) or start == LEGACY_START:
-        content = _read_torch(path, mapped=start.startswith(ZIP_START))
-    elif start[0] in MSGPACK_MAPS and start[MSGPACK_MAPS[start[0]] :][:1] in MSGPACK_STRINGS:
-        content = _read_msgpack(path)
-    elif start[8:10] == b'{"':
-        content = _read_safetensors(path)
-    elif start[0] == 0x80:
-        raise ConvertError("a bare pickle: it may hold a program, and no checkpoint is stored that way")
-    else:
-        raise ConvertError("not a checkpoint: neither a PyTorch file, nor safetensors, nor flax msgpack")
+    damaged = "damaged or cut short"
+    try:
+        if start.startswith(ZIP_START) or start == LEGACY_START:
+            content = _read_torch(path, mapped=start.startswith(ZIP_START))
+        elif start[0] in MSGPACK_MAPS and start[MSGPACK_MAPS[start[0]] :][:1] in MSGPACK_STRINGS:
+            damaged = "damaged, cut short or not flax msgpack"
+            content = _read_msgpack(path)
+        elif start[8:10] == b'{"':
+            content = safetensors.torch.load_file(path)
+        elif start[0] == 0x80:
+            raise ConvertError("a bare pickle: it may hold a program, and no checkpoint is stored that way")
+        else:
+            raise ConvertError("not a checkpoint: neither a PyTorch file, nor safetensors, nor flax msgpack")
+    except ConvertError:
+        raise
+    except pickle.UnpicklingError as error:
+        # The rest of PyTorch's text tells programmers to do without weights_only.
+        _, _, reason = str(error).rpartition("WeightsUnpickler error: ")
+        raise ConvertError(f"damaged, or not a checkpoint: {_first_line(reason)}") from error
+    except Exception as error:  # no library promises what it raises for broken files
+        raise ConvertError(f"{damaged}: {_first_line(str(error)) or type(error).__name__}") from error
     return dict(_flatten(content, "", frozenset(), itertools.count()))
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
 
 
 def _flatten(content: Any, name: str, above: frozenset[int], entries: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
@@ -136,37 +151,28 @@ def _stand_in(name: str) -> type | None:
 
 
 def _read_torch(path: Path, mapped: bool) -> Any:
+    if mapped:
+        _check_archive(path)
+    # A name that isn't text has surrogates, and PyTorch maps no such file.
+    mapped = mapped and not re.search("[\ud800-\udfff]", str(path))
     stand_ins: dict[str, type] = {}
-    try:
-        if mapped:
-            _check_archive(path)
-        # A name that isn't text has surrogates, and PyTorch maps no such file.
-        mapped = mapped and not re.search("[\ud800-\udfff]", str(path))
-        while True:  # PyTorch names one unknown class at a time
-            try:
-                with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
-                    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-            except pickle.UnpicklingError as error:
-                found = re.search(r"GLOBAL (\S+)", str(error))
-                if found is None:
-                    raise
-                name = found[1] if "." in found[1] else f"builtins.{found[1]}"
-                stand_in = _stand_in(name)
-                if stand_in is None or name in stand_ins or len(stand_ins) == MAX_STAND_INS:
-                    raise ConvertError(
-                        f"refused: loading it would import and run {name}. A checkpoint needs nothing but tensors: get "
-                        "such a file from whoever made it or, if you trust it, load it where its own code is installed "
-                        "and save the model's state_dict() alone"
-                    ) from error
-                stand_ins[name] = stand_in
-    except ConvertError:
-        raise
-    except pickle.UnpicklingError as error:
-        # The rest of PyTorch's text tells programmers to do without weights_only.
-        _, _, reason = str(error).rpartition("WeightsUnpickler error: ")
-        raise ConvertError(f"damaged, or not a checkpoint: {_first_line(reason)}") from error
-    except Exception as error:  # torch.load promises nothing about what it raises for broken files
-        raise ConvertError(f"damaged or cut short: {_first_line(error)}") from error
+    while True:  # PyTorch names one unknown class at a time
+        try:
+            with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            if found is None:
+                raise
+            name = found[1] if "." in found[1] else f"builtins.{found[1]}"
+            stand_in = _stand_in(name)
+            if stand_in is None or name in stand_ins or len(stand_ins) == MAX_STAND_INS:
+                raise ConvertError(
+                    f"refused: loading it would import and run {name}. A checkpoint needs nothing but tensors: get "
+                    "such a file from whoever made it or, if you trust it, load it where its own code is installed "
+                    "and save the model's state_dict() alone"
+                ) from error
+            stand_ins[name] = stand_in
 
 
 def _check_archive(path: Path) -> None:
@@ -174,21 +180,6 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ConvertError("a compressed zip archive, which PyTorch never writes: unpack it and pack it without")
-
-
-def _first_line(error: Exception | str) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-# --- safetensors ------------------------------------------------------------------------------------------------------
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-        raise ConvertError(f"damaged or cut short: {_first_line(error)}") from error
 
 
 # --- flax -------------------------------------------------------------------------------------------------------------
@@ -201,12 +192,7 @@ def _read_msgpack(path: Path) -> Any:
         raise ConvertError(
             'a flax checkpoint, which takes the msgpack package to read: pip install "maskgit-inpaint[convert]"'
         ) from None
-    try:
-        return msgpack.unpackb(path.read_bytes(), ext_hook=_flax_value, raw=False, strict_map_key=False)
-    except ConvertError:
-        raise
-    except (msgpack.UnpackException, ValueError, TypeError, OSError, RuntimeError) as error:
-        raise ConvertError(f"damaged, cut short or not flax msgpack: {_first_line(error)}") from error
+    return msgpack.unpackb(path.read_bytes(), ext_hook=_flax_value, raw=False, strict_map_key=False)
 
 
 def _flax_value(kind: int, data: bytes) -> Tensor | None:
