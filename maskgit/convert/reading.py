@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import pickle
+import pickletools
 import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -21,6 +23,7 @@ from maskgit.files import open_regular
 
 ZIP_START = b"PK\x03\x04"
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # PyTorch's magic number, pickled
+LEGACY_PICKLES = 5  # before the numbers: magic number, version, system, the table, names of its storages
 MSGPACK_MAPS = {**dict.fromkeys(range(0x81, 0x90), 1), 0xDE: 3, 0xDF: 5}  # first byte of a map: where its first key is
 MSGPACK_STRINGS = tuple(bytes([byte]) for byte in (*range(0xA0, 0xC0), 0xD9))  # first bytes of a key
 FLAX_ARRAY, FLAX_SCALAR = 1, 3  # msgpack extension types of flax.serialization
@@ -28,6 +31,7 @@ FLAX_DTYPES = frozenset("float16 bfloat16 float32 float64 bool int8 int16 int32 
 MAX_DEPTH = 16  # of tables in tables; a flax transformer has 6
 MAX_ENTRIES = 200_000  # of all tables; a checkpoint with its optimizer has some thousands
 MAX_NAME = 1000  # characters
+MAX_TUPLES = 10_000  # in a tuple; a checkpoint has three or so
 MAX_STAND_INS = 100  # names for which something stands in; each costs reading the pickle once more
 
 
@@ -151,8 +155,13 @@ def _stand_in(name: str) -> type | None:
 
 
 def _read_torch(path: Path, mapped: bool) -> Any:
-    if mapped:
-        _check_archive(path)
+    with open_regular(path) as file:
+        if mapped:
+            _check_archive(path)
+            _check_pickle(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")))
+        else:
+            for _ in range(LEGACY_PICKLES):
+                _check_pickle(file)
     # A name that isn't text has surrogates, and PyTorch maps no such file.
     mapped = mapped and not re.search("[\ud800-\udfff]", str(path))
     stand_ins: dict[str, type] = {}
@@ -180,6 +189,56 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ConvertError("a compressed zip archive, which PyTorch never writes: unpack it and pack it without")
+
+
+_TEXT, _TABLES = {"str", "bytes_or_str", "encode"}, {"list", "dict", "tuple"}
+_MADE_OF = {"bytearray": _TEXT, "set": _TABLES, "Counter": _TABLES, "OrderedDict": _TABLES, "Size": _TABLES}
+"""Callables that PyTorch's reader knows and that could do more than is in the file, and what they are honestly called
+with, in the words of `pickletools`: not a number of bytes, nor a tensor, which may repeat a row without end."""
+
+
+def _check_pickle(file: IO[bytes]) -> None:
+    """Go through a pickle without loading it. What PyTorch's reader runs is harmless, but not always bounded.
+
+    Raises:
+        ConvertError: a few of its bytes would fill the memory or never end; or so many tuples lie in one another that
+            their hash, which is recursive, would end this process, or never end.
+        Exception: it is damaged.
+    """
+    stack: list[tuple[Any, int]] = []  # of each thing its kind (of a tuple, its parts'), and the tuples in it
+    marks: list[int] = []
+    memo: dict[int, tuple[Any, int]] = {}
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "MARK":
+            marks.append(len(stack))
+        elif "PUT" in opcode.name or opcode.name == "MEMOIZE":
+            memo[len(memo) if argument is None else argument] = stack[-1]
+        elif "GET" in opcode.name:
+            stack.append(memo[argument])
+        else:
+            takes = opcode.stack_before
+            marked = pickletools.markobject in takes
+            start = marks.pop() - takes.index(pickletools.markobject) if marked else len(stack) - len(takes)
+            taken = stack[start:]
+            del stack[start:]
+            kinds: list[Any] = [kind.name for kind in opcode.stack_after]
+            tuples = 0
+            if opcode.name in ("REDUCE", "NEWOBJ", "BUILD"):
+                (made, _), (parts, _) = taken
+                parts = parts if isinstance(parts, frozenset) else {parts}
+                if not parts <= _MADE_OF.get(made, parts):
+                    raise ConvertError(f"refused: {made} of {', '.join(sorted(parts))}, which may be without end")
+                kinds = [made]
+            elif "TUPLE" in opcode.name:
+                tuples = 1 + sum(inside for _, inside in taken)
+                kinds = [frozenset(part if isinstance(part, str) else "tuple" for part, _ in taken)]
+                if tuples > MAX_TUPLES:
+                    raise ConvertError("damaged: tuples within tuples without end")
+            elif opcode.name == "GLOBAL":
+                kinds = [argument.rpartition(" ")[2]]
+            elif takes and opcode.stack_after:  # a table that was given something
+                kinds = [taken[0][0]]
+            stack += [(kind, tuples) for kind in kinds]
 
 
 # --- flax -------------------------------------------------------------------------------------------------------------
