@@ -9,6 +9,7 @@ import pickle
 import pickletools
 import re
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # PyTorch pickles by the names of Python 2
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ MAX_DEPTH = 16  # of tables in tables; a flax transformer has 6
 MAX_ENTRIES = 200_000  # of all tables; a checkpoint with its optimizer has some thousands
 MAX_NAME = 1000  # characters
 MAX_TUPLES = 10_000  # in a tuple; a checkpoint has three or so
-MAX_STAND_INS = 100  # names for which something stands in; each costs reading the pickle once more
+MAX_STAND_INS = 100  # names for which something stands in; PyTorch looks through all of them for each
 
 
 class ConvertError(ValueError):
@@ -150,38 +151,31 @@ _STAND_INS: tuple[tuple[type, str], ...] = (
 """What trainers leave in checkpoints beside the weights, by name. None of it is imported: an empty class stands in."""
 
 
-def _stand_in(name: str) -> type | None:
-    return next((stand_in for stand_in, names in _STAND_INS if re.fullmatch(names, name)), None)
-
-
 def _read_torch(path: Path, mapped: bool) -> Any:
     with open_regular(path) as file:
         if mapped:
             _check_archive(path)
-            _check_pickle(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")))
+            names = _check_pickle(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")))
         else:
-            for _ in range(LEGACY_PICKLES):
-                _check_pickle(file)
+            names = set().union(*(_check_pickle(file) for _ in range(LEGACY_PICKLES)))
     # A name that isn't text has surrogates, and PyTorch maps no such file.
     mapped = mapped and not re.search("[\ud800-\udfff]", str(path))
-    stand_ins: dict[str, type] = {}
-    while True:  # PyTorch names one unknown class at a time
-        try:
-            with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        except pickle.UnpicklingError as error:
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            if found is None:
-                raise
-            name = found[1] if "." in found[1] else f"builtins.{found[1]}"
-            stand_in = _stand_in(name)
-            if stand_in is None or name in stand_ins or len(stand_ins) == MAX_STAND_INS:
-                raise ConvertError(
-                    f"refused: loading it would import and run {name}. A checkpoint needs nothing but tensors: get "
-                    "such a file from whoever made it or, if you trust it, load it where its own code is installed "
-                    "and save the model's state_dict() alone"
-                ) from error
-            stand_ins[name] = stand_in
+    stand_ins: list[Any] = [
+        (kind, name) for kind, known in _STAND_INS for name in sorted(names) if re.fullmatch(known, name)
+    ]
+    try:
+        with torch.serialization.safe_globals(stand_ins[:MAX_STAND_INS]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            raise
+        name = found[1] if "." in found[1] else f"builtins.{found[1]}"
+        raise ConvertError(
+            f"refused: loading it would import and run {name}. A checkpoint needs nothing but tensors: get such a file "
+            "from whoever made it or, if you trust it, load it where its own code is installed and save the model's "
+            "state_dict() alone"
+        ) from error
 
 
 def _check_archive(path: Path) -> None:
@@ -197,8 +191,11 @@ _MADE_OF = {"bytearray": _TEXT, "set": _TABLES, "Counter": _TABLES, "OrderedDict
 with, in the words of `pickletools`: not a number of bytes, nor a tensor, which may repeat a row without end."""
 
 
-def _check_pickle(file: IO[bytes]) -> None:
+def _check_pickle(file: IO[bytes]) -> set[str]:
     """Go through a pickle without loading it. What PyTorch's reader runs is harmless, but not always bounded.
+
+    Returns:
+        The names of the classes and functions in it, as PyTorch calls them.
 
     Raises:
         ConvertError: a few of its bytes would fill the memory or never end; or so many tuples lie in one another that
@@ -208,6 +205,8 @@ def _check_pickle(file: IO[bytes]) -> None:
     stack: list[tuple[Any, int]] = []  # of each thing its kind (of a tuple, its parts'), and the tuples in it
     marks: list[int] = []
     memo: dict[int, tuple[Any, int]] = {}
+    names: set[str] = set()
+    argument: Any
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "MARK":
             marks.append(len(stack))
@@ -235,10 +234,14 @@ def _check_pickle(file: IO[bytes]) -> None:
                 if tuples > MAX_TUPLES:
                     raise ConvertError("damaged: tuples within tuples without end")
             elif opcode.name == "GLOBAL":
-                kinds = [argument.rpartition(" ")[2]]
+                module, _, name = argument.partition(" ")
+                module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+                names.add(f"{module}.{name}")
+                kinds = [name]
             elif takes and opcode.stack_after:  # a table that was given something
                 kinds = [taken[0][0]]
             stack += [(kind, tuples) for kind in kinds]
+    return names
 
 
 # --- flax -------------------------------------------------------------------------------------------------------------
