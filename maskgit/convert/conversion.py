@@ -167,7 +167,9 @@ def read_model(files: Sequence[str | os.PathLike[str]], hints: Hints | None = No
     for path in map(Path, files):
         with _naming(path):
             if path.is_dir():
-                tokenizers.append(_own_tokenizer(path))
+                if not (path / CONFIG_FILE).exists():
+                    raise ConvertError("a folder, but not a model folder of maskgit: name the checkpoint file in it")
+                tokenizers.append(Part(path, "maskgit", load_tokenizer(path), []))
                 continue
             for kind, weights in find_parts(read_checkpoint(path)):
                 if isinstance(kind, TokenizerFormat):
@@ -195,17 +197,8 @@ def read_model(files: Sequence[str | os.PathLike[str]], hints: Hints | None = No
 def _naming(path: Path) -> Iterator[None]:
     try:
         yield
-    except (ConvertError, ConfigError) as error:
+    except (ConvertError, ConfigError, ModelError) as error:
         raise ConvertError(f"{path}: {error}") from error
-
-
-def _own_tokenizer(folder: Path) -> Part[VQGAN]:
-    if not (folder / CONFIG_FILE).exists():
-        raise ConvertError("a folder, but not a model folder of maskgit: name the checkpoint file in it")
-    try:
-        return Part(folder, "maskgit", load_tokenizer(folder), [])
-    except ModelError as error:
-        raise ConvertError(str(error)) from error
 
 
 def _fit_image_size(tokenizer: VQGAN, transformer: Transformer | HaltonTransformer, hints: Hints) -> None:

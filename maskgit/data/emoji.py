@@ -36,13 +36,8 @@ class Emoji(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def load_emoji() -> tuple[list[Emoji], list[str], np.ndarray]:
-    """All of the set, decoded once per process (about a second).
-
-    Returns:
-        entries: in Unicode's order, n of them.
-        groups: names of the Unicode groups.
-        pixels: uint8 [n, 64, 64, 3], read-only.
-    """
+    """All of the set, decoded once per process (about a second): the n entries in Unicode's order, names of the Unicode
+    groups, and uint8 [n, 64, 64, 3], read-only."""
     data = (resources.files("maskgit") / "assets" / "emoji.zip").read_bytes()
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         index = json.loads(archive.read("index.json"))

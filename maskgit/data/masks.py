@@ -1,6 +1,7 @@
 """Masks to inpaint: bool arrays [H, W], True where pixels are to be filled.
 
-The makers give at least one pixel to fill at any image size, and the same mask for the same seed.
+The makers give bool [H, W] with at least one pixel to fill at any image size, and the same mask for the same seed. They
+raise MaskError for an image without pixels and for ranges that are empty or make no sense.
 """
 
 from __future__ import annotations
@@ -62,11 +63,7 @@ def _check_ranges(maker: str, count: tuple[int, int], **shares: tuple[float, flo
 
 
 def center_box(height: int, width: int, fraction: float = 0.5) -> np.ndarray:
-    """A centred box whose sides are `fraction` of the image's. bool [H, W].
-
-    Raises:
-        MaskError: a fraction outside (0, 1], an image without pixels.
-    """
+    """A centred box whose sides are `fraction` of the image's, in (0, 1]."""
     if not 0 < fraction <= 1:
         raise MaskError(f"center box of fraction {fraction}: must be above 0 and at most 1")
     mask = _empty(height, width)
@@ -83,14 +80,11 @@ def random_boxes(
     count: tuple[int, int] = (1, 3),
     fraction: tuple[float, float] = (0.2, 0.5),
 ) -> np.ndarray:
-    """Boxes of random number, size and place; they may overlap. bool [H, W].
+    """Boxes of random number, size and place; they may overlap.
 
     Args:
         count: least and most boxes.
         fraction: least and most of the image's side that a box's side takes.
-
-    Raises:
-        MaskError: ranges that are empty or outside what makes sense, an image without pixels.
     """
     _check_ranges("random boxes", count, fraction=fraction)
     mask = _empty(height, width)
@@ -115,14 +109,11 @@ def strokes(
     thickness: tuple[float, float] = (0.06, 0.16),
 ) -> np.ndarray:
     """Free-form brush strokes: wandering lines with round joints, after Yu et al. (2019), "Free-Form Image Inpainting
-    with Gated Convolution", algorithm 1. bool [H, W].
+    with Gated Convolution", algorithm 1.
 
     Args:
         count: least and most strokes.
         thickness: least and most width of a stroke, relative to the image's shorter side.
-
-    Raises:
-        MaskError: ranges that are empty or outside what makes sense, an image without pixels.
     """
     _check_ranges("strokes", count, thickness=thickness)
     mask = _empty(height, width)
@@ -152,11 +143,7 @@ def strokes(
 
 
 def half(height: int, width: int, side: Side = "right") -> np.ndarray:
-    """One half of the image (the larger one, where a side is odd). bool [H, W].
-
-    Raises:
-        MaskError: an unknown side, an image without pixels.
-    """
+    """One half of the image (the larger one, where a side is odd)."""
     if side not in SIDES:
         raise MaskError(f"unknown side {side!r}: choose one of {', '.join(SIDES)}")
     mask = _empty(height, width)
@@ -181,12 +168,7 @@ MAKERS: dict[str, Callable[[int, int, np.random.Generator], np.ndarray]] = {
 
 
 def make_mask(kind: str, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A mask by the name of its maker. bool [H, W].
-
-    Args:
-        kind: "center", "boxes", "strokes", "half" (a random one), "left", "right", "top" or "bottom".
-        height, width: size of the image.
-        seed: any integer of at least 0; the same seed gives the same mask.
+    """A mask by the name of its maker, one of `MAKERS` ("half" is a random one); bool [H, W].
 
     Raises:
         MaskError: an unknown kind, a negative seed, an image without pixels.

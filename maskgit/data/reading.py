@@ -60,10 +60,9 @@ def turn_upright(image: Image.Image, lost: list[str] | None = None) -> Image.Ima
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged data makes Pillow raise nearly anything
-        upright = image.copy()  # which raises whatever else is wrong
         if lost is not None:
             lost.append("its orientation, as its EXIF data is damaged")
-        return upright
+        return image.copy()  # which raises whatever else is wrong
 
 
 def to_shown(image: Image.Image) -> Image.Image:
@@ -96,7 +95,7 @@ def read_as(path: str | os.PathLike[str], convert: Callable[[Image.Image], T]) -
 
 
 def decode_as(file: IO[bytes], path: str | os.PathLike[str], convert: Callable[[Image.Image], T]) -> T:
-    """As `read_as`, from an open file; `path` is what errors call it."""
+    """As `read_as`, from an open file that errors call `path`."""
     Image.init()
     try:
         with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
