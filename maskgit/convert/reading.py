@@ -238,7 +238,7 @@ def _check_pickle(file: IO[bytes]) -> set[str]:
                 module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
                 names.add(f"{module}.{name}")
                 kinds = [name]
-            elif takes and opcode.stack_after:  # a table that was given something
+            elif "APPEND" in opcode.name or "ITEM" in opcode.name:  # a table that is given something stays what it is
                 kinds = [taken[0][0]]
             stack += [(kind, tuples) for kind in kinds]
     return names
