@@ -151,6 +151,10 @@ _STAND_INS: tuple[tuple[type, str], ...] = (
 """What trainers leave in checkpoints beside the weights, by name. None of it is imported: an empty class stands in."""
 
 
+def _stand_in(name: str) -> type | None:
+    return next((stand_in for stand_in, names in _STAND_INS if re.fullmatch(names, name)), None)
+
+
 def _read_torch(path: Path, mapped: bool) -> Any:
     with open_regular(path) as file:
         if mapped:
@@ -160,9 +164,7 @@ def _read_torch(path: Path, mapped: bool) -> Any:
             names = set().union(*(_check_pickle(file) for _ in range(LEGACY_PICKLES)))
     # A name that isn't text has surrogates, and PyTorch maps no such file.
     mapped = mapped and not re.search("[\ud800-\udfff]", str(path))
-    stand_ins: list[Any] = [
-        (kind, name) for kind, known in _STAND_INS for name in sorted(names) if re.fullmatch(known, name)
-    ]
+    stand_ins: list[Any] = [(kind, name) for name in sorted(names) if (kind := _stand_in(name))]
     try:
         with torch.serialization.safe_globals(stand_ins[:MAX_STAND_INS]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
