@@ -12,9 +12,11 @@ written.
     reading.py    files to tables of tensors
     formats.py    which system made them
     lab.py, taming.py, valeo.py, google.py    how each system's networks are ours
-    weights.py, vqgans.py                     what these have in common
+    weights.py, vqgans.py, transformers.py    what these have in common
     conversion.py    tokenizer and transformer together, and the folder
     cli.py           the command
+
+Imports the networks and the tokenizer; nothing of data, the pipeline and training.
 """
 
 from maskgit.convert.conversion import Conversion, Part, convert, read_model

@@ -1,3 +1,5 @@
+"""`python -m maskgit.convert`."""
+
 import sys
 
 from maskgit.convert.cli import main

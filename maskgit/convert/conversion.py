@@ -93,10 +93,8 @@ def convert(
             else:
                 parts: tuple[Part, ...] = (found.tokenizer, found.transformer)
                 origin = [{"file": _text(part.path.name), "system": part.system, "notes": part.notes} for part in parts]
-                model = Model(
-                    found.tokenizer.network, found.transformer.network, list(class_names), {"converted_from": origin}
-                )
-                save_model(partial, model)
+                metadata = {"converted_from": origin}
+                save_model(partial, Model(parts[0].network, parts[1].network, list(class_names), metadata))
     except ModelError as error:
         raise ConvertError(str(error)) from error
     return found
@@ -165,30 +163,30 @@ def read_model(files: Sequence[str | os.PathLike[str]], hints: Hints | None = No
     """
     hints = hints or Hints()
     tokenizers: list[Part[VQGAN]] = []
-    transformers: list[tuple[Path, TransformerFormat, Weights]] = []
+    transformers: list[tuple[Path, TransformerFormat, Weights]] = []  # read when the tokenizer is known
     for path in map(Path, files):
         with _naming(path):
             if path.is_dir():
-                tokenizers.append(_own_tokenizer(path))
+                if not (path / CONFIG_FILE).exists():
+                    raise ConvertError("a folder, but not a model folder of maskgit: name the checkpoint file in it")
+                tokenizers.append(Part(path, "maskgit", load_tokenizer(path), []))
                 continue
             for kind, weights in find_parts(read_checkpoint(path)):
                 if isinstance(kind, TokenizerFormat):
                     tokenizers.append(Part(path, kind.system, kind.read(weights, hints), weights.notes))
                 else:
                     transformers.append((path, kind, weights))
-    for what, paths in (
-        ("tokenizers", [part.path for part in tokenizers]),
-        ("transformers", [path for path, _, _ in transformers]),
-    ):
+    twins = {"tokenizers": [part.path for part in tokenizers], "transformers": [path for path, *_ in transformers]}
+    for what, paths in twins.items():
         if len(paths) > 1:
             raise ConvertError(f"{' and '.join(map(str, paths))} are both {what}; a model has one")
     if not tokenizers:
         path, kind, _ = transformers[0]
         raise ConvertError(f"{path} is a transformer ({kind.system}); give the file of its tokenizer too")
-    tokenizer = tokenizers[0]
+    (tokenizer,) = tokenizers
     if not transformers:
         return Conversion(tokenizer, None)
-    path, kind, weights = transformers[0]
+    ((path, kind, weights),) = transformers
     with _naming(path):
         network = kind.read(weights, hints, tokenizer.network.config.codebook_size)
         _fit_image_size(tokenizer.network, network, hints)
@@ -199,17 +197,8 @@ def read_model(files: Sequence[str | os.PathLike[str]], hints: Hints | None = No
 def _naming(path: Path) -> Iterator[None]:
     try:
         yield
-    except (ConvertError, ConfigError) as error:
+    except (ConvertError, ConfigError, ModelError) as error:
         raise ConvertError(f"{path}: {error}") from error
-
-
-def _own_tokenizer(folder: Path) -> Part[VQGAN]:
-    if not (folder / CONFIG_FILE).exists():
-        raise ConvertError("a folder, but not a model folder of maskgit: name the checkpoint file in it")
-    try:
-        return Part(folder, "maskgit", load_tokenizer(folder), [])
-    except ModelError as error:
-        raise ConvertError(str(error)) from error
 
 
 def _fit_image_size(tokenizer: VQGAN, transformer: Transformer | HaltonTransformer, hints: Hints) -> None:

@@ -5,10 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from maskgit.convert.reading import ConvertError
-
-USUAL_HEADS = 16
-
 
 @dataclass(frozen=True)
 class Hints:
@@ -26,14 +22,3 @@ class Hints:
     """Side of the tokenizer's images in pixels. Default: what the transformer was trained on, or 16x16 patches."""
     unit_pixels: bool = False
     """The tokenizer was trained on pixels in [0, 1] and not in [-1, 1]: amused's, for one. Google's needs no hint."""
-
-    def heads_for(self, dim: int, usual: int = USUAL_HEADS) -> int:
-        """The number of heads of a transformer that doesn't tell it.
-
-        Raises:
-            ConvertError: it doesn't divide the width.
-        """
-        heads = usual if self.heads is None else self.heads
-        if heads < 1 or dim % heads:
-            raise ConvertError(f"a width of {dim} doesn't divide into {heads} heads; say how many there are (--heads)")
-        return heads

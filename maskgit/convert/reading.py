@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import pickle
+import pickletools
 import re
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # PyTorch pickles by the names of Python 2
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from maskgit.files import open_regular
+
 ZIP_START = b"PK\x03\x04"
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # PyTorch's magic number, pickled
+LEGACY_PICKLES = 5  # before the numbers: magic number, version, system, the table, names of its storages
 MSGPACK_MAPS = {**dict.fromkeys(range(0x81, 0x90), 1), 0xDE: 3, 0xDF: 5}  # first byte of a map: where its first key is
 MSGPACK_STRINGS = tuple(bytes([byte]) for byte in (*range(0xA0, 0xC0), 0xD9))  # first bytes of a key
 FLAX_ARRAY, FLAX_SCALAR = 1, 3  # msgpack extension types of flax.serialization
-FLAX_DTYPES = (
-    "float16",
-    "bfloat16",
-    "float32",
-    "float64",
-    "bool",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "uint8",
-    "uint32",
-)
+FLAX_DTYPES = frozenset("float16 bfloat16 float32 float64 bool int8 int16 int32 int64 uint8 uint32".split())
 MAX_DEPTH = 16  # of tables in tables; a flax transformer has 6
 MAX_ENTRIES = 200_000  # of all tables; a checkpoint with its optimizer has some thousands
 MAX_NAME = 1000  # characters
-MAX_STAND_INS = 100  # names for which something stands in; each costs reading the pickle once more
+MAX_TUPLES = 10_000  # in a tuple; a checkpoint has three or so
+MAX_STAND_INS = 100  # names for which something stands in; PyTorch looks through all of them for each
 
 
 class ConvertError(ValueError):
@@ -60,27 +55,40 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         ConvertError: no such file, none of these formats, damaged, or holding more than data.
     """
     try:
-        if path.is_dir():
-            raise ConvertError("a folder, not a checkpoint file")
-        if path.exists() and not path.is_file():  # which could wait for ever, or never end
-            raise ConvertError("a pipe or a device, not a checkpoint file")
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(len(LEGACY_START))
+    except IsADirectoryError:
+        raise ConvertError("a folder, not a checkpoint file") from None
     except OSError as error:
         raise ConvertError(f"can't be read: {error.strerror}") from error
     if not start:
         raise ConvertError("an empty file")
-    if start.startswith(ZIP_START) or start == LEGACY_START:
-        content = _read_torch(path, mapped=start.startswith(ZIP_START))
-    elif start[0] in MSGPACK_MAPS and start[MSGPACK_MAPS[start[0]] :][:1] in MSGPACK_STRINGS:
-        content = _read_msgpack(path)
-    elif start[8:10] == b'{"':
-        content = _read_safetensors(path)
-    elif start[0] == 0x80:
-        raise ConvertError("a bare pickle: it may hold a program, and no checkpoint is stored that way")
-    else:
-        raise ConvertError("not a checkpoint: neither a PyTorch file, nor safetensors, nor flax msgpack")
+    damaged = "damaged or cut short"
+    try:
+        if start.startswith(ZIP_START) or start == LEGACY_START:
+            content = _read_torch(path, mapped=start.startswith(ZIP_START))
+        elif start[0] in MSGPACK_MAPS and start[MSGPACK_MAPS[start[0]] :][:1] in MSGPACK_STRINGS:
+            damaged = "damaged, cut short or not flax msgpack"
+            content = _read_msgpack(path)
+        elif start[8:10] == b'{"':
+            content = safetensors.torch.load_file(path)
+        elif start[0] == 0x80:
+            raise ConvertError("a bare pickle: it may hold a program, and no checkpoint is stored that way")
+        else:
+            raise ConvertError("not a checkpoint: neither a PyTorch file, nor safetensors, nor flax msgpack")
+    except ConvertError:
+        raise
+    except pickle.UnpicklingError as error:
+        # The rest of PyTorch's text tells programmers to do without weights_only.
+        _, _, reason = str(error).rpartition("WeightsUnpickler error: ")
+        raise ConvertError(f"damaged, or not a checkpoint: {_first_line(reason)}") from error
+    except Exception as error:  # no library promises what it raises for broken files
+        raise ConvertError(f"{damaged}: {_first_line(str(error)) or type(error).__name__}") from error
     return dict(_flatten(content, "", frozenset(), itertools.count()))
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
 
 
 def _flatten(content: Any, name: str, above: frozenset[int], entries: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
@@ -148,37 +156,28 @@ def _stand_in(name: str) -> type | None:
 
 
 def _read_torch(path: Path, mapped: bool) -> Any:
-    stand_ins: dict[str, type] = {}
-    try:
+    with open_regular(path) as file:
         if mapped:
             _check_archive(path)
-        # A name that isn't text has surrogates, and PyTorch maps no such file.
-        mapped = mapped and not re.search("[\ud800-\udfff]", str(path))
-        while True:  # PyTorch names one unknown class at a time
-            try:
-                with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
-                    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-            except pickle.UnpicklingError as error:
-                found = re.search(r"GLOBAL (\S+)", str(error))
-                if found is None:
-                    raise
-                name = found[1] if "." in found[1] else f"builtins.{found[1]}"
-                stand_in = _stand_in(name)
-                if stand_in is None or name in stand_ins or len(stand_ins) == MAX_STAND_INS:
-                    raise ConvertError(
-                        f"refused: loading it would import and run {name}. A checkpoint needs nothing but tensors: get "
-                        "such a file from whoever made it or, if you trust it, load it where its own code is installed "
-                        "and save the model's state_dict() alone"
-                    ) from error
-                stand_ins[name] = stand_in
-    except ConvertError:
-        raise
+            names = _check_pickle(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")))
+        else:
+            names = set().union(*(_check_pickle(file) for _ in range(LEGACY_PICKLES)))
+    # A name that isn't text has surrogates, and PyTorch maps no such file.
+    mapped = mapped and not re.search("[\ud800-\udfff]", str(path))
+    stand_ins: list[Any] = [(kind, name) for name in sorted(names) if (kind := _stand_in(name))]
+    try:
+        with torch.serialization.safe_globals(stand_ins[:MAX_STAND_INS]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        # The rest of PyTorch's text tells programmers to do without weights_only.
-        _, _, reason = str(error).rpartition("WeightsUnpickler error: ")
-        raise ConvertError(f"damaged, or not a checkpoint: {_first_line(reason)}") from error
-    except Exception as error:  # torch.load promises nothing about what it raises for broken files
-        raise ConvertError(f"damaged or cut short: {_first_line(error)}") from error
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            raise
+        name = found[1] if "." in found[1] else f"builtins.{found[1]}"
+        raise ConvertError(
+            f"refused: loading it would import and run {name}. A checkpoint needs nothing but tensors: get such a file "
+            "from whoever made it or, if you trust it, load it where its own code is installed and save the model's "
+            "state_dict() alone"
+        ) from error
 
 
 def _check_archive(path: Path) -> None:
@@ -188,19 +187,63 @@ def _check_archive(path: Path) -> None:
             raise ConvertError("a compressed zip archive, which PyTorch never writes: unpack it and pack it without")
 
 
-def _first_line(error: Exception | str) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+_TEXT, _TABLES = {"str", "bytes_or_str", "encode"}, {"list", "dict", "tuple"}
+_MADE_OF = {"bytearray": _TEXT, "set": _TABLES, "Counter": _TABLES, "OrderedDict": _TABLES, "Size": _TABLES}
+"""Callables that PyTorch's reader knows and that could do more than is in the file, and what they are honestly called
+with, in the words of `pickletools`: not a number of bytes, nor a tensor, which may repeat a row without end."""
 
 
-# --- safetensors ------------------------------------------------------------------------------------------------------
+def _check_pickle(file: IO[bytes]) -> set[str]:
+    """Go through a pickle without loading it. What PyTorch's reader runs is harmless, but not always bounded.
 
+    Returns:
+        The names of the classes and functions in it, as PyTorch calls them.
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-        raise ConvertError(f"damaged or cut short: {_first_line(error)}") from error
+    Raises:
+        ConvertError: a few of its bytes would fill the memory or never end; or so many tuples lie in one another that
+            their hash, which is recursive, would end this process, or never end.
+        Exception: it is damaged.
+    """
+    stack: list[tuple[Any, int]] = []  # of each thing its kind (of a tuple, its parts'), and the tuples in it
+    marks: list[int] = []
+    memo: dict[int, tuple[Any, int]] = {}
+    names: set[str] = set()
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "MARK":
+            marks.append(len(stack))
+        elif "PUT" in opcode.name or opcode.name == "MEMOIZE":
+            memo[len(memo) if argument is None else argument] = stack[-1]
+        elif "GET" in opcode.name:
+            stack.append(memo[argument])
+        else:
+            takes = opcode.stack_before
+            marked = pickletools.markobject in takes
+            start = marks.pop() - takes.index(pickletools.markobject) if marked else len(stack) - len(takes)
+            taken = stack[start:]
+            del stack[start:]
+            kinds: list[Any] = [kind.name for kind in opcode.stack_after]
+            tuples = 0
+            if opcode.name in ("REDUCE", "NEWOBJ", "BUILD"):
+                (made, _), (parts, _) = taken
+                parts = parts if isinstance(parts, frozenset) else {parts}
+                if not parts <= _MADE_OF.get(made, parts):
+                    raise ConvertError(f"refused: {made} of {', '.join(sorted(parts))}, which may be without end")
+                kinds = [made]
+            elif "TUPLE" in opcode.name:
+                tuples = 1 + sum(inside for _, inside in taken)
+                kinds = [frozenset(part if isinstance(part, str) else "tuple" for part, _ in taken)]
+                if tuples > MAX_TUPLES:
+                    raise ConvertError("damaged: tuples within tuples without end")
+            elif opcode.name == "GLOBAL":
+                module, _, name = argument.partition(" ")
+                module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+                names.add(f"{module}.{name}")
+                kinds = [name]
+            elif "APPEND" in opcode.name or "ITEM" in opcode.name:  # a table that is given something stays what it is
+                kinds = [taken[0][0]]
+            stack += [(kind, tuples) for kind in kinds]
+    return names
 
 
 # --- flax -------------------------------------------------------------------------------------------------------------
@@ -213,12 +256,7 @@ def _read_msgpack(path: Path) -> Any:
         raise ConvertError(
             'a flax checkpoint, which takes the msgpack package to read: pip install "maskgit-inpaint[convert]"'
         ) from None
-    try:
-        return msgpack.unpackb(path.read_bytes(), ext_hook=_flax_value, raw=False, strict_map_key=False)
-    except ConvertError:
-        raise
-    except (msgpack.UnpackException, ValueError, TypeError, OSError, RuntimeError) as error:
-        raise ConvertError(f"damaged, cut short or not flax msgpack: {_first_line(error)}") from error
+    return msgpack.unpackb(path.read_bytes(), ext_hook=_flax_value, raw=False, strict_map_key=False)
 
 
 def _flax_value(kind: int, data: bytes) -> Tensor | None:

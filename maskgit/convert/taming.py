@@ -7,12 +7,12 @@ diffusers' VQModel writes the 1x1 convolutions of its attention as linear layers
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch.nn.functional as F
 
 from maskgit.convert.hints import Hints
-from maskgit.convert.vqgans import Half, build_vqgan
+from maskgit.convert.vqgans import Half, build_vqgan, read_half
 from maskgit.convert.weights import Weights
 from maskgit.tokenizer import VQGAN
 
@@ -45,6 +45,14 @@ DIFFUSERS_NAMES = (
 """Patterns in the names of diffusers, of all its releases, and what taming-transformers has in their place."""
 
 
+PARTS = {
+    **{name: name for name in ("norm1", "conv1", "norm2", "conv2", "norm", "q", "k", "v")},
+    "shortcut": "nin_shortcut",
+    "proj": "proj_out",
+}
+"""Our parts of residual blocks and attention, and what they are called here."""
+
+
 def read_taming(weights: Weights, hints: Hints) -> VQGAN:
     """The VQGAN of a taming-transformers checkpoint; the training losses in it are left behind."""
     weights.skip(r"loss\..*")
@@ -68,70 +76,30 @@ def read_diffusers(weights: Weights, hints: Hints) -> VQGAN:
 
 def _read(weights: Weights, hints: Hints, decoder_levels: Iterable[int]) -> VQGAN:
     """`decoder_levels`: their numbers in the order in which they run."""
-    stem_channels = weights.shape("encoder.conv_in.weight", 4)[0]
-    encoder = Half("encoder", stem_channels)
-    weights.layer(encoder.layer(), "encoder.conv_in")
-    for level in range(weights.count("encoder.down.")):
-        _level(weights, encoder, f"encoder.down.{level}", "downsample")
-    _middle(weights, encoder)
-    _end(weights, encoder)
-
-    decoder = Half("decoder", weights.shape("decoder.conv_in.weight", 4)[0])
-    weights.layer(decoder.layer(), "decoder.conv_in")
-    _middle(weights, decoder)
-    for level in decoder_levels:
-        _level(weights, decoder, f"decoder.up.{level}", "upsample")
-    _end(weights, decoder)
-
-    latent_channels = weights.shape("quant_conv.weight", 4)[1]
-    weights.layer("quant_conv", "quant_conv")
-    weights.layer("post_quant_conv", "post_quant_conv")
-    return build_vqgan(
-        weights,
-        hints,
-        encoder,
-        decoder,
-        latent_channels=latent_channels,
-        stem_channels=stem_channels,
-        middle_attention="encoder.mid.attn_1.q.weight" in weights,
-        unit_pixels=hints.unit_pixels,
-    )
+    weights.layers({"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"})
+    levels = [f"encoder.down.{level}" for level in range(weights.count("encoder.down."))]
+    encoder = _half(weights, "encoder", levels)
+    decoder = _half(weights, "decoder", [f"decoder.up.{level}" for level in decoder_levels])
+    attention = "encoder.mid.attn_1.q.weight" in weights
+    return build_vqgan(weights, hints, encoder, decoder, middle_attention=attention, unit_pixels=hints.unit_pixels)
 
 
-def _level(weights: Weights, half: Half, level: str, resample: str) -> None:
+def _half(weights: Weights, name: str, levels: Iterable[str]) -> Half:
+    middle = [f"{name}.mid.{layer}" for layer in ("block_1", "attn_1", "block_2")]
+    if f"{middle[1]}.q.weight" not in weights:
+        del middle[1]
+    stages = [layer for level in levels for layer in _layers(weights, level)]
+    inner = stages + middle if name == "encoder" else middle + stages
+    layers = [f"{name}.conv_in", *inner, f"{name}.norm_out", f"{name}.conv_out"]
+    return read_half(weights, name, layers, middle, PARTS)
+
+
+def _layers(weights: Weights, level: str) -> Iterator[str]:
+    """Those of one level."""
     for number in range(weights.count(f"{level}.block.")):
-        width = weights.shape(f"{level}.block.{number}.conv2.weight", 4)[0]
-        _block(weights, half.block(width), f"{level}.block.{number}")
+        yield f"{level}.block.{number}"
         if f"{level}.attn.{number}.q.weight" in weights:
-            _attention(weights, half.attention(), f"{level}.attn.{number}")
-    if f"{level}.{resample}.conv.weight" in weights:
-        weights.layer(f"{half.resample()}.conv", f"{level}.{resample}.conv")
-
-
-def _middle(weights: Weights, half: Half) -> None:
-    _block(weights, half.layer(), f"{half.name}.mid.block_1")
-    if f"{half.name}.mid.attn_1.q.weight" in weights:
-        _attention(weights, half.layer(), f"{half.name}.mid.attn_1")
-    _block(weights, half.layer(), f"{half.name}.mid.block_2")
-
-
-def _end(weights: Weights, half: Half) -> None:
-    weights.layer(half.layer(), f"{half.name}.norm_out")
-    half.layer()  # the activation
-    weights.layer(half.layer(), f"{half.name}.conv_out")
-
-
-def _block(weights: Weights, ours: str, theirs: str) -> None:
-    for part in ("norm1", "conv1", "norm2", "conv2"):
-        weights.layer(f"{ours}.{part}", f"{theirs}.{part}")
-    if f"{theirs}.nin_shortcut.weight" in weights:
-        weights.layer(f"{ours}.shortcut", f"{theirs}.nin_shortcut")
-
-
-def _attention(weights: Weights, ours: str, theirs: str) -> None:
-    weights.layer(f"{ours}.norm", f"{theirs}.norm")
-    for our_part, part in (("q", "q"), ("k", "k"), ("v", "v"), ("proj", "proj_out")):
-        weight = weights.take(f"{theirs}.{part}.weight")
-        weight = weight[:, :, None, None] if weight.ndim == 2 else weight
-        weights.put(f"{ours}.{our_part}.weight", weight, f"{theirs}.{part}.weight")
-        weights.move(f"{ours}.{our_part}.bias", f"{theirs}.{part}.bias")
+            yield f"{level}.attn.{number}"
+    for resampling in (f"{level}.downsample", f"{level}.upsample"):
+        if f"{resampling}.conv.weight" in weights:
+            yield resampling

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -21,6 +21,12 @@ def some(names: Collection[str]) -> str:
     """The first few names, and how many more there are."""
     rest = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(sorted(names)[:MAX_NAMES]) + rest
+
+
+def _shape(tensor: Tensor, name: str, dimensions: int) -> tuple[int, ...]:
+    if tensor.ndim != dimensions:
+        raise ConvertError(f"{name} has shape {list(tensor.shape)}, expected {dimensions} dimensions")
+    return tuple(tensor.shape)
 
 
 class Weights:
@@ -56,18 +62,12 @@ class Weights:
         return count
 
     def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
-        """The shape of a tensor that must have so many dimensions."""
-        shape = tuple(self._find(name).shape)
-        if len(shape) != dimensions:
-            raise ConvertError(f"{name} has shape {list(shape)}, expected {dimensions} dimensions")
-        return shape
+        """The shape of a tensor of theirs, which must have so many dimensions."""
+        return _shape(self._find(name), name, dimensions)
 
     def placed(self, ours: str, dimensions: int) -> tuple[int, ...]:
         """The shape of a tensor that was put, which must have so many dimensions."""
-        tensor, origin = self._ours[ours]
-        if tensor.ndim != dimensions:
-            raise ConvertError(f"{origin} has shape {list(tensor.shape)}, expected {dimensions} dimensions")
-        return tuple(tensor.shape)
+        return _shape(*self._ours[ours], dimensions)
 
     def take(self, name: str, *shape: int | None) -> Tensor:
         """A tensor as float32; it counts as used.
@@ -105,8 +105,19 @@ class Weights:
 
     def layer(self, ours: str, theirs: str) -> None:
         """Give weight and bias of a layer our names."""
-        for part in ("weight", "bias"):
-            self.move(f"{ours}.{part}", f"{theirs}.{part}")
+        self.layers({ours: theirs})
+
+    def layers(
+        self, names: Mapping[str, str], ours: str = "", theirs: str = "", parts: Sequence[str] = ("weight", "bias")
+    ) -> None:
+        """Give weight and bias of several layers our names.
+
+        Args:
+            names: ours and theirs, behind the prefixes `ours` and `theirs`.
+        """
+        for our_name, name in names.items():
+            for part in parts:
+                self.move(f"{ours}{our_name}.{part}", f"{theirs}{name}.{part}")
 
     def build(self, make: Callable[[], ModuleT]) -> ModuleT:
         """Make a network and give it all tensors that were put: float32, CPU, evaluation mode.

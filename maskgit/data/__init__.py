@@ -1,4 +1,14 @@
-"""Images to train on: the embedded emoji, any folder, or tar archives; and masks to inpaint."""
+"""What goes in, read with care: images to train on, pictures and masks to inpaint, token shards.
+
+    reading.py, png.py, carried.py   one picture: as it is shown, whether it is whole, what else its file holds
+    masks.py                         masks, made or read
+    images.py, emoji.py, shards.py   data sets: folders, the embedded emoji, tar archives
+    arrays.py, parts.py              .npy files that may be damaged, and large ones that are computed part by part
+    tokens.py, token_files.py        token shards, and what their files must be
+
+Whatever a file holds, what comes of it is data or an error that names the file: memory and time are bounded, nothing of
+the user's is replaced. Imports canvas, tokenizer and what is below; nothing of networks and training.
+"""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ import os
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
-from maskgit.data.reading import read_as
+from maskgit.data.reading import read_as, turn_upright
 
 _EXACT = ("1", "L", "LA", "P", "PA", "RGB", "RGBX", "RGBA")  # modes whose colors need no rounding below
 
@@ -40,21 +40,16 @@ def carry(image: Image.Image) -> Carried:
     Raises:
         ValueError: a mode whose colors Pillow can't convert (LAB).
     """
-    lost = []
+    lost: list[str] = []
     if _has_deep_colors(image):  # which only an image that isn't loaded yet can tell
         lost.append("16 bits a channel, of which Pillow reads 8")
-    try:
-        upright = ImageOps.exif_transpose(image)
-    except Exception:  # damaged data makes Pillow raise nearly anything
-        upright = image.copy()  # which raises whatever else is wrong
-        lost.append("its orientation, as its EXIF data is damaged")
+    upright = turn_upright(image, lost)
     if _has_frames(image):
         lost.append(f"all frames or pages but number {image.tell() + 1}")
     if upright.mode.startswith("I") or upright.mode == "F":
-        converted, changed = _to_sixteen_bits(upright, image.format == "PNG")
+        converted = _to_sixteen_bits(upright, image.format == "PNG", lost)
     else:
-        converted, changed = _to_eight_bits(upright)
-    lost += changed
+        converted = _to_eight_bits(upright, lost)
 
     profile = image.info.get("icc_profile")
     info: dict[str | tuple[int, int], bytes] = {}  # Pillow's type
@@ -91,7 +86,7 @@ def turn_mask(mask: np.ndarray, image: Image.Image, upright: Image.Image) -> np.
         return mask
     stored = Image.fromarray(mask)  # of mode "1", and back
     stored.getexif()[ExifTags.Base.Orientation] = image.getexif()[ExifTags.Base.Orientation]
-    return np.array(ImageOps.exif_transpose(stored))
+    return np.array(turn_upright(stored))
 
 
 def fill_in(
@@ -138,20 +133,20 @@ def _has_frames(image: Image.Image) -> bool:
         return True
 
 
-def _to_eight_bits(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """L, LA, RGB or RGBA, and what is lost."""
-    grey = image.mode in ("1", "L", "LA", "La")
+def _to_eight_bits(image: Image.Image, lost: list[str]) -> Image.Image:
+    """L, LA, RGB or RGBA."""
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     if image.has_transparency_data:
-        mode = "LA" if grey else "RGBA"
-    else:
-        mode = "L" if grey else "RGB"
-    lost = [] if image.mode in _EXACT else [f"the exact colors of {image.mode}, which become {mode}"]
-    return image if image.mode == mode and "transparency" not in image.info else image.convert(mode), lost
+        mode += "A"
+    if image.mode not in _EXACT:
+        lost.append(f"the exact colors of {image.mode}, which become {mode}")
+    return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
 
 
-def _to_sixteen_bits(image: Image.Image, is_png: bool) -> tuple[Image.Image, list[str]]:
-    """I;16 (or L: see `to_rgb`) from grey of more than 8 bits, and what is lost."""
-    lost = ["which grey is transparent"] if "transparency" in image.info else []
+def _to_sixteen_bits(image: Image.Image, is_png: bool, lost: list[str]) -> Image.Image:
+    """I;16 (or L: see `to_rgb`) from grey of more than 8 bits."""
+    if "transparency" in image.info:
+        lost.append("which grey is transparent")
     values = np.asarray(image)
     if image.mode == "F":
         lost.append("floating-point values, which become 16 bits of [0, 1]")
@@ -161,7 +156,7 @@ def _to_sixteen_bits(image: Image.Image, is_png: bool) -> tuple[Image.Image, lis
         values = values.clip(0, 65535)
     # Older Pillows open a PNG of 16 bits as "I".
     depth = np.uint8 if image.mode == "I" and values.max() <= 255 and not is_png else np.uint16
-    return Image.fromarray(values.astype(depth)), lost
+    return Image.fromarray(values.astype(depth))
 
 
 def _exif(image: Image.Image) -> bytes:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from maskgit.data.images import ImageDataset, Split, check_size, images_of_split, resize
+from maskgit.data.images import ImageDataset, Split, check_size, images_of_split
 
 VAL_FRACTION = 0.1
 
@@ -36,13 +36,8 @@ class Emoji(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def load_emoji() -> tuple[list[Emoji], list[str], np.ndarray]:
-    """All of the set, decoded once per process (about a second).
-
-    Returns:
-        entries: in Unicode's order, n of them.
-        groups: names of the Unicode groups.
-        pixels: uint8 [n, 64, 64, 3], read-only.
-    """
+    """All of the set, decoded once per process (about a second): the n entries in Unicode's order, names of the Unicode
+    groups, and uint8 [n, 64, 64, 3], read-only."""
     data = (resources.files("maskgit") / "assets" / "emoji.zip").read_bytes()
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         index = json.loads(archive.read("index.json"))
@@ -57,15 +52,8 @@ def load_emoji() -> tuple[list[Emoji], list[str], np.ndarray]:
 class EmojiDataset(ImageDataset):
     """The embedded emoji. The classes are the Unicode groups.
 
-    The split goes by family, so that all variants of an emoji are on the same side.
-
-    Args:
-        image_size: side S of the views; the emoji are stored at 64.
-        split: "train", "val" or "all".
-        val_fraction: share of the families that validation gets, on average.
-
-    Raises:
-        DataError: wrong arguments, or a split without images.
+    The split goes by family, so that all variants of an emoji are on the same side. They are stored at 64x64. Arguments
+    and errors are those of `maskgit.data.load_dataset`.
     """
 
     def __init__(self, image_size: int = 64, split: Split = "all", val_fraction: float = VAL_FRACTION):
@@ -87,8 +75,3 @@ class EmojiDataset(ImageDataset):
 
     def family_numbers(self) -> np.ndarray:
         return np.unique(self.families, return_inverse=True)[1]
-
-    def image(self, index: int) -> np.ndarray:
-        if self.image_size == self.pixels.shape[1]:
-            return self.pixels[index].copy()
-        return resize(self.picture(index), self.image_size)

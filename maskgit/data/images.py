@@ -12,7 +12,7 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,24 +227,6 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def check_images(read: Callable[[int], Image.Image], count: int) -> list[str | None]:
-    """Read each of `count` images once, in threads: None for a good one, else what is wrong with it.
-
-    A terminal gets a bar.
-    """
-
-    def problem(index: int) -> str | None:
-        try:
-            read(index)
-        except ImageError as error:
-            return error.reason
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        results = pool.map(problem, range(count))
-        return list(tqdm(results, total=count, desc="checking images", unit="image", disable=None))
-
-
 def files_key(files: Iterable[tuple[str, Path]]) -> str:
     """SHA-256 of names, sizes and times of change: files that are the same by these are taken to be the same."""
     digest = hashlib.sha256()
@@ -268,27 +250,98 @@ def class_numbers(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray | N
     return np.array([list(wanted).index(name) for name in names], dtype=np.int64)
 
 
-class ImageFolder(ImageDataset):
+class KeyedImages(ImageDataset):
+    """Images known by keys, whose classes are those of all keys, and of which one side is used as far as it is sound.
+
+    Bad ones are named in a warning and skipped, and listed in `skipped`. All images of the split are decoded once at
+    the start for that, because headers don't tell a truncated file. `check=False` saves that pass over data known to be
+    good; a bad image is then an ImageError when its turn comes.
+    """
+
+    SKIPPED = "unreadable file(s)"
+    UNCLASSED = "some images have none, such as {}"
+    """Why there are no classes, though some images have one."""
+
+    keys: list[str]
+    """By which the split goes, and the names of the images."""
+    skipped: list[tuple[Any, str]]
+    """What isn't used, and why."""
+
+    def _use(
+        self, source: str, labels: Sequence[int | str | None], split: Split, val_fraction: float, check: bool
+    ) -> None:
+        """Number the classes of `keys`, and keep what is to be used.
+
+        Args:
+            source: what messages call the data set.
+            labels: the class of each image, by number or name.
+
+        Raises:
+            DataError: no image that can be used, wrong arguments.
+        """
+        self.class_names, self.labels = self._number(source, labels)
+        self._keep(images_of_split(source, self.keys, split, val_fraction))
+        if check:
+            problems = self._problems()
+            self.skipped += [(self._place(i), why) for i, why in enumerate(problems) if why is not None]
+            self._keep([i for i, why in enumerate(problems) if why is None])
+        if self.skipped:
+            lines = "\n".join(printable(f"  {place}: {why}") for place, why in self.skipped)
+            warnings.warn(f"{source}: skipped {len(self.skipped)} {self.SKIPPED}:\n{lines}", stacklevel=3)
+        if not self.keys:
+            found = f"{len(self.skipped)} {self.SKIPPED}"
+            raise DataError(f"{source}: no image for {split!r} can be used ({found}): add others")
+
+    def _number(self, source: str, labels: Sequence[int | str | None]) -> tuple[list[str], np.ndarray]:
+        """Names of the classes, and int64 [n]. Numbers are the classes themselves, names are sorted."""
+        kinds = {type(label) for label in labels}
+        if type(None) in kinds:
+            if len(kinds) > 1:
+                stray = self.UNCLASSED.format(self.keys[labels.index(None)])
+                warnings.warn(f"{source}: no classes, because {stray}", stacklevel=4)
+            return [], np.zeros(len(labels), dtype=np.int64)
+        if kinds == {int}:
+            numbers = np.array(labels, dtype=np.int64)
+            return [str(i) for i in range(numbers.max() + 1)], numbers
+        names = sorted({str(label) for label in labels}, key=as_people_count)
+        number = {name: i for i, name in enumerate(names)}
+        return names, np.array([number[str(label)] for label in labels], dtype=np.int64)
+
+    def _problems(self) -> list[str | None]:
+        """Read each image once, in threads: None for a good one, else what is wrong. A terminal gets a bar."""
+
+        def problem(index: int) -> str | None:
+            try:
+                self.picture(index)
+            except ImageError as error:
+                return error.reason
+            return None
+
+        with ThreadPoolExecutor() as pool:
+            results = pool.map(problem, range(len(self)))
+            return list(tqdm(results, total=len(self), desc="checking images", unit="image", disable=None))
+
+    def _keep(self, chosen: list[int]) -> None:
+        """Forget the other images."""
+        self.keys, self.labels = [self.keys[i] for i in chosen], self.labels[chosen]
+
+    @abc.abstractmethod
+    def _place(self, index: int) -> Path | str:
+        """Where an image lies, for messages."""
+
+    def name(self, index: int) -> str:
+        return self.keys[index]
+
+
+class ImageFolder(KeyedImages):
     """The images below a folder, at any depth.
 
     Classes are the folders of the first level (those of all images, whatever the split), sorted as people count. If an
     image lies directly in `root` there are no classes. The split goes by each file's path relative to `root` (see
-    `in_validation`).
-
-    All files of the split are decoded once at the start, because headers don't tell a truncated file: bad ones are
-    named in a warning and skipped, and listed in `skipped`. `check=False` saves that pass over a folder known to be
-    good; a bad file is then an ImageError when its turn comes.
-
-    Args:
-        root: the folder.
-        image_size: side S of the views.
-        split: "train", "val" or "all".
-        val_fraction: share of the files that validation gets, on average.
-        check: decode all files once at the start.
-
-    Raises:
-        DataError: a missing or empty folder, a split without a usable image, wrong arguments.
+    `in_validation`). Arguments and errors are those of `maskgit.data.load_dataset`.
     """
+
+    UNCLASSED = "images lie directly in it, such as {}; move them into a folder to have one class per folder"
 
     def __init__(
         self,
@@ -300,50 +353,25 @@ class ImageFolder(ImageDataset):
     ):
         self.root = Path(root)
         self.image_size = check_size(image_size)
-        found = find_images(self.root)
-        if not found:
-            raise DataError(f"{self.root}: no images in this folder ({', '.join(sorted(SUFFIXES))}, at any depth)")
-        keys = [path.relative_to(self.root).as_posix() for path in found]
-        self.class_names = self._classes(keys)
-
-        self.paths = [found[i] for i in images_of_split(str(self.root), keys, split, val_fraction)]
-        self.skipped: list[tuple[Path, str]] = []
-        if check:
-            problems = check_images(lambda i: read_image(self.paths[i]), len(self.paths))
-            self.skipped = [(path, why) for path, why in zip(self.paths, problems, strict=True) if why is not None]
-            self.paths = [path for path, why in zip(self.paths, problems, strict=True) if why is None]
-        if self.skipped:
-            lines = "\n".join(printable(f"  {path}: {why}") for path, why in self.skipped)
-            warnings.warn(f"{self.root}: skipped {len(self.skipped)} unreadable file(s):\n{lines}", stacklevel=2)
+        self.paths = find_images(self.root)
         if not self.paths:
-            raise DataError(
-                f"{self.root}: no image for {split!r} can be used ({len(self.skipped)} unreadable): add others"
-            )
-        number = {name: i for i, name in enumerate(self.class_names)}
-        self.labels = np.array(
-            [number.get(path.relative_to(self.root).parts[0], 0) for path in self.paths], dtype=np.int64
-        )
+            raise DataError(f"{self.root}: no images in this folder ({', '.join(sorted(SUFFIXES))}, at any depth)")
+        self.keys, self.skipped = [path.relative_to(self.root).as_posix() for path in self.paths], []
+        labels = [key.partition("/")[0] if "/" in key else None for key in self.keys]
+        self._use(str(self.root), labels, split, val_fraction, check)
 
-    def _classes(self, keys: list[str]) -> list[str]:
-        nested = [key for key in keys if "/" in key]
-        if nested and len(nested) < len(keys):
-            stray = next(key for key in keys if "/" not in key)
-            warnings.warn(
-                f"{self.root}: no classes, because {len(keys) - len(nested)} image(s) lie directly in it, such as "
-                f"{stray}; move them into a folder to have one class per folder",
-                stacklevel=3,
-            )
-            return []
-        return sorted({key.split("/", 1)[0] for key in nested}, key=as_people_count)
+    def _keep(self, chosen: list[int]) -> None:
+        super()._keep(chosen)
+        self.paths = [self.paths[i] for i in chosen]
+
+    def _place(self, index: int) -> Path:
+        return self.paths[index]
 
     def picture(self, index: int) -> Image.Image:
         return read_image(self.paths[index])
 
-    def name(self, index: int) -> str:
-        return self.paths[index].relative_to(self.root).as_posix()
-
     def key(self) -> str | None:
-        return files_key((self.name(i), path) for i, path in enumerate(self.paths))
+        return files_key(zip(self.keys, self.paths, strict=True))
 
 
 def check_size(image_size: int) -> int:

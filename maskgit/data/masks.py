@@ -1,6 +1,7 @@
 """Masks to inpaint: bool arrays [H, W], True where pixels are to be filled.
 
-The makers give at least one pixel to fill at any image size, and the same mask for the same seed.
+The makers give bool [H, W] with at least one pixel to fill at any image size, and the same mask for the same seed. They
+raise MaskError for an image without pixels and for ranges that are empty or make no sense.
 """
 
 from __future__ import annotations
@@ -53,12 +54,16 @@ def _length(side: int, fraction: float) -> int:
     return min(side, max(1, round(side * fraction)))
 
 
-def center_box(height: int, width: int, fraction: float = 0.5) -> np.ndarray:
-    """A centred box whose sides are `fraction` of the image's. bool [H, W].
+def _check_ranges(maker: str, count: tuple[int, int], **shares: tuple[float, float]) -> None:
+    if not 1 <= count[0] <= count[1]:
+        raise MaskError(f"{maker}, count={count}: must be 1 <= least <= most")
+    for name, (least, most) in shares.items():
+        if not 0 < least <= most <= 1:
+            raise MaskError(f"{maker}, {name}={(least, most)}: must be 0 < least <= most <= 1")
 
-    Raises:
-        MaskError: a fraction outside (0, 1], an image without pixels.
-    """
+
+def center_box(height: int, width: int, fraction: float = 0.5) -> np.ndarray:
+    """A centred box whose sides are `fraction` of the image's, in (0, 1]."""
     if not 0 < fraction <= 1:
         raise MaskError(f"center box of fraction {fraction}: must be above 0 and at most 1")
     mask = _empty(height, width)
@@ -75,21 +80,13 @@ def random_boxes(
     count: tuple[int, int] = (1, 3),
     fraction: tuple[float, float] = (0.2, 0.5),
 ) -> np.ndarray:
-    """Boxes of random number, size and place; they may overlap. bool [H, W].
+    """Boxes of random number, size and place; they may overlap.
 
     Args:
-        height, width: size of the image.
-        rng: where all chance comes from.
         count: least and most boxes.
         fraction: least and most of the image's side that a box's side takes.
-
-    Raises:
-        MaskError: ranges that are empty or outside what makes sense, an image without pixels.
     """
-    if not 1 <= count[0] <= count[1]:
-        raise MaskError(f"random boxes, count={count}: must be 1 <= least <= most")
-    if not 0 < fraction[0] <= fraction[1] <= 1:
-        raise MaskError(f"random boxes, fraction={fraction}: must be 0 < least <= most <= 1")
+    _check_ranges("random boxes", count, fraction=fraction)
     mask = _empty(height, width)
     for _ in range(rng.integers(count[0], count[1] + 1)):
         box_height, box_width = (_length(side, rng.uniform(*fraction)) for side in (height, width))
@@ -112,21 +109,13 @@ def strokes(
     thickness: tuple[float, float] = (0.06, 0.16),
 ) -> np.ndarray:
     """Free-form brush strokes: wandering lines with round joints, after Yu et al. (2019), "Free-Form Image Inpainting
-    with Gated Convolution", algorithm 1. bool [H, W].
+    with Gated Convolution", algorithm 1.
 
     Args:
-        height, width: size of the image.
-        rng: where all chance comes from.
         count: least and most strokes.
         thickness: least and most width of a stroke, relative to the image's shorter side.
-
-    Raises:
-        MaskError: ranges that are empty or outside what makes sense, an image without pixels.
     """
-    if not 1 <= count[0] <= count[1]:
-        raise MaskError(f"strokes, count={count}: must be 1 <= least <= most")
-    if not 0 < thickness[0] <= thickness[1] <= 1:
-        raise MaskError(f"strokes, thickness={thickness}: must be 0 < least <= most <= 1")
+    _check_ranges("strokes", count, thickness=thickness)
     mask = _empty(height, width)
     canvas = Image.new("L", (width, height))
     draw = ImageDraw.Draw(canvas)
@@ -154,22 +143,15 @@ def strokes(
 
 
 def half(height: int, width: int, side: Side = "right") -> np.ndarray:
-    """One half of the image (the larger one, where a side is odd). bool [H, W].
-
-    Raises:
-        MaskError: an unknown side, an image without pixels.
-    """
-    mask = _empty(height, width)
-    if side == "left":
-        mask[:, : (width + 1) // 2] = True
-    elif side == "right":
-        mask[:, width // 2 :] = True
-    elif side == "top":
-        mask[: (height + 1) // 2] = True
-    elif side == "bottom":
-        mask[height // 2 :] = True
-    else:
+    """One half of the image (the larger one, where a side is odd)."""
+    if side not in SIDES:
         raise MaskError(f"unknown side {side!r}: choose one of {', '.join(SIDES)}")
+    mask = _empty(height, width)
+    lines = mask.T if side in ("left", "right") else mask  # columns or rows, all of the same mask
+    if side in ("left", "top"):
+        lines[: (len(lines) + 1) // 2] = True
+    else:
+        lines[len(lines) // 2 :] = True
     return mask
 
 
@@ -186,12 +168,7 @@ MAKERS: dict[str, Callable[[int, int, np.random.Generator], np.ndarray]] = {
 
 
 def make_mask(kind: str, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A mask by the name of its maker. bool [H, W].
-
-    Args:
-        kind: "center", "boxes", "strokes", "half" (a random one), "left", "right", "top" or "bottom".
-        height, width: size of the image.
-        seed: any integer of at least 0; the same seed gives the same mask.
+    """A mask by the name of its maker, one of `MAKERS` ("half" is a random one); bool [H, W].
 
     Raises:
         MaskError: an unknown kind, a negative seed, an image without pixels.
@@ -207,15 +184,7 @@ def make_mask(kind: str, height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def load_mask(path: str | os.PathLike[str], size: tuple[int, int], invert: bool = False) -> np.ndarray:
-    """Read the mask of an image from a file: what `to_mask` makes of it; its warnings name the file.
-
-    Args:
-        path: the mask image.
-        size: (width, height) of the image that it is for.
-        invert: the mask follows the other convention, black is filled.
-
-    Returns:
-        bool [height, width], True = fill.
+    """Read the mask of an image of that size from a file: as `to_mask`, whose warnings and errors name the file.
 
     Raises:
         ImageError: the file can't be read as an image.

@@ -7,8 +7,6 @@ and removed. A start that finds parts of just the same inputs computes only thos
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import math
 import multiprocessing
 import multiprocessing.connection
@@ -25,11 +23,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from maskgit.data.arrays import open_array
+from maskgit.console import progress_bar
+from maskgit.data.arrays import json_bytes, npy_bytes, open_array, read_json_if_any
 from maskgit.data.images import DataError
-from maskgit.files import open_regular, write_atomically
+from maskgit.files import write_atomically
 
 CLAIM = "parts.json"
 """In a folder of parts: what they are of."""
@@ -81,8 +79,6 @@ def write_in_parts(
     if not rows:
         raise DataError(f"{file}: there is nothing to write: no images")
     folder = file.with_suffix(".parts")
-    if os.path.lexists(folder) and not _is_folder(folder):
-        raise DataError(f"{folder}: is no folder; remove it and run again")
     _claim(folder, description | {"rows": ROWS, "batch_size": work.batch_size})
     parts = [
         Part(folder / f"{'-'.join(map(str, leading))}-{start:012d}.npy", leading, range(start, min(start + ROWS, rows)))
@@ -91,8 +87,8 @@ def write_in_parts(
     ]
     missing = [part for part in parts if not part.file.exists()]
     done = sum(len(part.rows) for part in parts) - sum(len(part.rows) for part in missing)
-    title = f"tokenizing {file.parent.name}/{file.stem}"
-    with tqdm(total=rows * math.prod(sizes), initial=done, desc=title, unit="view") as progress:
+    with progress_bar(rows * math.prod(sizes), f"tokenizing {file.parent.name}/{file.stem}", "view") as progress:
+        progress.n = progress.initial = done  # which takes no part in the rate
         compute = _compute_here(missing, work, device) if processes == 0 else _compute(missing, work, processes, device)
         for part in compute:
             progress.update(len(part.rows))
@@ -103,8 +99,8 @@ def write_in_parts(
 def remove_parts(file: Path, description: dict[str, Any]) -> None:
     """Remove the parts of an array that is whole; parts of another array, which wait to be gone on with, stay."""
     folder = file.with_suffix(".parts")
-    theirs = _read_claim(folder)
-    if _is_folder(folder) and (theirs is None or {name: theirs.get(name) for name in description} == description):
+    claim = read_json_if_any(folder / CLAIM)
+    if _is_folder(folder) and (not claim or {name: claim.get(name) for name in description} == description):
         # A kill on the way leaves parts that nobody claims, for the next start to remove.
         (folder / CLAIM).unlink(missing_ok=True)
         shutil.rmtree(folder)
@@ -115,25 +111,16 @@ def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _read_claim(folder: Path) -> dict[str, Any] | None:
-    """What the parts in a folder are of, if anything says so."""
-    try:
-        with open_regular(folder / CLAIM) as file:
-            content = json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _claim(folder: Path, description: dict[str, Any]) -> None:
     """Make sure that all parts in `folder` are of the array described; others are removed."""
-    if _read_claim(folder) != description:
+    if os.path.lexists(folder) and not _is_folder(folder):
+        raise DataError(f"{folder}: is no folder; remove it and run again")
+    if read_json_if_any(folder / CLAIM) != description:
         if lost := len(list(folder.glob("*.npy"))):
             warnings.warn(f"{folder}: removed the {lost} part(s) of a run with other settings", stacklevel=4)
-        if folder.is_dir():  # a named pipe would wait there for a writer
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         with _writing(folder):
-            write_atomically({folder / CLAIM: (json.dumps(description, indent=2) + "\n").encode()})
+            write_atomically({folder / CLAIM: json_bytes(description)})
 
 
 def _put_together(file: Path, description: dict[str, Any], shape: tuple[int, ...], parts: list[Part]) -> None:
@@ -156,7 +143,7 @@ def _put_together(file: Path, description: dict[str, Any], shape: tuple[int, ...
             os.replace(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)
-        write_atomically({file.with_suffix(".json"): (json.dumps(description, indent=2) + "\n").encode()})
+        write_atomically({file.with_suffix(".json"): json_bytes(description)})
 
 
 def _read_part(part: Part, width: int) -> np.ndarray:
@@ -168,10 +155,9 @@ def _read_part(part: Part, width: int) -> np.ndarray:
 
 
 def _write_part(part: Part, work: Work) -> None:
-    data = io.BytesIO()
-    np.save(data, work(part.leading, part.rows))
+    data = npy_bytes(work(part.leading, part.rows))
     with _writing(part.file):
-        write_atomically({part.file: data.getvalue()})
+        write_atomically({part.file: data})
 
 
 @contextlib.contextmanager

@@ -55,11 +55,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def turn_upright(image: Image.Image) -> Image.Image:
-    """A copy, turned as the EXIF orientation says; where EXIF data is damaged, as it is stored."""
+def turn_upright(image: Image.Image, lost: list[str] | None = None) -> Image.Image:
+    """A copy, turned as the EXIF orientation says; where EXIF data is damaged, as it is stored, and `lost` says so."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged data makes Pillow raise nearly anything
+        if lost is not None:
+            lost.append("its orientation, as its EXIF data is damaged")
         return image.copy()  # which raises whatever else is wrong
 
 
@@ -92,13 +94,8 @@ def read_as(path: str | os.PathLike[str], convert: Callable[[Image.Image], T]) -
         raise ImageError(path, f"can't be read: {error.strerror}") from error
 
 
-def decode_image(file: IO[bytes], path: str | os.PathLike[str]) -> Image.Image:
-    """As `read_image`, from an open file; `path` is what errors call it."""
-    return decode_as(file, path, to_shown)
-
-
 def decode_as(file: IO[bytes], path: str | os.PathLike[str], convert: Callable[[Image.Image], T]) -> T:
-    """As `read_as`, from an open file; `path` is what errors call it."""
+    """As `read_as`, from an open file that errors call `path`."""
     Image.init()
     try:
         with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:

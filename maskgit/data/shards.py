@@ -17,7 +17,6 @@ import json
 import os
 import re
 import tarfile
-import warnings
 from array import array
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,19 +28,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from maskgit.console import printable
-from maskgit.data.images import (
-    SUFFIXES,
-    DataError,
-    ImageDataset,
-    Split,
-    as_people_count,
-    check_images,
-    check_size,
-    files_key,
-    images_of_split,
-)
-from maskgit.data.reading import ImageError, decode_image
+from maskgit.data.images import SUFFIXES, DataError, KeyedImages, Split, check_size, files_key
+from maskgit.data.reading import ImageError, decode_as, to_shown
 from maskgit.files import open_regular
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -201,26 +189,17 @@ def _label_of(content: Any) -> int | str | None:
     return label
 
 
-class ImageShards(ImageDataset):
+class ImageShards(KeyedImages):
     """The images in WebDataset's tar archives: KEY.jpg (or any other suffix of an image), its class in KEY.cls.
 
     A class is a number or a name: the text of KEY.cls, or else "label" in KEY.json. Numbers are the classes themselves,
     names are sorted as people count. If some image has no class, there are none. The classes are those of all images,
-    and the split goes by archive and key, whatever else there is, as `maskgit.data.ImageFolder` does it.
-
-    Members that are cut off, and images that can't be decoded, are named in a warning and skipped, and listed in
-    `skipped`. `check=False` saves decoding all images of the split at the start.
-
-    Args:
-        spec: as `expand` takes it.
-        image_size: side S of the views.
-        split: "train", "val" or "all".
-        val_fraction: share of the images that validation gets, on average.
-        check: decode all images once at the start.
-
-    Raises:
-        DataError: a missing archive, one that can't be read, a split without a usable image, wrong arguments.
+    and the split goes by archive and key, whatever else there is. Members that are cut off are skipped as images are
+    that can't be decoded. `spec` is a pattern as `expand` takes it; the other arguments and errors are those of
+    `maskgit.data.load_dataset`.
     """
+
+    SKIPPED = "damaged member(s)"
 
     def __init__(
         self,
@@ -231,79 +210,44 @@ class ImageShards(ImageDataset):
         check: bool = True,
     ):
         self.image_size = check_size(image_size)
-        self.spec, self.archives = os.fspath(spec), expand(os.fspath(spec))
-        self.skipped: list[tuple[str, str]] = []
-        owners, offsets, sizes = array("q"), array("q"), array("q")
+        self.archives = expand(os.fspath(spec))
+        self.keys, self.skipped = [], []
         labels: list[int | str | None] = []
-        self.keys: list[str] = []
-        for owner, found in enumerate(self._scan_all()):
-            name = self.archives[owner].name
-            self.skipped += [(f"{self.archives[owner]}/{member}", why) for member, why in found.problems]
+        places = array("q")
+        for owner, (archive, found) in enumerate(zip(self.archives, self._scan_all(), strict=True)):
+            self.skipped += [(f"{archive}/{member}", why) for member, why in found.problems]
             for key, sample in found.samples.items():
                 if sample.image is not None and not sample.damaged:
-                    owners.append(owner)
-                    offsets.append(sample.image[0])
-                    sizes.append(sample.image[1])
+                    self.keys.append(f"{archive.name}/{key}")
                     labels.append(sample.label)
-                    self.keys.append(f"{name}/{key}")
+                    places.extend((owner, *sample.image))
         if not self.keys:
-            raise DataError(f"{self.spec}: no images in {len(self.archives)} archive(s): {', '.join(sorted(SUFFIXES))}")
-        self.class_names, self.labels = self._classes(self.keys, labels)
-        self.owners, self.offsets, self.sizes = (np.array(values) for values in (owners, offsets, sizes))
-
-        self._keep(images_of_split(self.spec, self.keys, split, val_fraction))
-        if check:
-            problems = check_images(self.picture, len(self.keys))
-            self.skipped += [(self._path(i), why) for i, why in enumerate(problems) if why is not None]
-            self._keep([i for i, why in enumerate(problems) if why is None])
-        if self.skipped:
-            lines = "\n".join(printable(f"  {member}: {why}") for member, why in self.skipped)
-            warnings.warn(f"{self.spec}: skipped {len(self.skipped)} damaged member(s):\n{lines}", stacklevel=2)
-        if not self.keys:
-            raise DataError(f"{self.spec}: no image for {split!r} can be used, all are damaged: add others")
+            raise DataError(f"{spec}: no images in {len(self.archives)} archive(s): {', '.join(sorted(SUFFIXES))}")
+        self.places = np.array(places).reshape(-1, 3)  # of each image: archive, where its bytes start, their number
+        self._use(os.fspath(spec), labels, split, val_fraction, check)
 
     def _scan_all(self) -> Iterator[_Scan]:
         with ThreadPoolExecutor() as pool:
             scans = pool.map(scan, self.archives)
             yield from tqdm(scans, total=len(self.archives), desc="scanning archives", unit="tar", disable=None)
 
-    def _classes(self, keys: list[str], labels: list[int | str | None]) -> tuple[list[str], np.ndarray]:
-        """Names of the classes, and int64 [n]."""
-        none = np.zeros(len(keys), dtype=np.int64)
-        kinds = {type(label) for label in labels}
-        if kinds == {type(None)}:
-            return [], none
-        if type(None) in kinds:
-            stray = keys[labels.index(None)]
-            warnings.warn(f"{self.spec}: no classes, because some images have none, such as {stray}", stacklevel=3)
-            return [], none
-        if kinds == {int}:
-            numbers = np.array(labels, dtype=np.int64)
-            return [str(i) for i in range(numbers.max() + 1)], numbers
-        names = sorted({str(label) for label in labels}, key=as_people_count)
-        number = {name: i for i, name in enumerate(names)}
-        return names, np.array([number[str(label)] for label in labels], dtype=np.int64)
-
     def _keep(self, chosen: list[int]) -> None:
-        self.owners, self.offsets, self.sizes = self.owners[chosen], self.offsets[chosen], self.sizes[chosen]
-        self.keys, self.labels = [self.keys[i] for i in chosen], self.labels[chosen]
+        super()._keep(chosen)
+        self.places = self.places[chosen]
 
-    def _path(self, index: int) -> str:
-        """Archive and key, for messages."""
-        return os.fspath(self.archives[self.owners[index]].parent / self.keys[index])
+    def _place(self, index: int) -> str:
+        return os.fspath(self.archives[self.places[index, 0]].parent / self.keys[index])
 
     def picture(self, index: int) -> Image.Image:
+        owner, offset, size = self.places[index].tolist()
         # Opened for each image, which costs nothing beside decoding it: open files can't be shared between processes.
         try:
-            with open_regular(self.archives[self.owners[index]]) as file:
-                file.seek(self.offsets[index])
-                data = file.read(self.sizes[index])
+            with open_regular(self.archives[owner]) as file:
+                file.seek(offset)
+                data = file.read(size)
         except OSError as error:
-            raise ImageError(self._path(index), f"can't be read: {error.strerror or error}") from error
-        return decode_image(io.BytesIO(data), self._path(index))
-
-    def name(self, index: int) -> str:
-        return self.keys[index]
+            raise ImageError(self._place(index), f"can't be read: {error.strerror or error}") from error
+        return decode_as(io.BytesIO(data), self._place(index), to_shown)
 
     def key(self) -> str | None:
         digest = hashlib.sha256(files_key((path.name, path) for path in self.archives).encode())

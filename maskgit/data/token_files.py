@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from maskgit.data.arrays import open_array
+from maskgit.data.arrays import json_bytes, npy_bytes, open_array, read_json_if_any
 from maskgit.data.images import DataError, ImageDataset
 from maskgit.data.parts import CLAIM
-from maskgit.files import open_regular, write_atomically
+from maskgit.files import write_atomically
 
 HIDDEN = np.uint16(2**16 - 1)
 """Stands for the tokens inside a hole."""
@@ -35,21 +34,6 @@ MARKS = {
     "images.json": "class_names",
 }
 """JSON files that tell a shard from other folders, at any time of its making, and a word that each has."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """One of the JSON files of a shard. Raises DataError."""
-    try:
-        with open_regular(path) as file:
-            content = json.load(file)
-    except FileNotFoundError:
-        where = "is not there" if path.parent.is_dir() else f"is not there: there is no folder {path.parent}"
-        raise DataError(f"{path} {where}; write a token shard with train.py tokens") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: can't be read: {error}; remove it and write it again with train.py tokens") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not a JSON object; remove it and write it again with train.py tokens")
-    return content
 
 
 def open_stored(file: Path, dtype: type[np.generic], shape: tuple[int | None, ...]) -> np.memmap:
@@ -83,23 +67,20 @@ def check_tokens(folder: Path, name: str, tokens: np.ndarray, codes: int) -> Non
 
 def holds(file: Path, wanted: dict[str, Any], shape: tuple[int, ...], codes: int) -> bool:
     """Whether `file` is whole and was made from just these inputs."""
-    try:
-        if read_json(file.with_suffix(".json")) != wanted:
-            return False
-        look_through(file.parent, file.name, open_array(file, np.uint16, shape), codes)
-        return True
-    except (OSError, ValueError):  # never made, or damaged since: either way it is made now
+    if read_json_if_any(file.with_suffix(".json")) != wanted:
         return False
+    try:
+        look_through(file.parent, file.name, open_array(file, np.uint16, shape), codes)
+    except (OSError, ValueError):  # damaged since, so it is made anew
+        return False
+    return True
 
 
 def check_same(file: Path, wanted: dict[str, Any]) -> None:
     """Raise a DataError if an array of other inputs is there."""
-    try:
-        made = read_json(file.with_suffix(".json"))
-    except DataError:
-        return  # nothing that could be used
+    made = read_json_if_any(file.with_suffix(".json"))
     others = [name for name in wanted if made.get(name) != wanted[name]]
-    if others and file.exists():
+    if made and others and file.exists():
         raise DataError(
             f"{file}: is there already, made with other {', '.join(others)}; choose another --output, or remove "
             f"{file.parent}"
@@ -109,31 +90,18 @@ def check_same(file: Path, wanted: dict[str, Any]) -> None:
 def check_owner(folder: Path) -> None:
     """Raise a DataError if a file would be replaced that no shard has written."""
     there = [name for name in FILES if os.path.lexists(folder / name)]
-    if there and not any(_has(folder / name, word) for name, word in MARKS.items()):
+    if there and not any(word in read_json_if_any(folder / name) for name, word in MARKS.items()):
         raise DataError(
             f"{folder / there[0]}: is there already, and not from a token shard; choose another --output, or remove it"
         )
 
 
-def _has(file: Path, word: str) -> bool:
-    try:
-        return word in read_json(file)
-    except DataError:
-        return False
-
-
 def describe_images(folder: Path, images: ImageDataset) -> None:
     """Write which image each column is, where that isn't written yet."""
     files = {
-        folder / "labels.npy": _npy(images.labels.astype(np.int64)),
-        folder / "families.npy": _npy(images.family_numbers().astype(np.int64)),
+        folder / "labels.npy": npy_bytes(images.labels.astype(np.int64)),
+        folder / "families.npy": npy_bytes(images.family_numbers().astype(np.int64)),
         folder / "names.jsonl": "".join(json.dumps(images.name(i)) + "\n" for i in range(len(images))).encode(),
-        folder / "images.json": (json.dumps({"class_names": images.class_names}, indent=2) + "\n").encode(),
+        folder / "images.json": json_bytes({"class_names": images.class_names}),
     }
     write_atomically({path: data for path, data in files.items() if not path.is_file() or path.read_bytes() != data})
-
-
-def _npy(values: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, values)
-    return file.getvalue()

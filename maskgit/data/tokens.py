@@ -14,7 +14,6 @@ A shard is a folder:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from maskgit.canvas.holes import cells_with_holes, smooth_fill
+from maskgit.data.arrays import read_json
 from maskgit.data.images import AugmentConfig, DataError, ImageDataset
 from maskgit.data.masks import make_mask
 from maskgit.data.parts import remove_parts, write_in_parts
@@ -37,7 +37,6 @@ from maskgit.data.token_files import (
     holds,
     look_through,
     open_stored,
-    read_json,
 )
 from maskgit.tokenizer import VQGAN
 
@@ -48,10 +47,7 @@ HOLE_KINDS = ("boxes", "boxes", "center", "strokes", "half")
 
 
 def fingerprint(tokenizer: VQGAN) -> str:
-    """SHA-256 of a tokenizer's configuration and of the weights that decide the tokens, which the decoder's don't.
-
-    Shards of a tokenizer with another are of no use.
-    """
+    """SHA-256 of what decides the tokens: a tokenizer's configuration and its weights, but for the decoder's."""
     digest = hashlib.sha256(repr(tokenizer.config).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
         if name.startswith(("post_quant_conv.", "decoder.")):
@@ -131,7 +127,7 @@ class TokenShard(Dataset[TokenSample]):
         index, position = key
         rng = np.random.default_rng((self.seed, 3, position))
         view = int(rng.integers(len(self.tokens)))
-        tokens = self._tokens_of(view, index)
+        tokens = self._read("tokens.npy", self.tokens[view, index])
         label = torch.tensor(self.labels[index])
         if self.holes is None or rng.random() >= self.hole_share:
             return TokenSample(tokens, tokens, torch.ones_like(tokens, dtype=torch.bool), label)
@@ -139,18 +135,17 @@ class TokenShard(Dataset[TokenSample]):
 
     def with_hole(self, index: int, view: int, number: int) -> TokenSample:
         """Image `index` with hole `number` of one of its views."""
-        tokens = self._tokens_of(view, index)
         assert self.holes is not None, "a shard without holes"
-        outside = np.asarray(self.holes[number, view, index])  # NumPy is slow with what is still a memory map
-        check_tokens(self.folder, "holes.npy", outside, self.codes)
-        inside = torch.from_numpy(outside == HIDDEN)
-        visible = torch.where(inside, tokens, torch.from_numpy(outside.astype(np.int64)))
+        tokens = self._read("tokens.npy", self.tokens[view, index])
+        outside = self._read("holes.npy", self.holes[number, view, index])
+        inside = outside == int(HIDDEN)
+        visible = torch.where(inside, tokens, outside)
         return TokenSample(tokens, visible, inside, torch.tensor(self.labels[index]))
 
-    def _tokens_of(self, view: int, index: int) -> Tensor:
-        """int64 [N]."""
-        tokens = np.asarray(self.tokens[view, index])
-        check_tokens(self.folder, "tokens.npy", tokens, self.codes)
+    def _read(self, name: str, row: np.ndarray) -> Tensor:
+        """int64 [N] from a row of the array with that name."""
+        tokens = np.asarray(row)  # NumPy is slow with what is still a memory map
+        check_tokens(self.folder, name, tokens, self.codes)
         return torch.from_numpy(tokens.astype(np.int64))
 
 
@@ -288,31 +283,22 @@ class Encoder:
             leading: (view,) for all tokens of that view; (number, view) for those outside hole `number` of it, HIDDEN
                 inside.
         """
-        encode: Callable[..., np.ndarray] = self.plain if len(leading) == 1 else self.with_holes
+        *numbers, view = leading
         starts = range(chosen.start, chosen.stop, self.batch_size)
-        return np.concatenate(
-            [encode(*leading, range(start, min(start + self.batch_size, chosen.stop))) for start in starts]
-        )
-
-    def plain(self, view: int, chosen: range) -> np.ndarray:
-        """The tokens of one view of the chosen images; uint16 [n, N]."""
-        return self._encode(self._pixels(view, chosen))
-
-    def with_holes(self, number: int, view: int, chosen: range) -> np.ndarray:
-        """The tokens outside hole `number` of that view, HIDDEN inside; uint16 [n, N]."""
-        pixels = self._pixels(view, chosen)
-        size, grid = pixels.shape[-1], self.tokenizer.config.grid
-        holes = [hole_of(size, view, index, number, self.seed) for index in chosen]
-        hidden = [smooth_fill(image, torch.from_numpy(~hole)[None]) for image, hole in zip(pixels, holes, strict=True)]
-        inside = np.stack([cells_with_holes(hole, grid, grid).ravel() for hole in holes])
-        return np.where(inside, HIDDEN, self._encode(torch.stack(hidden)))
-
-    def _pixels(self, view: int, chosen: range) -> Tensor:
-        """float32 [n, 3, S, S] in [-1, 1]."""
-        batch = np.stack([view_of(self.images, index, view, self.augment, self.seed) for index in chosen])
-        return torch.from_numpy(batch).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        batches = (range(start, min(start + self.batch_size, chosen.stop)) for start in starts)
+        return np.concatenate([self._encode(batch, view, *numbers) for batch in batches])
 
     @torch.no_grad()
-    def _encode(self, pixels: Tensor) -> np.ndarray:
+    def _encode(self, chosen: range, view: int, number: int | None = None) -> np.ndarray:
+        views = np.stack([view_of(self.images, index, view, self.augment, self.seed) for index in chosen])
+        pixels = torch.from_numpy(views).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # [n, 3, S, S] in [-1, 1]
+        size, grid = pixels.shape[-1], self.tokenizer.config.grid
+        inside = np.zeros(grid**2, dtype=bool)
+        if number is not None:
+            holes = [hole_of(size, view, index, number, self.seed) for index in chosen]
+            hidden = zip(pixels, holes, strict=True)
+            pixels = torch.stack([smooth_fill(image, torch.from_numpy(~hole)[None]) for image, hole in hidden])
+            inside = np.stack([cells_with_holes(hole, grid, grid).ravel() for hole in holes])
         device = next(self.tokenizer.parameters()).device
-        return self.tokenizer.encode(pixels.to(device)).cpu().numpy().astype(np.uint16)
+        tokens = self.tokenizer.encode(pixels.to(device)).cpu().numpy().astype(np.uint16)
+        return np.where(inside, HIDDEN, tokens)

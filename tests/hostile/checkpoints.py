@@ -199,6 +199,8 @@ KNOWN: Known = {
     "names that lead out of the folder": checkpoint(lambda _: zipped(pickled({}), ("../../data.pkl", "/etc/x"))),
     **{f"evil zip: {name}": checkpoint(zipped(pickled(thing))) for name, thing in EVIL.items()},
     **{f"evil old: {name}": checkpoint(legacy(pickled(thing))) for name, thing in EVIL.items()},
+    "bytearray of 10 TB": checkpoint(lambda _: zipped(pickled(Call("builtins.bytearray", 10**13)))),
+    "a key of 2,000,000 tuples": checkpoint(lambda _: zipped(b"\x80\x02})" + b"\x85" * 2_000_000 + b"K\x01s.")),
     "evil bare": checkpoint(lambda _: pickled(EVIL["os.system"])),
     "evil behind msgpack": checkpoint(lambda _: b"\x81\xa1a" + pickled(EVIL["os.system"])),
 }

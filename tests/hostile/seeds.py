@@ -58,11 +58,12 @@ PICTURE = as_png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 
 
 
 def load_module(path: Path) -> ModuleType:
-    """A module of the tests by its file: it is in no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    """A module or package of the tests by its file: it is in no package."""
+    name = path.parent.name if path.stem == "__init__" else path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -71,7 +72,7 @@ def make_seeds(folder: Path) -> Seeds:
     """Make all of them in an empty folder, which stays as it is from then on."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    originals = load_module(TESTS / "maskgit/convert/originals.py")
+    originals = load_module(TESTS / "maskgit/convert/originals/__init__.py")
     tiny_train = load_module(TESTS / "maskgit/training/tiny_train.py")
     tokenizer = VQGAN(tiny_train.TOKENIZER).eval()
     with torch.no_grad():

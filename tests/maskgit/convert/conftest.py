@@ -15,11 +15,11 @@ from maskgit.tokenizer import VQGAN
 
 @pytest.fixture(scope="session")
 def originals() -> ModuleType:
-    """The module beside this file, which pytest's import mode keeps off the path."""
-    spec = importlib.util.spec_from_file_location("originals", Path(__file__).with_name("originals.py"))
+    """The package beside this file, which pytest's import mode keeps off the path."""
+    spec = importlib.util.spec_from_file_location("originals", Path(__file__).parent / "originals/__init__.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["originals"] = module  # dataclasses look their module up
+    sys.modules["originals"] = module  # where its own modules look for it
     spec.loader.exec_module(module)
     return module
 

@@ -1,4 +1,4 @@
-"""Converted networks against the originals, which originals.py computes from the same checkpoint; and broken ones."""
+"""Converted networks against the originals, which `originals` computes from the same checkpoint; and broken ones."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """Masks: makers, files, finding the mask of an image."""
 
-import os
 import warnings
 from importlib import resources
 
@@ -22,14 +21,6 @@ from maskgit.data.masks import (
     strokes,
     to_mask,
 )
-
-
-@pytest.fixture
-def rng():
-    seed = int.from_bytes(os.urandom(4), "little")
-    print("seed", seed)  # shown by pytest when a test fails
-    return np.random.default_rng(seed)
-
 
 # --- makers -----------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -374,18 +373,6 @@ def test_shards_that_do_not_fit(job: Job, tmp_path: Path) -> None:
     damage_json(job.folder)
     with pytest.raises(DataError, match=r"tokens.json: can't be read"):
         open_shard(job.folder, job.tokenizer)
-
-
-def test_the_key_of_a_folder(folder: Path, tmp_path: Path) -> None:
-    """Other images, other names, other times: another key; nothing else."""
-    copy = Path(shutil.copytree(folder, tmp_path / "copy"))  # with the times of the originals
-    key = ImageFolder(copy, 16).key()
-    assert key == ImageFolder(folder, 16, check=False).key()
-    path = copy / "cat" / "00.png"
-    os.utime(path, (1, 1))
-    touched = ImageFolder(copy, 16).key()
-    path.rename(copy / "cat" / "12.png")
-    assert len({key, touched, ImageFolder(copy, 16).key()}) == 3
 
 
 def test_impossible_arguments(job: Job, tiny_tokenizer_config: TokenizerConfig) -> None:
