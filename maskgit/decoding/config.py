@@ -94,6 +94,11 @@ class DecodeConfig:
         if self.reuse < 0:
             raise ValueError(f"reuse must be at least 0, got {self.reuse}")
 
+    @property
+    def steps_taken(self) -> int:
+        """S, the number of steps until it stops."""
+        return self.stop_after or self.steps
+
     def progress_at(self, step: int) -> float:
         """r in [0, 1] at step 0, 1, ..."""
         return PROGRESSES[self.progress](step, self.steps)

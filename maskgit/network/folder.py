@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,31 @@ class Model:
     """Anything that JSON can hold: how it was trained, on what, how well it does."""
     decoding: DecodeConfig = field(default_factory=DecodeConfig)
     """How the model decodes if nothing else is said."""
+
+
+def find_model(path_or_repo: str | os.PathLike[str]) -> Path:
+    """The folder of a model, by its path or the id of a repository on the Hugging Face Hub, from which it is fetched.
+
+    Raises:
+        ModelError: there is neither, or huggingface_hub isn't installed.
+    """
+    path = Path(os.path.expanduser(path_or_repo))
+    if os.path.exists(path):  # unlike Path's methods, these take any text for a name
+        return path
+    name = os.fspath(path_or_repo)
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise ModelError(f"{name}: no such model folder (nor 'embedded', nor the id of a repository on the Hub)")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ModelError(
+            f"{name}: no such model folder; to look for it on the Hugging Face Hub: pip install huggingface_hub"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, TOKENIZER_FILE, TRANSFORMER_FILE]))
+    except Exception as error:  # the client raises its own errors, and those of several libraries under it
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{name}: no such model folder, nor to be had from the Hugging Face Hub: {reason}") from error
 
 
 def save_model(folder: str | os.PathLike[str], model: Model, dtype: torch.dtype | None = None) -> None:

@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from maskgit import pipeline
 from maskgit.canvas import holes
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
 from maskgit.decoding import DecodeConfig
 from maskgit.network.folder import ModelError, load_tokenizer, save_tokenizer
 from maskgit.network.transformer import Transformer
 from maskgit.pipeline import MaskGIT, image_seed
+from maskgit.pipeline.arguments import resolve_precision
 from maskgit.tokenizer import VQGAN
 
 TOKENIZER = TokenizerConfig(
@@ -360,9 +360,9 @@ def test_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     for computes_bf16, expected in ((True, "bf16"), (False, "float32")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, it=computes_bf16: it)
-        assert pipeline._resolve_precision("auto", gpu) == expected
+        assert resolve_precision("auto", gpu) == expected
         for asked in ("float32", "bf16", "fp16"):
-            assert pipeline._resolve_precision(asked, gpu) == asked
+            assert resolve_precision(asked, gpu) == asked
 
 
 # --- hiding and pasting -----------------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def test_the_pipeline_saves_the_work_and_changes_nothing(precision: Any, monkeyp
     found = list(model._decode(*given))
     left = mask_counts(torch.tensor(int(masked.sum(1).max())), 4, "cosine").tolist()
     assert seen == [4 * max(FEWEST_ROWS, count) for count in (int(masked.sum(1).max()), *left[:-1])]
-    monkeypatch.setattr("maskgit.pipeline.MaskedRowsNetwork", lambda network, counts, _: plain(model))
+    monkeypatch.setattr("maskgit.pipeline.networks.MaskedRowsNetwork", lambda network, counts, _: plain(model))
     for state, other in zip(found, model._decode(*given), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(state, other, strict=True))
     assert len(seen) == 4
