@@ -5,17 +5,18 @@ It knows tokens, masks and logits, but no model and no picture.
 
 from maskgit.decoding.config import DECODERS, ORDERS, DecodeConfig, decoder
 from maskgit.decoding.loop import decode, decode_steps
-from maskgit.decoding.plan import DecodePlan, decode_plan, plan_up_to, remask_counts
+from maskgit.decoding.plan import DecodePlan, changed_counts, decode_plan, masked_counts, remask_counts
 
 __all__ = [
     "DECODERS",
     "ORDERS",
     "DecodeConfig",
     "DecodePlan",
+    "changed_counts",
     "decode",
     "decode_plan",
     "decode_steps",
     "decoder",
-    "plan_up_to",
+    "masked_counts",
     "remask_counts",
 ]

@@ -10,13 +10,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from maskgit.decoding import DecodeConfig, decode_plan, decode_steps, graphs
+from maskgit.decoding import DecodeConfig, changed_counts, decode_plan, decode_steps, graphs, masked_counts
 from maskgit.decoding.graphs import Batch, GraphCache, Loop
 from maskgit.network.half import half_copy
 from maskgit.network.halton import HaltonTransformer
-from maskgit.network.last_block import MaskedRowsNetwork, masked_counts
+from maskgit.network.last_block import MaskedRowsNetwork
 from maskgit.network.packed import Network, can_pack, pack
-from maskgit.network.reuse import Context, ReusingNetwork, changed_counts
+from maskgit.network.reuse import Context, ReusingNetwork
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit_kernels import backend
