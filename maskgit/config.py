@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 class ConfigError(ValueError):
@@ -44,7 +44,10 @@ def short_repr(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-_type_hints = functools.cache(get_type_hints)
+@functools.cache
+def _words(kind: type) -> dict[str, tuple[str, ...]]:
+    """For each field of a class that holds one of a few words, which."""
+    return {name: get_args(hint) for name, hint in get_type_hints(kind).items() if get_origin(hint) is Literal}
 
 
 def _check_fields(config: Any) -> None:
@@ -54,9 +57,9 @@ def _check_fields(config: Any) -> None:
         if name in LIMITS and not LIMITS[name][0] <= value <= LIMITS[name][1]:
             least, most = LIMITS[name]
             raise ConfigError(f"{name} {value} is {f'less than {least}' if value < least else f'more than {most}'}")
-        choices = get_args(_type_hints(type(config))[name])
-        if isinstance(field.default, str) and value not in choices:
-            raise ConfigError(f"{name} {short_repr(value)} is neither {' nor '.join(map(repr, choices))}")
+        words = _words(config.__class__).get(name)
+        if words and value not in words:
+            raise ConfigError(f"{name} {short_repr(value)} is neither {' nor '.join(map(repr, words))}")
 
 
 @dataclass(frozen=True)
@@ -377,7 +380,10 @@ def tokenizer_from_dict(values: dict[str, Any]) -> TokenizerConfig:
 def transformer_from_dict(values: dict[str, Any]) -> TransformerConfig | HaltonConfig:
     """Rebuild a transformer's config from its JSON form. Raises ConfigError for unknown or impossible fields."""
     try:
-        kind = HaltonConfig if isinstance(values, dict) and values.get("kind") == "halton" else TransformerConfig
-        return kind(**check_json(kind, values))
+        if not isinstance(values, dict) or "kind" not in values:
+            return TransformerConfig(**check_json(TransformerConfig, values))
+        if values["kind"] != "halton":
+            raise ConfigError(f"there is no kind {short_repr(values['kind'])}")
+        return HaltonConfig(**check_json(HaltonConfig, values))
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"not a transformer configuration: {error}") from error

@@ -7,8 +7,7 @@ again. This changes no logit that is read. Where a quarter of a picture is fille
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,11 +17,8 @@ from torch import Tensor
 FEWEST_ROWS = 32
 
 
-class Network(Protocol):
-    """A transformer."""
-
-    def __call__(self, tokens: Tensor, labels: Tensor | None, *, rows: Tensor) -> Tensor:
-        """Tokens int64 [B, N], labels int64 [B] or None, and the rows int64 [R] -> logits [B, N, at least V]."""
+Network = Callable[..., Tensor]
+"""A transformer: tokens int64 [B, N], labels int64 [B] or None, and `rows` int64 [R] -> logits [B, N, at least V]."""
 
 
 def masked_rows(masked: Tensor, count: int) -> Tensor:
