@@ -116,31 +116,28 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        down, up = (sum(stage.resample for stage in stages) for stages in (self.encoder, self.decoder))
         if not self.encoder or not self.decoder:
             raise ConfigError("a tokenizer needs at least one encoder and one decoder stage")
-        for name, stages in (("encoder", self.encoder), ("decoder", self.decoder)):
+        for channels in {self.stem_channels, *(stage.channels for stage in self.encoder + self.decoder)}:
+            if channels % self.groups:
+                raise ConfigError(f"{channels} channels do not divide into {self.groups} GroupNorm groups")
+        first = self.decoder[0].channels
+        for name, width, stages in (("encoder", self.stem_channels, self.encoder), ("decoder", first, self.decoder)):
             blocks = sum(stage.blocks for stage in stages)
             for number, most, what in ((len(stages), MAX_STAGES, "stages"), (blocks, MAX_BLOCKS, "blocks")):
                 if number > most:
                     raise ConfigError(f"{name} has {number} {what}, which is more than {most}")
-        if down != up:
-            raise ConfigError(f"the encoder halves the resolution {down} times but the decoder doubles it {up} times")
-        if self.image_size % self.patch:
-            raise ConfigError(f"image_size {self.image_size} is not a multiple of the patch size {self.patch}")
-        for channels in {self.stem_channels, *(stage.channels for stage in self.encoder + self.decoder)}:
-            if channels % self.groups:
-                raise ConfigError(f"{channels} channels do not divide into {self.groups} GroupNorm groups")
-        for name, width, stages in (
-            ("encoder", self.stem_channels, self.encoder),
-            ("decoder", self.decoder[0].channels, self.decoder),
-        ):
             for stage in stages:
                 if not stage.blocks and stage.channels != width:
                     raise ConfigError(
                         f"{name} stage {stage} has no blocks, so its width must be that of the layer before it, {width}"
                     )
                 width = stage.channels
+        down, up = (sum(stage.resample for stage in stages) for stages in (self.encoder, self.decoder))
+        if down != up:
+            raise ConfigError(f"the encoder halves the resolution {down} times but the decoder doubles it {up} times")
+        if self.image_size % self.patch:
+            raise ConfigError(f"image_size {self.image_size} is not a multiple of the patch size {self.patch}")
 
     @property
     def patch(self) -> int:

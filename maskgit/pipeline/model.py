@@ -18,11 +18,10 @@ from PIL import Image
 
 from maskgit.canvas.holes import cells_with_holes, paste_known
 from maskgit.canvas.outpainting import Canvas, Margins
-from maskgit.config import ConfigError, check_fit
 from maskgit.data.carried import fill_in
 from maskgit.data.reading import to_rgb
 from maskgit.decoding import DecodeConfig
-from maskgit.network.folder import Model, ModelError, find_model, load_model, save_model
+from maskgit.network.folder import Model, find_model, load_model, save_model
 from maskgit.network.halton import HaltonTransformer
 from maskgit.network.transformer import Transformer
 from maskgit.pipeline import arguments
@@ -80,18 +79,13 @@ class MaskGIT(Networks):
         kernels: str | None = None,
         precision: Precision = "auto",
     ) -> None:
-        try:
-            check_fit(tokenizer.config, transformer.config)
-        except ConfigError as error:
-            raise ModelError(f"tokenizer and transformer don't fit each other: {error}") from error
+        model = Model(tokenizer, transformer, list(class_names), dict(metadata or {}), decoding or DecodeConfig())
         if kernels is not None:
             backend.use(kernels)
         found = resolve_device(device)
         backend.resolve(None, found)  # so that an impossible MASKGIT_KERNELS is an error now and not later
         super().__init__(tokenizer, transformer, found, arguments.resolve_precision(precision, found))
-        self.class_names = list(class_names)
-        self.metadata = dict(metadata or {})
-        self.decoding = decoding or DecodeConfig()
+        self.class_names, self.metadata, self.decoding = model.class_names, model.metadata, model.decoding
 
     @classmethod
     def from_pretrained(
