@@ -1,6 +1,7 @@
-"""Decoding tokens: the config and its presets, schedules, the plan, the loop, the loop as a CUDA graph, MVTM masks.
+"""Decoding tokens: `config` and presets, `schedules`, `plan`, `loop`, and `graphs`, the loop as a CUDA graph.
 
-It knows tokens, masks and logits, but no model and no picture.
+And `masking`, the masks of training, which follow the same schedules. It knows tokens, masks and logits, but no model
+and no picture, and may import `maskgit_kernels` only.
 """
 
 from maskgit.decoding.config import DECODERS, ORDERS, DecodeConfig, decoder

@@ -1,11 +1,16 @@
 """Iterative parallel decoding: pure functions over a `tokens_to_logits` callable.
 
-This is where tokens are drawn: at each step by `maskgit_kernels.decode_step`, from logits, or by
-`maskgit_kernels.head_sample`, from what the model's head multiplies.
-
 Chang et al., "MaskGIT: Masked Generative Image Transformer", CVPR 2022, section 3.2. At each step every masked token
 is predicted at once; some predictions are kept, the rest are masked again, by a schedule that ends with nothing
 masked.
+
+A step's tokens are drawn by `decode_step` from logits, or by `head_sample` from what the model's head multiplies:
+
+    what it computes    kernels/maskgit_kernels/decode_step/reference.py, and its kernel in triton.py beside it
+    its test            tests/kernels/test_decode_step.py, of the kernel tests/kernels/test_decode_step_triton.py
+    its benchmark       python -m benchmarks --only decode-step
+
+and likewise for head_sample.
 """
 
 from __future__ import annotations
