@@ -152,8 +152,11 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
         transformer_config = transformer_from_dict(config["transformer"])
         check_fit(tokenizer.config, transformer_config)
         with torch.device("meta"):
-            is_halton = isinstance(transformer_config, HaltonConfig)
-            transformer = HaltonTransformer(transformer_config) if is_halton else Transformer(transformer_config)
+            transformer = (
+                HaltonTransformer(transformer_config)
+                if isinstance(transformer_config, HaltonConfig)
+                else Transformer(transformer_config)
+            )
         decoding = DecodeConfig(**check_json(DecodeConfig, config.get("decoding", {})))
     except (TypeError, ValueError) as error:  # a ConfigError is a ValueError
         raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
