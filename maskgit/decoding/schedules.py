@@ -63,7 +63,7 @@ def gamma(r: Tensor | float, schedule: str) -> Tensor | float:
         ValueError: an unknown schedule, or a float outside [0, 1] (a tensor is not looked at: that would stop a GPU's
             host).
     """
-    require_one_of(SCHEDULES, "schedule", schedule)
+    check_schedule(schedule)
     # In float64 cos(pi / 2) is 6e-17; the ends are stated rather than computed.
     if isinstance(r, Tensor):
         r = r.to(torch.float64)
@@ -77,6 +77,11 @@ def require_one_of(choices: Iterable[str], name: str, value: str) -> None:
     """Raise a ValueError, with the choices, unless the value called `name` is one of them."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_schedule(schedule: str) -> None:
+    """Raise a ValueError unless `schedule` names one."""
+    require_one_of(SCHEDULES, "schedule", schedule)
 
 
 def floor_count(share: Tensor | float, total: Tensor | int) -> Tensor:
@@ -138,7 +143,7 @@ def mask_counts(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    require_one_of(SCHEDULES, "schedule", schedule)
+    check_schedule(schedule)
     require_one_of(COUNTS, "counts", rule)
     require_one_of(PROGRESSES, "progress", progress)
     start, remaining, counts = num_masked.to(torch.float64), num_masked, []

@@ -19,7 +19,7 @@ from maskgit.data.images import AugmentConfig
 from maskgit.data.tokens import PLAIN_VIEWS, TokenSample, class_names, fingerprint, tokenize
 from maskgit.decoding import DecodeConfig, decode
 from maskgit.decoding.masking import Count, Per, mvtm_masks
-from maskgit.decoding.schedules import SCHEDULES, require_one_of
+from maskgit.decoding.schedules import check_schedule
 from maskgit.network.folder import Model, load_model, save_model
 from maskgit.network.last_block import masked_rows
 from maskgit.network.transformer import Transformer
@@ -141,7 +141,7 @@ class TransformerTraining(LoopConfig):
                 listed = " or ".join(get_args(choices))
                 raise TrainingError(f"--{name.replace('_', '-')} {value}: must be {listed}")
         try:
-            require_one_of(SCHEDULES, "schedule", self.schedule)
+            check_schedule(self.schedule)
         except ValueError as error:
             raise TrainingError(f"--schedule {self.schedule}: {error}") from error
 
