@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -58,8 +58,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 # --- of a run ---------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """What every run is asked for, checked: how, and for each image its seed and class."""
 
     config: DecodeConfig
@@ -72,7 +71,7 @@ class Run:
     def of(self, chosen: Sequence[int]) -> Run:
         """The same for some of the images, by their numbers."""
         labels = None if self.labels is None else self.labels[list(chosen)]
-        return dataclasses.replace(self, seeds=[self.seeds[i] for i in chosen], labels=labels)
+        return self._replace(seeds=[self.seeds[i] for i in chosen], labels=labels)
 
 
 def configure(config: DecodeConfig, overrides: dict[str, Any]) -> DecodeConfig:
