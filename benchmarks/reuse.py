@@ -34,7 +34,8 @@ from maskgit import MaskGIT
 from maskgit.data.images import find_images
 from maskgit.data.reading import read_image
 from maskgit.decoding import DecodeConfig
-from maskgit.pipeline import _to_tensor, image_seed
+from maskgit.pipeline import image_seed
+from maskgit.pipeline.pixels import to_tensor
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def encode(model: MaskGIT, options: Options) -> Tensor:
         if not found:
             raise SystemExit(f"error: {options.images}: no images in this folder")
         size = (model.tokenizer.config.image_size,) * 2
-        pictures = [_to_tensor(read_image(path).resize(size)) for path in found]
+        pictures = [to_tensor(read_image(path).resize(size)) for path in found]
     return model._encode(torch.stack(pictures).to(model.device))
 
 

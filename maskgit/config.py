@@ -7,23 +7,35 @@ value asks the config for it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be built; the message names the field and the value."""
 
 
-# Beyond any model that there is: a larger number is a slip, or would have layers made until the memory is full.
 MAX_LAYERS = 500  # blocks of a transformer
 MAX_STAGES = 32  # of an encoder or decoder
 MAX_BLOCKS = 256  # residual blocks of all its stages
-MAX_WIDTH = 2**17  # channels, dimensions, heads
-MAX_IMAGE_SIZE = 2**14  # pixels of a side
-MAX_COUNT = 2**24  # codes, classes, tokens
+MAX_WIDTH = 2**17
+MAX_COUNT = 2**24
+
+# Least and most of each whole number, by its name in any of the classes. More is beyond any model that there is: a
+# slip, or it would have layers made until the memory is full.
+LIMITS: dict[str, tuple[int, int]] = {
+    "image_size": (1, 2**14),
+    **dict.fromkeys(("codebook_size", "num_tokens"), (1, MAX_COUNT)),
+    **dict.fromkeys(("channels", "codebook_dim", "latent_channels", "stem_channels", "groups"), (1, MAX_WIDTH)),
+    **dict.fromkeys(("dim", "heads", "mlp_dim"), (1, MAX_WIDTH)),
+    "num_classes": (0, MAX_COUNT),
+    "registers": (0, MAX_WIDTH),
+    "blocks": (0, MAX_BLOCKS),
+    "depth": (1, MAX_LAYERS),
+}
 
 
 def short_repr(value: Any) -> str:
@@ -32,18 +44,22 @@ def short_repr(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def _between(least: int, most: int, config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value < least:
-            raise ConfigError(f"{name} {value} is less than {least}")
-        if value > most:
-            raise ConfigError(f"{name} {value} is more than {most}")
+@functools.cache
+def _words(kind: type) -> dict[str, tuple[str, ...]]:
+    """For each field of a class that holds one of a few words, which."""
+    return {name: get_args(hint) for name, hint in get_type_hints(kind).items() if get_origin(hint) is Literal}
 
 
-def _one_of(choices: tuple[str, ...], config: object, name: str) -> None:
-    if getattr(config, name) not in choices:
-        raise ConfigError(f"{name} {short_repr(getattr(config, name))} is neither {' nor '.join(map(repr, choices))}")
+def _check_fields(config: Any) -> None:
+    """Raise a ConfigError for a whole number out of its limits, and a word that is none of those that may be."""
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), field.name
+        if name in LIMITS and not LIMITS[name][0] <= value <= LIMITS[name][1]:
+            least, most = LIMITS[name]
+            raise ConfigError(f"{name} {value} is {f'less than {least}' if value < least else f'more than {most}'}")
+        words = _words(config.__class__).get(name)
+        if words and value not in words:
+            raise ConfigError(f"{name} {short_repr(value)} is neither {' nor '.join(map(repr, words))}")
 
 
 @dataclass(frozen=True)
@@ -60,8 +76,7 @@ class Stage:
     """After the stage, halve (encoder) or double (decoder) the resolution."""
 
     def __post_init__(self) -> None:
-        _between(1, MAX_WIDTH, self, "channels")
-        _between(0, MAX_BLOCKS, self, "blocks")
+        _check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -100,36 +115,29 @@ class TokenizerConfig:
     """The layers see and make pixels in [0, 1] (google-research); what goes in and out is in [-1, 1] all the same."""
 
     def __post_init__(self) -> None:
-        _between(1, MAX_IMAGE_SIZE, self, "image_size")
-        _between(1, MAX_COUNT, self, "codebook_size")
-        _between(1, MAX_WIDTH, self, "codebook_dim", "latent_channels", "stem_channels", "groups")
-        _one_of(("group", "position"), self, "encoder_norm")
-        _one_of(("convolution", "mean"), self, "downsample")
-        down, up = (sum(stage.resample for stage in stages) for stages in (self.encoder, self.decoder))
+        _check_fields(self)
         if not self.encoder or not self.decoder:
             raise ConfigError("a tokenizer needs at least one encoder and one decoder stage")
-        for name, stages in (("encoder", self.encoder), ("decoder", self.decoder)):
+        for channels in {self.stem_channels, *(stage.channels for stage in self.encoder + self.decoder)}:
+            if channels % self.groups:
+                raise ConfigError(f"{channels} channels do not divide into {self.groups} GroupNorm groups")
+        first = self.decoder[0].channels
+        for name, width, stages in (("encoder", self.stem_channels, self.encoder), ("decoder", first, self.decoder)):
             blocks = sum(stage.blocks for stage in stages)
             for number, most, what in ((len(stages), MAX_STAGES, "stages"), (blocks, MAX_BLOCKS, "blocks")):
                 if number > most:
                     raise ConfigError(f"{name} has {number} {what}, which is more than {most}")
-        if down != up:
-            raise ConfigError(f"the encoder halves the resolution {down} times but the decoder doubles it {up} times")
-        if self.image_size % self.patch:
-            raise ConfigError(f"image_size {self.image_size} is not a multiple of the patch size {self.patch}")
-        for channels in {self.stem_channels, *(stage.channels for stage in self.encoder + self.decoder)}:
-            if channels % self.groups:
-                raise ConfigError(f"{channels} channels do not divide into {self.groups} GroupNorm groups")
-        for name, width, stages in (
-            ("encoder", self.stem_channels, self.encoder),
-            ("decoder", self.decoder[0].channels, self.decoder),
-        ):
             for stage in stages:
                 if not stage.blocks and stage.channels != width:
                     raise ConfigError(
                         f"{name} stage {stage} has no blocks, so its width must be that of the layer before it, {width}"
                     )
                 width = stage.channels
+        down, up = (sum(stage.resample for stage in stages) for stages in (self.encoder, self.decoder))
+        if down != up:
+            raise ConfigError(f"the encoder halves the resolution {down} times but the decoder doubles it {up} times")
+        if self.image_size % self.patch:
+            raise ConfigError(f"image_size {self.image_size} is not a multiple of the patch size {self.patch}")
 
     @property
     def patch(self) -> int:
@@ -147,41 +155,9 @@ class TokenizerConfig:
         return self.grid**2
 
 
-class _OverGrid:
-    """What the configurations of all transformers have in common."""
-
-    codebook_size: int
-    num_tokens: int
-    dim: int
-    heads: int
-
-    @property
-    def mask_token_id(self) -> int:
-        """The id that stands for a token to be predicted: V."""
-        return self.codebook_size
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.dim // self.heads
-
-    def _check_sizes(self) -> None:
-        _between(1, MAX_COUNT, self, "codebook_size", "num_tokens")
-        _between(0, MAX_COUNT, self, "num_classes")
-        _between(1, MAX_WIDTH, self, "dim", "heads", "mlp_dim")
-        _between(1, MAX_LAYERS, self, "depth")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} is not in [0, 1)")
-        if self.dim % self.heads:
-            raise ConfigError(f"dim {self.dim} does not divide into {self.heads} heads")
-        if math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
-            raise ConfigError(f"num_tokens {self.num_tokens} is not a square grid")
-
-
 @dataclass(frozen=True)
-class TransformerConfig(_OverGrid):
-    """A bidirectional transformer over the token grid."""
+class _OverGrid:
+    """What the configurations of all transformers have in common; the defaults are the paper's."""
 
     codebook_size: int = 1024
     """Number of codes V; the mask token has id V."""
@@ -196,28 +172,53 @@ class TransformerConfig(_OverGrid):
     mlp_dim: int = 3072
     """Hidden width of the MLP."""
     dropout: float = 0.1
-    """Dropout on the embeddings and on both residual branches."""
+    """Dropout on the embeddings and on both residual branches (of a HaltonConfig inside the SwiGLU and behind the
+    attention)."""
     attention_dropout: float = 0.0
     """Dropout on the attention weights, to the nearest 1/256."""
+    num_classes: int = 0
+    """Number of classes C; 0 for an unconditional model. One more label, C, stands for a dropped class."""
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} is not in [0, 1)")
+        if self.dim % self.heads:
+            raise ConfigError(f"dim {self.dim} does not divide into {self.heads} heads")
+        if math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
+            raise ConfigError(f"num_tokens {self.num_tokens} is not a square grid")
+
+    @property
+    def mask_token_id(self) -> int:
+        """The id that stands for a token to be predicted: V."""
+        return self.codebook_size
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.heads
+
+
+@dataclass(frozen=True)
+class TransformerConfig(_OverGrid):
+    """A bidirectional transformer over the token grid."""
+
     norm: Literal["pre", "post"] = "pre"
     """LayerNorm before each branch (GPT-2) or after each sum (BERT, the lab)."""
     norm_eps: float = 1e-5
     """Epsilon of the LayerNorms inside the blocks."""
     tied: bool = True
     """Share the output projection with the token embedding, with a bias for each position and code."""
-    num_classes: int = 0
-    """Number of classes C; 0 for an unconditional model. One more label, C, stands for a dropped class."""
     input_mlp: bool = False
     """Linear, GELU, LayerNorm, Linear between the embeddings and the first block (as in Besnier & Chen, 2023)."""
     gelu: Literal["exact", "tanh"] = "exact"
     """Every GELU: exact, or the approximation by a tanh that is JAX's default (google-research)."""
 
     def __post_init__(self) -> None:
-        self._check_sizes()
+        super().__post_init__()
         if not 0 <= self.norm_eps <= 1:
             raise ConfigError(f"norm_eps {self.norm_eps} is not in [0, 1]")
-        _one_of(("pre", "post"), self, "norm")
-        _one_of(("exact", "tanh"), self, "gelu")
 
 
 @dataclass(frozen=True)
@@ -228,32 +229,16 @@ class HaltonConfig(_OverGrid):
     keys, register tokens.
     """
 
-    kind: Literal["halton"] = "halton"
-    """Tells this from a TransformerConfig in the JSON form."""
     codebook_size: int = 16384
-    """Number of codes V; the mask token has id V."""
     num_tokens: int = 576
-    """Tokens per image N (a square grid, row-major)."""
     dim: int = 1024
-    """Width of the residual stream."""
-    depth: int = 24
-    """Number of blocks."""
-    heads: int = 16
-    """Attention heads; the head_dim is dim / heads."""
     mlp_dim: int = 2816
-    """Hidden width of the SwiGLU."""
-    dropout: float = 0.1
-    """Dropout inside the SwiGLU and behind the attention."""
     attention_dropout: float = 0.1
-    """Dropout on the attention weights, to the nearest 1/256."""
     num_classes: int = 1000
-    """Number of classes C. One more label, C, stands for a dropped class."""
     registers: int = 1
     """Learned tokens that the image's tokens can attend to, without a place in the grid."""
-
-    def __post_init__(self) -> None:
-        self._check_sizes()
-        _between(0, MAX_WIDTH, self, "registers")
+    kind: Literal["halton"] = "halton"
+    """Tells this from a TransformerConfig in the JSON form."""
 
 
 def check_fit(tokenizer: TokenizerConfig, transformer: TransformerConfig | HaltonConfig) -> None:
@@ -392,7 +377,10 @@ def tokenizer_from_dict(values: dict[str, Any]) -> TokenizerConfig:
 def transformer_from_dict(values: dict[str, Any]) -> TransformerConfig | HaltonConfig:
     """Rebuild a transformer's config from its JSON form. Raises ConfigError for unknown or impossible fields."""
     try:
-        kind = HaltonConfig if isinstance(values, dict) and values.get("kind") == "halton" else TransformerConfig
-        return kind(**check_json(kind, values))
+        if not isinstance(values, dict) or "kind" not in values:
+            return TransformerConfig(**check_json(TransformerConfig, values))
+        if values["kind"] != "halton":
+            raise ConfigError(f"there is no kind {short_repr(values['kind'])}")
+        return HaltonConfig(**check_json(HaltonConfig, values))
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"not a transformer configuration: {error}") from error

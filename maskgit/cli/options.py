@@ -13,6 +13,7 @@ import tyro
 from maskgit.console import UsageError, flag, require_at_least
 from maskgit.data.masks import MAKERS
 from maskgit.decoding import DecodeConfig, decoder
+from maskgit.decoding.schedules import SCHEDULES
 from maskgit.pipeline import MaskGIT, Precision
 from maskgit_kernels.backend import BACKENDS
 
@@ -79,9 +80,13 @@ class Options:
     - halton: tokens are drawn, and kept in a fixed order that spreads over the picture."""
     steps: int | None = None
     """Decoding steps. Default: the decoder's (maskgit and valeo 8, halton 32, the labs 20, 7 and 5)."""
-    schedule: str | None = None
-    """How many tokens stay masked after each step: cosine, linear, square, cubic, exponential, sqrt, logarithmic or
-    arccos. Default: the decoder's (valeo and halton arccos, the others cosine)."""
+    schedule: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help=f"How many tokens stay masked after each step: one of {', '.join(SCHEDULES)}. "
+            "Default: the decoder's (valeo and halton arccos, the others cosine)."
+        ),
+    ] = None
     temperature: float | None = None
     """Choice temperature: how much chance there is in which tokens are kept; more gives more varied pictures. Default:
     the decoder's (halton has none, the others 4.5)."""

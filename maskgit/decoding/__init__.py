@@ -1,21 +1,23 @@
-"""Decoding tokens: the config and its presets, schedules, the plan, the loop, the loop as a CUDA graph, MVTM masks.
+"""Decoding tokens: `config` and presets, `schedules`, `plan`, `loop`, and `graphs`, the loop as a CUDA graph.
 
-It knows tokens, masks and logits, but no model and no picture.
+And `masking`, the masks of training, which follow the same schedules. It knows tokens, masks and logits, but no model
+and no picture, and may import `maskgit_kernels` only.
 """
 
 from maskgit.decoding.config import DECODERS, ORDERS, DecodeConfig, decoder
 from maskgit.decoding.loop import decode, decode_steps
-from maskgit.decoding.plan import DecodePlan, decode_plan, plan_up_to, remask_counts
+from maskgit.decoding.plan import DecodePlan, changed_counts, decode_plan, masked_counts, remask_counts
 
 __all__ = [
     "DECODERS",
     "ORDERS",
     "DecodeConfig",
     "DecodePlan",
+    "changed_counts",
     "decode",
     "decode_plan",
     "decode_steps",
     "decoder",
-    "plan_up_to",
+    "masked_counts",
     "remask_counts",
 ]

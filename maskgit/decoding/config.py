@@ -6,14 +6,21 @@ The systems that grew from Chang et al., "MaskGIT", CVPR 2022, differ in a few c
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from maskgit.decoding.schedules import PROGRESSES, check_counts, check_schedule, gamma
+from maskgit.decoding.schedules import COUNTS, PROGRESSES, SCHEDULES, gamma, require_one_of
 from maskgit_kernels import check_draw
 
 ORDERS = ("confidence", "halton")
-ANNEALINGS = ("progress", "schedule")
-RAMPS = ("constant", "linear")
+_CHOICES: dict[str, Collection[str]] = {  # of fields; `check_draw` knows the others
+    "schedule": SCHEDULES,
+    "progress": PROGRESSES,
+    "counts": COUNTS,
+    "order": ORDERS,
+    "annealing": ("progress", "schedule"),
+    "guidance_ramp": ("constant", "linear"),
+}
 _MOST_STEPS = 10_000  # beyond any use: more would be a slip, or a hostile model
 
 
@@ -74,12 +81,9 @@ class DecodeConfig:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.steps > _MOST_STEPS:
             raise ValueError(f"steps must be at most {_MOST_STEPS:,}")
-        check_schedule(self.schedule)
-        check_counts(self.counts, self.progress)
+        for field, choices in _CHOICES.items():
+            require_one_of(choices, field, getattr(self, field))
         check_draw(self.draw, self.confidence)
-        for field, choices in (("order", ORDERS), ("annealing", ANNEALINGS), ("guidance_ramp", RAMPS)):
-            if getattr(self, field) not in choices:
-                raise ValueError(f"{field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}")
         largest = sys.float_info.max  # compared with, as whole numbers beyond it are no floats at all
         if not 0 < self.softmax_temperature <= largest:
             raise ValueError(f"softmax_temperature must be positive and finite, got {self.softmax_temperature}")
@@ -93,6 +97,11 @@ class DecodeConfig:
             raise ValueError(f"remask must be in [0, 1], got {self.remask}")
         if self.reuse < 0:
             raise ValueError(f"reuse must be at least 0, got {self.reuse}")
+
+    @property
+    def steps_taken(self) -> int:
+        """S, the number of steps until it stops."""
+        return self.stop_after or self.steps
 
     def progress_at(self, step: int) -> float:
         """r in [0, 1] at step 0, 1, ..."""
@@ -136,6 +145,5 @@ DECODERS: dict[str, DecodeConfig] = {
 
 def decoder(name: str) -> DecodeConfig:
     """The preset of that name. Raises a ValueError if there is none."""
-    if name not in DECODERS:
-        raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {name!r}")
+    require_one_of(DECODERS, "decoder", name)
     return DECODERS[name]

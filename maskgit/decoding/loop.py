@@ -3,12 +3,21 @@
 Chang et al., "MaskGIT: Masked Generative Image Transformer", CVPR 2022, section 3.2. At each step every masked token
 is predicted at once; some predictions are kept, the rest are masked again, by a schedule that ends with nothing
 masked.
+
+A step's tokens are drawn by `decode_step` from logits, or by `head_sample` from what the model's head multiplies:
+
+    what it computes    kernels/maskgit_kernels/decode_step/reference.py, and its kernel in triton.py beside it
+    its test            tests/kernels/test_decode_step.py, of the kernel tests/kernels/test_decode_step_triton.py
+    its benchmark       python -m benchmarks --only decode-step
+
+and likewise for head_sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypedDict
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,17 +26,6 @@ from maskgit.decoding.config import DecodeConfig
 from maskgit.decoding.plan import DecodePlan, decode_plan
 from maskgit_kernels import decode_step, head_sample
 from maskgit_kernels.philox import STREAM_REMASK, random_words
-
-
-class _StepSettings(TypedDict):
-    """What `decode_step` and `head_sample` take alike."""
-
-    step: int
-    softmax_temperature: float
-    choice_temperature: float
-    draw: str
-    confidence: str
-    guidance_scale: float
 
 
 def decode_steps(
@@ -86,7 +84,15 @@ def decode_steps(
                 predicted, unguided = tokens_to_guided(held)
             else:
                 predicted, unguided = tokens_to_logits(held), None
-            settings = _StepSettings(
+            if head is None:
+                draw = partial(decode_step, predicted, num_codes=mask_token_id, guidance_logits=unguided)
+            else:
+                draw = partial(head_sample, predicted, *head, guidance_hidden=unguided)
+            tokens, masked = draw(
+                tokens,
+                masked,
+                keep,
+                seeds=seeds,
                 step=step,
                 softmax_temperature=config.softmax_temperature,
                 choice_temperature=config.temperature_at(step),
@@ -94,21 +100,6 @@ def decode_steps(
                 confidence=config.confidence,
                 guidance_scale=guidance,
             )
-            if head is None:
-                tokens, masked = decode_step(
-                    predicted,
-                    tokens,
-                    masked,
-                    keep,
-                    seeds=seeds,
-                    num_codes=mask_token_id,
-                    guidance_logits=unguided,
-                    **settings,
-                )
-            else:
-                tokens, masked = head_sample(
-                    predicted, *head, tokens, masked, keep, seeds=seeds, guidance_hidden=unguided, **settings
-                )
             if plan.order is not None:
                 number = before[:, plan.order].cumsum(1)[:, plan.places]  # [B, N]; 1 for the first masked in the order
                 masked = before & (number > (before.sum(1) - keep)[:, None])
@@ -125,28 +116,8 @@ def _draw(candidates: Tensor, count: Tensor, seeds: Tensor, step: int) -> Tensor
     return torch.zeros_like(candidates).scatter_(1, order, positions < count[:, None])
 
 
-def decode(
-    tokens_to_logits: Callable[[Tensor], Tensor],
-    tokens: Tensor,
-    masked: Tensor,
-    config: DecodeConfig,
-    seeds: Tensor,
-    *,
-    mask_token_id: int,
-    tokens_to_guided: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
-    plan: DecodePlan | None = None,
-) -> Tensor:
-    """Fill the masked tokens: the last tokens, int64 [B, N], that `decode_steps` yields."""
-    result = tokens
-    for _, step_tokens, _ in decode_steps(
-        tokens_to_logits,
-        tokens,
-        masked,
-        config,
-        seeds,
-        mask_token_id=mask_token_id,
-        tokens_to_guided=tokens_to_guided,
-        plan=plan,
-    ):
-        result = step_tokens
+def decode(*args: Any, **options: Any) -> Tensor:
+    """Fill the masked tokens: the last tokens, int64 [B, N], that `decode_steps` yields for these arguments."""
+    for _, tokens, _ in decode_steps(*args, **options):
+        result = tokens
     return result

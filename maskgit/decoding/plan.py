@@ -56,9 +56,8 @@ def remask_counts(counts: Tensor, eta: float) -> Tensor:
     Returns:
         R, int64 [S, N + 1].
     """
-    start = torch.arange(counts.shape[1], device=counts.device)
-    before = torch.cat([start[None], counts[:-1]])
-    return floor_count(eta, torch.minimum(start - before, counts).to(torch.float64))
+    before = _before(counts)
+    return floor_count(eta, torch.minimum(before[0] - before, counts).to(torch.float64))
 
 
 def decode_plan(
@@ -97,22 +96,43 @@ def decode_plan(
     return DecodePlan(counts.to(device), order.to(device), order.argsort().to(device), remasked)
 
 
-def plan_up_to(config: DecodeConfig, num_tokens: int, most_masked: int) -> DecodePlan:
-    """The numbers of `decode_plan` for images of which at most so many tokens are masked at first, on the CPU.
+def masked_counts(config: DecodeConfig, num_tokens: int, most_masked: int) -> list[int]:
+    """How many tokens at most are masked in an image before each step.
 
     Args:
-        config: see `DecodeConfig`.
+        config: of the run.
         num_tokens: N.
-        most_masked: M.
+        most_masked: at least the number of tokens masked at first in any image. The less, the less work.
 
     Returns:
-        A plan with tables [S, M + 1], without an order, which has no say in numbers.
+        A number in [0, N] for each of the S steps.
 
     Raises:
         ValueError: `most_masked` isn't in [0, N].
     """
+    return _up_to(config, num_tokens, most_masked)[0].amax(1).tolist()
+
+
+def changed_counts(config: DecodeConfig, num_tokens: int, most_masked: int) -> list[int]:
+    """How many tokens at most are masked at a step or were so at the step before it. Arguments are as above.
+
+    Returns:
+        A number in [1, N] for each of the S steps, but the first, which has nothing before it and gets N.
+    """
+    before, remasked = _up_to(config, num_tokens, most_masked)
+    return [num_tokens, *(before + remasked)[:-1].amax(1).clamp(min=1).tolist()]
+
+
+def _up_to(config: DecodeConfig, num_tokens: int, most_masked: int) -> tuple[Tensor, Tensor]:
+    """int64 [S, most_masked + 1] both: how many are masked before each step, and how many it masks again."""
     if not 0 <= most_masked <= num_tokens:
         raise ValueError(f"most_masked must be in [0, {num_tokens}], got {most_masked}")
+    # The order has no say in numbers.
     plan = decode_plan(dataclasses.replace(config, order="confidence"), num_tokens)
-    remasked = None if plan.remasked is None else plan.remasked[:, : most_masked + 1]
-    return DecodePlan(plan.counts[:, : most_masked + 1], None, None, remasked)
+    remasked = torch.zeros_like(plan.counts) if plan.remasked is None else plan.remasked
+    return _before(plan.counts)[:, : most_masked + 1], remasked[:, : most_masked + 1]
+
+
+def _before(counts: Tensor) -> Tensor:
+    """How many are masked before each step, from how many are after it: int64 [S, N + 1] both."""
+    return torch.cat([torch.arange(counts.shape[1], device=counts.device)[None], counts[:-1]])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 import torch
@@ -73,10 +73,15 @@ def gamma(r: Tensor | float, schedule: str) -> Tensor | float:
     return 1.0 - r if r in (0, 1) else SCHEDULES[schedule](math, r)
 
 
+def require_one_of(choices: Iterable[str], name: str, value: str) -> None:
+    """Raise a ValueError, with the choices, unless the value called `name` is one of them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
 def check_schedule(schedule: str) -> None:
     """Raise a ValueError unless `schedule` names one."""
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    require_one_of(SCHEDULES, "schedule", schedule)
 
 
 def floor_count(share: Tensor | float, total: Tensor | int) -> Tensor:
@@ -139,7 +144,8 @@ def mask_counts(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     check_schedule(schedule)
-    check_counts(rule, progress)
+    require_one_of(COUNTS, "counts", rule)
+    require_one_of(PROGRESSES, "progress", progress)
     start, remaining, counts = num_masked.to(torch.float64), num_masked, []
     for step in range(steps - 1):
         share = gamma(PROGRESSES[progress](step, steps), schedule)
@@ -147,14 +153,6 @@ def mask_counts(
         counts.append(remaining)
     counts.append(torch.zeros_like(num_masked))
     return torch.stack(counts)
-
-
-def check_counts(rule: str, progress: str) -> None:
-    """Raise a ValueError unless the two name a rule and a progress of `mask_counts`."""
-    if rule not in COUNTS:
-        raise ValueError(f"counts must be one of {', '.join(COUNTS)}, got {rule!r}")
-    if progress not in PROGRESSES:
-        raise ValueError(f"progress must be one of {', '.join(PROGRESSES)}, got {progress!r}")
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,6 @@ from torch import nn
 from maskgit.config import (
     ConfigError,
     HaltonConfig,
-    TransformerConfig,
     check_fit,
     check_json,
     config_to_dict,
@@ -68,7 +68,7 @@ class ModelError(ValueError):
 
 @dataclass
 class Model:
-    """The content of a model folder."""
+    """The content of a model folder. Raises a ModelError if the two networks don't fit each other."""
 
     tokenizer: VQGAN
     transformer: Transformer | HaltonTransformer
@@ -77,6 +77,37 @@ class Model:
     """Anything that JSON can hold: how it was trained, on what, how well it does."""
     decoding: DecodeConfig = field(default_factory=DecodeConfig)
     """How the model decodes if nothing else is said."""
+
+    def __post_init__(self) -> None:
+        try:
+            check_fit(self.tokenizer.config, self.transformer.config)
+        except ConfigError as error:
+            raise ModelError(f"tokenizer and transformer don't fit each other: {error}") from error
+
+
+def find_model(path_or_repo: str | os.PathLike[str]) -> Path:
+    """The folder of a model, by its path or the id of a repository on the Hugging Face Hub, from which it is fetched.
+
+    Raises:
+        ModelError: there is neither, or huggingface_hub isn't installed.
+    """
+    path = Path(os.path.expanduser(path_or_repo))
+    if os.path.exists(path):  # unlike Path's methods, these take any text for a name
+        return path
+    name = os.fspath(path_or_repo)
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise ModelError(f"{name}: no such model folder (nor 'embedded', nor the id of a repository on the Hub)")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ModelError(
+            f"{name}: no such model folder; to look for it on the Hugging Face Hub: pip install huggingface_hub"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, TOKENIZER_FILE, TRANSFORMER_FILE]))
+    except Exception as error:  # the client raises its own errors, and those of several libraries under it
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{name}: no such model folder, nor to be had from the Hugging Face Hub: {reason}") from error
 
 
 def save_model(folder: str | os.PathLike[str], model: Model, dtype: torch.dtype | None = None) -> None:
@@ -88,15 +119,10 @@ def save_model(folder: str | os.PathLike[str], model: Model, dtype: torch.dtype 
         dtype: store floating-point tensors as this (such as torch.float16); None keeps what they have.
 
     Raises:
-        ModelError: a weight that `dtype` can't hold, the two parts don't fit each other, or metadata that isn't JSON.
+        ModelError: a weight that `dtype` can't hold, or metadata that isn't JSON.
         OSError: the folder can't be written.
     """
-    try:
-        check_fit(model.tokenizer.config, model.transformer.config)
-    except ConfigError as error:
-        raise ModelError(f"can't save to {folder}: {error}") from error
-    num_classes = model.transformer.config.num_classes
-    _check_names(Path(folder) / CONFIG_FILE, model.class_names, num_classes)
+    _check_names(Path(folder) / CONFIG_FILE, model.class_names, model.transformer.config.num_classes)
     parts = {TOKENIZER_FILE: model.tokenizer, TRANSFORMER_FILE: model.transformer}
     config = {
         "tokenizer": config_to_dict(model.tokenizer.config),
@@ -126,7 +152,11 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
         transformer_config = transformer_from_dict(config["transformer"])
         check_fit(tokenizer.config, transformer_config)
         with torch.device("meta"):
-            transformer = _make_transformer(transformer_config)
+            transformer = (
+                HaltonTransformer(transformer_config)
+                if isinstance(transformer_config, HaltonConfig)
+                else Transformer(transformer_config)
+            )
         decoding = DecodeConfig(**check_json(DecodeConfig, config.get("decoding", {})))
     except (TypeError, ValueError) as error:  # a ConfigError is a ValueError
         raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
@@ -234,10 +264,6 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> VQGAN:
     except (ConfigError, TypeError) as error:
         raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
     return _fill(tokenizer, folder / TOKENIZER_FILE, config)
-
-
-def _make_transformer(config: TransformerConfig | HaltonConfig) -> Transformer | HaltonTransformer:
-    return HaltonTransformer(config) if isinstance(config, HaltonConfig) else Transformer(config)
 
 
 def _fill(module: ModuleT, path: Path, config: dict[str, Any]) -> ModuleT:

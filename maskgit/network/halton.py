@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgit.config import HaltonConfig
+from maskgit.network import transformer
 from maskgit.network.dropout import Dropout
-from maskgit_kernels import attention
+from maskgit.network.transformer import INIT_STD
 
 if TYPE_CHECKING:
     from maskgit.network.reuse import Context
 
 NORM_EPS = 1e-5
-INIT_STD = 0.02
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -42,28 +42,14 @@ class Modulation(nn.Sequential):
         return super().forward(condition).chunk(self.count, dim=1)
 
 
-class Attention(nn.Module):
+class Attention(transformer.Attention):
     """Multi-head self-attention whose queries and keys have unit mean square over all heads together."""
 
-    def __init__(self, config: HaltonConfig) -> None:
-        super().__init__()
-        self.heads, self.dropout = config.heads, config.attention_dropout
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.proj = nn.Linear(config.dim, config.dim, bias=False)
-
-    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
-        """[B, N, dim] -> [B, N, dim]; with a context, of the positions that it evaluates, which see all positions."""
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[B, N, dim] -> queries, keys and values, [B, H, N, D] each."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k = (F.rms_norm(part, part.shape[-1:], eps=NORM_EPS).to(v.dtype) for part in (q, k))
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))  # [B, H, N, D]
-        if context is not None:
-            k, v = context.recall(self, k, v)
-        if self.training and self.dropout:
-            seed = torch.randint(2**62, (), device=x.device)
-            out = attention(q, k, v, dropout_p=self.dropout, seed=seed)
-        else:
-            out = attention(q, k, v)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return tuple(part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
 
 
 class SwiGLU(nn.Module):
@@ -88,7 +74,7 @@ class Block(nn.Module):
         super().__init__()
         self.modulation = Modulation(config.dim, 6)
         self.norm1 = nn.RMSNorm(config.dim, NORM_EPS)
-        self.attention = Attention(config)
+        self.attention = Attention(config, bias=False)
         self.dropout = Dropout(config.dropout)
         self.norm2 = nn.RMSNorm(config.dim, NORM_EPS)
         self.mlp = SwiGLU(config)
@@ -115,28 +101,20 @@ class HaltonTransformer(nn.Module):
         self.final_norm_bias = nn.Parameter(torch.zeros(config.dim))
         self.final_modulation = Modulation(config.dim, 2)
         self.bias = nn.Parameter(torch.zeros(config.codebook_size))
-        for table in (
-            self.token_embedding.weight,
-            self.class_embedding.weight,
-            self.position_embedding,
-            self.registers,
-        ):
+        embeddings = self.token_embedding.weight, self.class_embedding.weight
+        for table in (*embeddings, self.position_embedding, self.registers):
             nn.init.normal_(table, std=INIT_STD)
 
     def forward(self, tokens: Tensor, labels: Tensor | None = None, context: Context | None = None) -> Tensor:
-        """Logits over the codes at every position.
+        """Logits over the codes at every position: as `maskgit.network.transformer.Transformer`, but for `rows`.
 
         Args:
             tokens: int64 [B, N]; positions to predict hold the mask token V.
             labels: int64 [B] in [0, C]; C (or None) means no class.
-            context: keeps keys and values, and says which positions to evaluate (see `maskgit.network.reuse`).
+            context: keeps keys and values, and says which positions to evaluate.
 
         Returns:
-            Logits [B, N, V]: the mask token has no column, so it can't be predicted. Where nothing is evaluated, the
-            bias.
-
-        Raises:
-            ValueError: N isn't the model's.
+            Logits [B, N, V]; where nothing is evaluated, the bias.
         """
         return F.linear(self.hidden(tokens, labels, context), *self.output_weights())
 

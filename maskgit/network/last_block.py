@@ -7,24 +7,18 @@ again. This changes no logit that is read. Where a quarter of a picture is fille
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-
-from maskgit.decoding import DecodeConfig, plan_up_to
 
 # Rows of an image that go through the last block at least. Products of a few rows are worked out in other ways, by
 # which their results could come to depend on the number of images.
 FEWEST_ROWS = 32
 
 
-class Network(Protocol):
-    """A transformer."""
-
-    def __call__(self, tokens: Tensor, labels: Tensor | None, *, rows: Tensor) -> Tensor:
-        """Tokens int64 [B, N], labels int64 [B] or None, and the rows int64 [R] -> logits [B, N, at least V]."""
+Network = Callable[..., Tensor]
+"""A transformer: tokens int64 [B, N], labels int64 [B] or None, and `rows` int64 [R] -> logits [B, N, at least V]."""
 
 
 def masked_rows(masked: Tensor, count: int) -> Tensor:
@@ -50,7 +44,7 @@ class MaskedRowsNetwork:
 
     Args:
         network: the transformer.
-        counts: the run's `masked_counts`.
+        counts: the run's (see `maskgit.decoding.masked_counts`).
         mask_token_id: V.
     """
 
@@ -66,20 +60,3 @@ class MaskedRowsNetwork:
         """
         count = min(tokens.shape[1], max(FEWEST_ROWS, next(self._counts)))
         return self._network(tokens, labels, rows=masked_rows(tokens == self._mask_token_id, count))
-
-
-def masked_counts(config: DecodeConfig, num_tokens: int, most_masked: int) -> list[int]:
-    """How many tokens at most are masked in an image before each step.
-
-    Args:
-        config: of the run.
-        num_tokens: N.
-        most_masked: at least the number of tokens masked at first in any image. The less, the less work.
-
-    Returns:
-        A number in [0, N] for each of the config's steps.
-
-    Raises:
-        ValueError: `most_masked` isn't in [0, N].
-    """
-    return [most_masked, *plan_up_to(config, num_tokens, most_masked).counts[:-1].amax(1).tolist()]

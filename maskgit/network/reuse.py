@@ -19,8 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskgit.decoding import DecodeConfig, plan_up_to
-
 
 class Context:
     """The keys and values of all positions, for a transformer that is evaluated at some: `transformer(..., context)`.
@@ -102,7 +100,7 @@ class ReusingNetwork:
     Args:
         network: the transformer.
         reuse: partial evaluations after each full one; 0 is none.
-        counts: the run's `changed_counts`.
+        counts: the run's (see `maskgit.decoding.changed_counts`).
         mask_token_id: V.
     """
 
@@ -130,23 +128,3 @@ class ReusingNetwork:
         self._masked = masked
         self._step += 1
         return self._network(tokens, labels, self._context)
-
-
-def changed_counts(config: DecodeConfig, num_tokens: int, most_masked: int) -> list[int]:
-    """How many tokens at most are masked at a step or were so at the step before it: M of `Context` for each step.
-
-    Args:
-        config: of the run.
-        num_tokens: N.
-        most_masked: at least the number of tokens masked at first in any image. The less, the less work.
-
-    Returns:
-        M in [1, N] for each of the config's steps, but the first, which has nothing before it and gets N.
-
-    Raises:
-        ValueError: `most_masked` isn't in [0, N].
-    """
-    plan = plan_up_to(config, num_tokens, most_masked)
-    before = torch.cat([torch.arange(most_masked + 1)[None], plan.counts[:-1]])  # masked before each of the S steps
-    changed = before if plan.remasked is None else before + plan.remasked
-    return [num_tokens, *changed[:-1].amax(1).clamp(min=1).tolist()]

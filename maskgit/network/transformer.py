@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maskgit.config import TransformerConfig
+from maskgit.config import HaltonConfig, TransformerConfig
 from maskgit.network.dropout import Dropout
 from maskgit_kernels import attention
 
@@ -36,20 +36,23 @@ def pick(x: Tensor, rows: Tensor | None) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention; the packed projection is read in place."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig | HaltonConfig, bias: bool = True) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, config.attention_dropout
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.proj = nn.Linear(config.dim, config.dim)
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=bias)
+        self.proj = nn.Linear(config.dim, config.dim, bias=bias)
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[B, N, dim] -> queries, keys and values, [B, H, N, D] each."""
+        packed = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        return tuple(part.transpose(1, 2) for part in packed.unbind(2))
 
     def forward(self, x: Tensor, context: Context | None = None, rows: Tensor | None = None) -> Tensor:
         """[B, N, dim] -> [B, N, dim], or [R, dim] of some rows (see `pick`).
 
         With a context, of the positions that it evaluates, which see all positions.
         """
-        batch, length, _ = x.shape
-        packed = self.qkv(x).view(batch, length, 3, self.heads, -1)
-        q, k, v = (part.transpose(1, 2) for part in packed.unbind(2))  # [B, H, N, D]
+        q, k, v = self.split(x)
         if context is not None:
             k, v = context.recall(self, k, v)
         if self.training and self.dropout:

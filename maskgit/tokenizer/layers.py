@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch.nn.functional as F
@@ -63,28 +64,20 @@ class AttentionBlock(nn.Module):
         return x + self.proj(out.squeeze(1).transpose(1, 2).reshape(batch, channels, height, width))
 
 
-class Downsample(nn.Module):
-    """Halve the resolution: 3x3 convolution of stride 2, padded on the right and at the bottom only."""
+class Downsample(nn.Sequential):
+    """[B, C, h, w] -> [B, C, h / 2, w / 2]: 3x3 convolution of stride 2, padded on the right and at the bottom only."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, C, h / 2, w / 2]."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2)
+        super().__init__(OrderedDict(pad=pad, conv=conv))
 
 
-class Upsample(nn.Module):
-    """Double the resolution: nearest neighbour, then a 3x3 convolution."""
+class Upsample(nn.Sequential):
+    """[B, C, h, w] -> [B, C, 2 h, 2 w]: nearest neighbour, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, C, 2 h, 2 w]."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        larger, conv = nn.Upsample(scale_factor=2.0), nn.Conv2d(channels, channels, 3, padding=1)
+        super().__init__(OrderedDict(larger=larger, conv=conv))
 
 
 def _norm(config: TokenizerConfig, encoding: bool) -> Norm:

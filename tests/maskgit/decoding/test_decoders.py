@@ -1,20 +1,18 @@
-"""Every preset against its source: counts, temperatures and distributions, restated here in mpmath and NumPy."""
+"""Every preset against its source: temperatures and distributions, restated here in NumPy (counts in test_plan)."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 
-import mpmath
 import numpy as np
 import pytest
 import torch
+from restated import all_left, left
 from torch import Tensor
 
 from maskgit.decoding import DECODERS, DecodeConfig, DecodePlan, decode, decode_plan, decode_steps, decoder
-from maskgit.decoding.schedules import SCHEDULES
 from maskgit_kernels import backend
 
 NAMES = ["maskgit", "lab-perturbed", "lab-sampled", "lab-greedy", "valeo", "halton"]
@@ -28,96 +26,16 @@ def test_all_are_there() -> None:
         decoder("valoe")
 
 
-# --- counts -----------------------------------------------------------------------------------------------------------
-
-K = 256
-GAMMAS: dict[str, Callable[[mpmath.mpf], mpmath.mpf]] = {
-    "cosine": lambda r: mpmath.cos(mpmath.pi * r / 2),
-    "linear": lambda r: 1 - r,
-    "square": lambda r: 1 - r**2,
-    "cubic": lambda r: 1 - r**3,
-    "exponential": lambda r: (1 - mpmath.mpf(K) ** (r - 1)) / (1 - mpmath.mpf(1) / K),
-    "sqrt": lambda r: 1 - mpmath.sqrt(r),
-    "logarithmic": lambda r: -mpmath.log(r + (1 - r) / K, K),
-    "arccos": lambda r: 2 * mpmath.acos(r) / mpmath.pi,
-}
-
-
-@functools.cache
-def gamma(schedule: str, numerator: int, denominator: int) -> mpmath.mpf:
-    with mpmath.workdps(40):
-        return GAMMAS[schedule](mpmath.mpf(numerator) / denominator)
-
-
-def floor(x: mpmath.mpf) -> int:
-    return int(mpmath.floor(x + mpmath.mpf(10) ** -30))
-
-
-def ceil(x: mpmath.mpf) -> int:
-    return -floor(-x)
-
-
-def left(name: str, schedule: str, t: int, steps: int, start: int, remaining: int) -> int:
-    """Tokens still masked after step t = 0, 1, ..."""
-    if t == steps - 1 or remaining == 0:
-        return 0
-    with mpmath.workdps(40):
-        if name == "maskgit":
-            wanted = max(1, floor(start * gamma(schedule, t + 1, steps)))
-            return min(wanted, remaining - 1)
-        if name in ("lab-perturbed", "lab-sampled"):
-            return floor(start * gamma(schedule, t, steps))
-        if name == "lab-greedy":
-            return ceil(remaining * gamma(schedule, t + 1, steps))
-        # Decided so far: what the schedule says, but at least one more than before.
-        share = gamma(schedule, t, steps - 1) if name == "valeo" else gamma(schedule, t + 1, steps)
-        return start - max(floor(start * (1 - share)), start - remaining + 1)
-
-
-def all_left(name: str, schedule: str, steps: int, start: int) -> list[int]:
-    counts, remaining = [], start
-    for t in range(steps):
-        remaining = left(name, schedule, t, steps, start, remaining)
-        counts.append(remaining)
-    return counts
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_counts(schedule: str, name: str) -> None:
-    starts = [0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 31, 64, 100, 255, 256]
-    for steps in (1, 2, 3, 4, 8, 12, 20, 33):
-        config = dataclasses.replace(decoder(name), schedule=schedule, steps=steps)
-        counts = decode_plan(config, 256).counts
-        assert counts.shape == (steps, 257)
-        for start in starts:
-            assert counts[:, start].tolist() == all_left(name, schedule, steps, start)
-        if steps > 3:
-            config = dataclasses.replace(config, stop_after=3)
-            shortened = decode_plan(config, 256).counts
-            assert torch.equal(shortened[:2], counts[:2]) and len(shortened) == 3 and not shortened[2].any()
-
-
-def test_counts_as_printed() -> None:
-    """256 tokens in 8 steps by hand: 256 cos(pi/6) = 221.7, 256 cos(pi/3) = 128, ..."""
-    assert all_left("maskgit", "cosine", 3, 256) == [221, 128, 0]
-    assert decode_plan(DecodeConfig(steps=3), 256).counts[:, 256].tolist() == [221, 128, 0]
-    config = dataclasses.replace(decoder("lab-greedy"), steps=3)
-    assert decode_plan(config, 256).counts[:, 256].tolist() == [222, 111, 0]  # ceil(221.7), ceil(222 / 2)
-    config = dataclasses.replace(decoder("lab-perturbed"), steps=3)
-    assert decode_plan(config, 256).counts[:, 256].tolist() == [256, 221, 0]
-
-
 # --- temperature and guidance -----------------------------------------------------------------------------------------
 
 
-def annealed(name: str, t: int, steps: int, schedule: str = "cosine") -> float:
-    """tau / tau0 at step t."""
+def annealed(name: str, t: int, steps: int) -> float:
+    """tau / tau0 at step t, by the cosine schedule where it has a say."""
     return {
         "maskgit": lambda: 1 - (t + 1) / steps,
         "lab-perturbed": lambda: 1 - t / steps,
         "lab-sampled": lambda: 1 - t / steps,
-        "lab-greedy": lambda: 1 - float(gamma(schedule, t + 1, steps)),
+        "lab-greedy": lambda: 1 - math.cos(math.pi / 2 * (t + 1) / steps),
         "valeo": lambda: 1 - t / (steps - 1),
         "halton": lambda: 0.0,
     }[name]()

@@ -22,12 +22,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from maskgit import pipeline
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
 from maskgit.decoding import DECODERS, DecodeConfig, graphs
 from maskgit.decoding.graphs import Batch, DecodeGraph, GraphCache
 from maskgit.network.transformer import Transformer
-from maskgit.pipeline import MaskGIT
+from maskgit.pipeline import MaskGIT, networks
 from maskgit.tokenizer import VQGAN
 from maskgit_kernels import backend
 
@@ -247,7 +246,7 @@ def test_changed_weights_are_captured_anew(
     captures: list[int], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     """In a graph the copies that it was captured with live on, and the places of weights that were replaced."""
-    monkeypatch.setattr(pipeline, "can_pack", lambda: False)  # so that the CPU runs what a GPU runs
+    monkeypatch.setattr(networks, "can_pack", lambda: False)  # so that the CPU runs what a GPU runs
     model = tiny_model()
     model.precision, model.graphs = precision, GraphCache()
     weight = model.transformer.blocks[0].attention.qkv.weight
@@ -391,7 +390,7 @@ def test_an_error_of_the_loop_is_no_failed_capture(
 
 
 def test_graphs_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "resolve_device", lambda device: SimpleNamespace(type="cuda"))
+    monkeypatch.setattr("maskgit.pipeline.model.resolve_device", lambda device: SimpleNamespace(type="cuda"))
     monkeypatch.setattr(backend, "resolve", lambda *args: "torch")
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *args, **kwargs: self)
     assert isinstance(tiny_model().graphs, GraphCache)

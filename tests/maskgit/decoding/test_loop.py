@@ -1,4 +1,6 @@
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from maskgit.config import TransformerConfig
-from maskgit.decoding import DECODERS, DecodeConfig, decode, decode_plan, decode_steps
+from maskgit.decoding import DECODERS, DecodeConfig, decode, decode_plan, decode_steps, loop
 from maskgit.decoding.schedules import SCHEDULES, mask_counts
 from maskgit.network.transformer import Transformer
 from maskgit_kernels.decode_step.eager import decode_step_eager
@@ -379,3 +381,11 @@ def test_the_loop_compiles_whole(name):
     compiled = torch.compile(loop, fullgraph=True, backend="eager")
     for seed in range(2):
         assert torch.equal(compiled(*inputs(seed)), loop(*inputs(seed)))
+
+
+def test_the_docstring_leads_to_the_kernel():
+    root = Path(__file__).resolve().parents[3]
+    for name in ("decode_step", "head_sample"):
+        paths = re.findall(r"[\w/]+/\w+\.py", loop.__doc__.replace("decode_step", name))
+        assert len(paths) == 3 and all((root / path).is_file() for path in paths)
+        assert (root / paths[0]).with_name("triton.py").is_file()

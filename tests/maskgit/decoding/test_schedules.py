@@ -3,8 +3,10 @@ from fractions import Fraction
 
 import pytest
 import torch
+import tyro
 from safetensors.torch import load_file
 
+from maskgit.cli.options import Options
 from maskgit.decoding.schedules import (
     COUNTS,
     PROGRESSES,
@@ -16,14 +18,8 @@ from maskgit.decoding.schedules import (
     mask_counts,
 )
 
-NAMES = ["cosine", "linear", "square", "cubic", "exponential", "sqrt", "logarithmic", "arccos"]
 
-
-def test_all_are_there():
-    assert list(SCHEDULES) == NAMES
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_ends_range_and_monotony(name):
     r = torch.linspace(0, 1, 1001, dtype=torch.float64)
     g = gamma(r, name)
@@ -87,7 +83,7 @@ def test_counts_of_the_paper():
     assert mask_counts(torch.tensor([256]), 3, "cosine")[1, 0] == 128
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 8, 12, 300])
 def test_every_step_decides_something_until_nothing_is_left(name, steps):
     totals = torch.tensor([0, 1, 2, 5, 64, 255, 256, 1024])
@@ -112,7 +108,7 @@ def test_progress(progress, first, last):
 
 @pytest.mark.parametrize("progress", PROGRESSES)
 @pytest.mark.parametrize("rule", COUNTS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_all_rules_end_with_nothing_and_never_mask_again(name, rule, progress):
     totals = torch.arange(70)
     for steps in (1, 2, 7, 100):
@@ -175,3 +171,10 @@ def test_halton_order_of_its_authors(golden):
     for size, cells in orders.items():
         rows, columns = cells.unbind(1)
         assert list(halton_order(int(size), int(size))) == (rows * int(size) + columns).tolist()
+
+
+def test_the_help_has_all_of_them(capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(Options, args=["--help"])
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"one of {', '.join(SCHEDULES)}." in printed

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from benchmarks.autoregressive import CausalDecoder
-from maskgit import pipeline
 from maskgit.config import HaltonConfig, Stage, TokenizerConfig, TransformerConfig
 from maskgit.decoding import DECODERS, DecodeConfig
 from maskgit.decoding.graphs import Batch
@@ -24,7 +24,7 @@ from maskgit.network.half import half_copy
 from maskgit.network.halton import HaltonTransformer
 from maskgit.network.reuse import Context
 from maskgit.network.transformer import Transformer
-from maskgit.pipeline import MaskGIT
+from maskgit.pipeline import MaskGIT, networks
 from maskgit.tokenizer import VQGAN
 from maskgit_kernels import backend
 
@@ -202,7 +202,7 @@ def launches(graph: GraphModule) -> int:
 @pytest.fixture
 def unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU runs what a GPU runs."""
-    monkeypatch.setattr(pipeline, "can_pack", lambda: False)
+    monkeypatch.setattr(networks, "can_pack", lambda: False)
 
 
 @pytest.fixture(params=["logits", "head_sample"])
@@ -242,7 +242,7 @@ def test_no_weight_is_cast_in_the_loop(
 ) -> None:
     ours = exported(make_pipeline(kind), LOOPS[loop])
     assert weight_casts(ours) == 0
-    monkeypatch.setattr(pipeline, "half_copy", lambda network, dtype: network)
+    monkeypatch.setattr(networks, "half_copy", lambda network, dtype: network)
     theirs = exported(make_pipeline(kind), LOOPS[loop])
     # Of each layer's weight and bias, at every step.
     assert weight_casts(theirs) > LOOPS[loop].steps * 8
@@ -305,7 +305,7 @@ def pictures(model: MaskGIT, **options: Any) -> list[np.ndarray]:
     images = [np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8) for i in range(3)]
     masks = [np.random.default_rng(i).random((8, 8)) < 0.2 for i in range(3)]
     found = model.inpaint(
-        [pipeline.Image.fromarray(image) for image in images], masks, labels=[0, None, 2], paste=False, **options
+        [Image.fromarray(image) for image in images], masks, labels=[0, None, 2], paste=False, **options
     )
     made = model.generate(2, **options)
     return [np.asarray(picture) for picture in (*(result.image for result in found), *made)]
@@ -317,7 +317,7 @@ def test_pictures_are_those_of_autocast(
     unpacked: None, head: str, kind: str, loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = pictures(make_pipeline(kind), config=LOOPS[loop])
-    monkeypatch.setattr(pipeline, "half_copy", lambda network, dtype: network)
+    monkeypatch.setattr(networks, "half_copy", lambda network, dtype: network)
     for ours, theirs in zip(found, pictures(make_pipeline(kind), config=LOOPS[loop]), strict=True):
         assert np.array_equal(ours, theirs)
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig, preset
-from maskgit.decoding import DECODERS, DecodeConfig, decode_steps
+from maskgit.decoding import DECODERS, DecodeConfig, decode_steps, masked_counts
 from maskgit.decoding.schedules import mask_counts
-from maskgit.network.last_block import FEWEST_ROWS, MaskedRowsNetwork, masked_counts, masked_rows
+from maskgit.network.last_block import FEWEST_ROWS, MaskedRowsNetwork, masked_rows
 from maskgit.network.packed import PackedLinear, can_pack
 from maskgit.network.reuse import Context
 from maskgit.network.transformer import Transformer
@@ -150,7 +150,7 @@ def test_the_pipeline_saves_the_work_and_changes_nothing(precision: Any, monkeyp
     found = list(model._decode(*given))
     left = mask_counts(torch.tensor(int(masked.sum(1).max())), 4, "cosine").tolist()
     assert seen == [4 * max(FEWEST_ROWS, count) for count in (int(masked.sum(1).max()), *left[:-1])]
-    monkeypatch.setattr("maskgit.pipeline.MaskedRowsNetwork", lambda network, counts, _: plain(model))
+    monkeypatch.setattr("maskgit.pipeline.networks.MaskedRowsNetwork", lambda network, counts, _: plain(model))
     for state, other in zip(found, model._decode(*given), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(state, other, strict=True))
     assert len(seen) == 4

@@ -1,0 +1,62 @@
+"""What is known is continued smoothly, cells that a hole touches, fills in tune with what surrounds them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskgit.canvas import holes
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 9), (8, 1), (5, 3), (16, 16), (13, 30)])
+def test_smooth_fill_continues_what_is_known(height: int, width: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    image = torch.rand(3, height, width, generator=rng)
+    known = torch.rand(1, height, width, generator=rng) < 0.3
+    known[0, 0, 0] = True
+    filled = holes.smooth_fill(image, known)
+    assert torch.equal(filled[:, known[0]], image[:, known[0]])
+    # Averages and interpolation stay between the least and the greatest known value.
+    values = image[:, known[0]]
+    assert (filled.amin((1, 2)) >= values.amin(1) - 1e-6).all()
+    assert (filled.amax((1, 2)) <= values.amax(1) + 1e-6).all()
+    flat = holes.smooth_fill(torch.where(known, 0.25, image), known)
+    assert torch.allclose(flat, torch.full_like(flat, 0.25))
+    assert holes.smooth_fill(image, torch.zeros_like(known)).abs().max() == 0
+
+
+def test_cells_with_holes() -> None:
+    mask = np.zeros((10, 7), dtype=bool)
+    mask[9, 0] = True
+    assert np.argwhere(holes.cells_with_holes(mask, 5, 7)).tolist() == [[4, 0]]
+    assert np.argwhere(holes.cells_with_holes(mask, 20, 7)).tolist() == [[18, 0], [19, 0]]  # cells within a pixel
+    # Cell borders at 3.33 and 6.67: pixel 3 lies in two cells.
+    mask[:] = False
+    mask[3] = True
+    assert holes.cells_with_holes(mask, 3, 1)[:, 0].tolist() == [True, True, False]
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_pasted_fill_is_in_tune_with_its_surroundings() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    mask = np.zeros((30, 40), dtype=bool)
+    mask[5:19, 7:22] = True
+    pixels = np.asarray(image).astype(int)
+    assert same(holes.paste_known(image, image, mask), image)
+    # A fill that is off by the same everywhere is put right.
+    dim = Image.fromarray((pixels // 2 + 60).astype(np.uint8))
+    off = Image.fromarray((pixels // 2 + 40).astype(np.uint8))
+    assert same(holes.paste_known(dim, off, mask), dim)
+    # What the fill has in the hole stays, also if nothing else is known of it.
+    spot = np.asarray(dim).copy()
+    spot[12, 15] = 255
+    pasted = np.asarray(holes.paste_known(dim, Image.fromarray(spot), mask))
+    assert np.array_equal(pasted, spot)
+    everything = np.ones_like(mask)
+    assert same(holes.paste_known(image, dim, everything), dim)
+    assert same(holes.paste_known(image, dim, ~everything), image)
