@@ -4,7 +4,7 @@
     python -m benchmarks.gpu OUT --minutes 6     # every step's limit shrinks in proportion
     python -m benchmarks.gpu OUT --minutes 3 --only environment comparisons
     python -m benchmarks.gpu OUT --quick         # a rehearsal on any machine: tiny sizes, no figure means anything
-    python -m benchmarks.gpu OUT --dry-run       # the plan: kernels to compile, counted, and the time to expect
+    python -m benchmarks.gpu OUT --dry-run       # the plan, on any machine: each step's limit and its command
 
 Each step is a process with a time limit of its own; one that fails or runs out of time doesn't stop those after it.
 OUT/summary.json holds all results and is written anew after each step, as is OUT/summary.md, which is to be read;
@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import dry_run
 from benchmarks.gpu.process import run
 from benchmarks.gpu.steps import LOG, MINUTES, SECONDS, STEPS, plan
 from benchmarks.gpu.summary import Summary
@@ -49,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     on_gpu = torch.cuda.is_available()
     if options.dry_run:
         steps = plan(out, on_gpu=True, quick=False, minutes=options.minutes, only=options.only)
-        print(dry_run.report(steps, options.minutes))
+        for step in steps:
+            print(f"{step.name}: {step.proves} (at most {step.seconds:.0f} s)\n  python {' '.join(step.command)}")
         return 0
     steps = plan(out, on_gpu=on_gpu, quick=options.quick, minutes=options.minutes, only=options.only)
     if not (on_gpu or options.quick):

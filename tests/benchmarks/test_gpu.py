@@ -19,7 +19,6 @@ from benchmarks.gpu import measuring
 from benchmarks.gpu.files import clean, read, write
 from benchmarks.gpu.measuring import Planned, measure
 from benchmarks.gpu.process import run
-from benchmarks.gpu.standin import COMPILED_FILE
 from benchmarks.gpu.steps import MINUTES, Step, gpu_test_files, plan, pytest_command
 from benchmarks.gpu.summary import Summary
 from benchmarks.hardware import ROOT
@@ -192,37 +191,11 @@ def test_another_process_goes_on_where_the_gpu_was_lost(tmp_path: Path, monkeypa
     assert stopped.value.code == 1 and read(tmp_path / "x.json")["done"] == 1
 
 
-COUNT = """
-import torch
-from benchmarks.gpu import standin
-from maskgit_kernels import attention, decode_step
-
-with standin.install():
-    def attend(head_dim, length, dtype=torch.bfloat16):
-        x = torch.empty(2, 4, length, head_dim, dtype=dtype, device="cuda:0")
-        before = len(standin.compiled)
-        attention(x, x, x)
-        return len(standin.compiled) - before
-
-    print(attend(48, 256), attend(48, 384), attend(48, 64, torch.float16), attend(96, 64))
-    with torch.no_grad():
-        print(attend(112, 64))
-"""
-
-
-def test_a_stand_in_counts_what_would_be_compiled(tmp_path: Path) -> None:
-    """Forward, dq, dk and dv; another length that 128 divides is the same kernel, another dtype or width isn't."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", COMPILED_FILE: str(tmp_path / "x.json")}
-    done = subprocess.run([sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == ["3", "0", "3", "3", "1"], done.stderr[-2000:]
-
-
 def test_the_day_begins_without_tyro(tmp_path: Path) -> None:
     """A GPU machine without a network has PyTorch and Triton, and little else."""
     (tmp_path / "tyro.py").write_text("raise ModuleNotFoundError('no tyro here')")
     code = (
-        "from benchmarks.gpu import __main__, environment, smoke, comparisons, figures, dry_run\n"
+        "from benchmarks.gpu import __main__, environment, smoke, comparisons, figures\n"
         "import sys; assert 'tyro' not in sys.modules"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "kernels")])
