@@ -1,0 +1,144 @@
+"""`pytest benchmarks`: the options, what each benchmark is given, and what is written beside pytest-benchmark's figures.
+
+pytest-benchmark's own options do what they always do; --benchmark-max-time and --benchmark-min-rounds are taken for each
+implementation.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = str(Path(__file__).resolve().parents[1])
+if ROOT not in sys.path:  # the benchmarks are not installed: they are imported from the checkout
+    sys.path.insert(0, ROOT)
+
+from benchmarks.bench import Apart, Bench  # noqa: E402
+from benchmarks.clock import Clock, Stopwatch  # noqa: E402
+from benchmarks.hardware import Peaks, describe, measure_peaks  # noqa: E402
+from benchmarks.harness import Comparison  # noqa: E402
+from benchmarks.measuring import Effort, Measurement  # noqa: E402
+from benchmarks.setting import Setting  # noqa: E402
+from benchmarks.suites import comparisons  # noqa: E402
+from maskgit.pipeline import resolve_device  # noqa: E402
+
+SETTING = pytest.StashKey[Setting]()
+COMPARISONS = pytest.StashKey[dict[str, Comparison]]()
+PEAKS = pytest.StashKey[Peaks]()
+STARTED = time.monotonic()
+SAME_MACHINE = ("device", "cpu", "threads", "quick")  # without these in common, times can't be compared
+STOPWATCH = Stopwatch()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("benchmarks", "of this repository")
+    group.addoption("--quick", action="store_true", help="tiny shapes and two rounds: shows that everything runs")
+    group.addoption("--device", default="auto", help="cuda, cpu, ... ; auto takes a GPU where there is one")
+    group.addoption("--seconds", type=float, help="start nothing after so many; what is left is skipped")
+
+
+def _setting(config: pytest.Config) -> Setting:
+    """Made when it is first asked for: pytest-benchmark compares machines before pytest is configured."""
+    if SETTING not in config.stash:
+        name = config.getoption("--device")
+        try:
+            device = resolve_device(None if name == "auto" else name)
+        except ValueError as error:
+            raise pytest.UsageError(f"--device {name}: {error}") from error
+        config.stash[SETTING] = Setting(device, config.getoption("--quick"))
+        config.stash[COMPARISONS] = {}
+    return config.stash[SETTING]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each comparison of the function's group, and each implementation of it, the baseline last.
+
+    What the others' rounds have told of the baseline need not be measured again.
+    """
+    if "job" not in metafunc.fixturenames:
+        return
+    setting, parameters = _setting(metafunc.config), []
+    for comparison in comparisons(metafunc.definition.name, setting):
+        metafunc.config.stash[COMPARISONS][comparison.job] = comparison
+        first, *others = comparison.implementations.items()
+        for name, why_not in (*others, first):
+            marks = [pytest.mark.benchmark(group=comparison.job, timer=STOPWATCH.read)]
+            if why_not:
+                marks.append(pytest.mark.skip(reason=why_not))
+            parameters.append(pytest.param(comparison.job, name, id=f"{comparison.name}-{name}", marks=marks))
+    metafunc.parametrize(("job", "implementation"), parameters, indirect=["job"], scope="module")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
+    """In the order that was asked for: pytest would bring the same implementation of several jobs together."""
+    order = {item: number for number, item in enumerate(items)}
+    yield
+    items.sort(key=lambda item: order[item])
+
+
+@pytest.fixture(scope="session")
+def clock(request: pytest.FixtureRequest) -> Clock:
+    """Of the device."""
+    return Clock(_setting(request.config).device)
+
+
+@pytest.fixture(scope="session")
+def peaks(request: pytest.FixtureRequest, clock: Clock) -> Peaks:
+    """How fast the machine copies and multiplies, measured at the start."""
+    peaks = measure_peaks(clock.device, clock, _setting(request.config).quick)
+    request.config.stash[PEAKS] = peaks
+    return peaks
+
+
+@pytest.fixture(scope="module")
+def job(request: pytest.FixtureRequest, clock: Clock, peaks: Peaks) -> Iterator[Measurement]:
+    """The comparison, its implementations checked: those of them that are to be timed, and the baseline."""
+    seconds = request.config.getoption("--seconds")
+    if seconds is not None and time.monotonic() - STARTED > seconds:
+        pytest.skip(f"the time is up: --seconds {seconds:g}")
+    setting, comparison = _setting(request.config), request.config.stash[COMPARISONS][request.param]
+    wanted = {comparison.baseline}
+    for item in request.session.items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if parameters.get("job") == request.param:
+            wanted.add(parameters["implementation"])
+    names = [name for name, why_not in comparison.implementations.items() if name in wanted and not why_not]
+    effort = Effort(0.0, 2)
+    if not setting.quick:
+        option = request.config.getoption
+        effort = Effort(float(option("benchmark_max_time")), option("benchmark_min_rounds"))
+    # A GPU's memory is PyTorch's in any process; a quick run starts processes only where each implementation has one.
+    here = setting.on_gpu or (setting.quick and not comparison.apart)
+    measurement = Measurement(comparison, names, clock, effort, STOPWATCH, Bench if here else Apart)
+    yield measurement
+    measurement.close()
+
+
+# --- pytest-benchmark's hooks -----------------------------------------------------------------------------------------
+
+
+def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
+    """What times depend on; neither the host's name nor the date."""
+    setting = _setting(config)
+    facts = describe(setting.device)
+    return {"quick": setting.quick, **{name: facts[name] for name in facts if name not in ("date", "revision")}}
+
+
+def pytest_benchmark_compare_machine_info(machine_info: dict[str, Any], compared_benchmark: dict[str, Any]) -> None:
+    """Refuse what can't be compared."""
+    theirs = compared_benchmark["machine_info"]
+    differing = [f"{name} {theirs.get(name)!r}" for name in SAME_MACHINE if theirs.get(name) != machine_info[name]]
+    if differing:
+        raise pytest.UsageError(f"the older run can't be compared with this one, it is of {', '.join(differing)}")
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """The machine's rates of the run."""
+    peaks = config.stash.get(PEAKS, Peaks())
+    output_json["peaks"] = {"products": peaks.products, "copies": peaks.copies}
