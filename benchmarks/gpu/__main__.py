@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.process import run
-from benchmarks.gpu.steps import LOG, MINUTES, SECONDS, STEPS, plan
+from benchmarks.gpu.steps import LOG, MINUTES, STEPS, plan
 from benchmarks.gpu.summary import Summary
 
 LEAST_SECONDS = 5.0  # in which a step can still do something
@@ -62,18 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = Summary(out, options.quick, options.minutes)
     deadline = time.monotonic() + 60 * options.minutes
     for step in steps:
-        left = deadline - time.monotonic()
-        if left < LEAST_SECONDS:
-            summary.not_started(step)
-            continue
-        limit = min(step.seconds, left)
-        print(f"{step.name}: {step.proves} (at most {limit:.0f} s)", flush=True)
-        if step.result is not None:
-            step.result.unlink(missing_ok=True)  # of an earlier run
-        command = [f"{0.9 * limit:.0f}" if part == SECONDS else part for part in step.command]
-        ended = run(command, limit, out / LOG, step.environment)
-        summary.add(step, ended)
-        print(f"  {summary.line(step.name)}", flush=True)
+        limit = min(step.seconds, deadline - time.monotonic())
+        print(f"{step.name}: {step.proves} (at most {max(limit, 0):.0f} s)", flush=True)
+        if limit < LEAST_SECONDS:
+            summary.not_started(step, "the time was up")
+        elif missing := step.missing():
+            summary.not_started(step, f"{' and '.join(missing)} can't be imported: see docs/gpu.md")
+        else:
+            if step.result is not None:
+                step.result.unlink(missing_ok=True)  # of an earlier run
+            summary.add(step, run(step, limit, out / LOG))
+        print(f"  {summary.last_line()}", flush=True)
     print(f"\n{summary.to_markdown()}\nResults: {options.out}")
     return int(not summary.passed)
 

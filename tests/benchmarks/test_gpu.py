@@ -8,24 +8,21 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import suites
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import measuring
 from benchmarks.gpu.files import clean, read, write
-from benchmarks.gpu.measuring import Planned, measure
+from benchmarks.gpu.plugin import PARTS, SLOW, choose
 from benchmarks.gpu.process import run
 from benchmarks.gpu.steps import MINUTES, Step, gpu_test_files, plan, pytest_command
 from benchmarks.gpu.summary import Summary
 from benchmarks.hardware import ROOT
-from benchmarks.harness import Case, Comparison
 from benchmarks.setting import Setting
-
-QUICK = Setting(torch.device("cpu"), quick=True)
+from benchmarks.suites import SUITES
 
 
 def steps(folder: Path, **codes: str) -> list[Step]:
@@ -77,7 +74,7 @@ def test_a_step_ends_with_all_that_it_started(tmp_path: Path) -> None:
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid)); time.sleep(100)"
     )
     started = time.monotonic()
-    ended = run(["-c", code], 4.0, tmp_path / "log.txt", {}, tmp_path)
+    ended = run(Step("", "", ["-c", code], 4.0), 4.0, tmp_path / "log.txt", tmp_path)
     assert ended.code is None and ended.output.startswith("begun") and time.monotonic() - started < 20
     child = int((tmp_path / "pid").read_text())
     while _alive(child):  # it is dead, and may not be buried yet
@@ -91,7 +88,7 @@ def test_a_step_that_waits_for_its_workers_can_still_report(tmp_path: Path) -> N
         "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])\n"
         f"try: child.wait()\nexcept KeyboardInterrupt: child.wait(); open({str(report)!r}, 'w').write('found')"
     )
-    assert run(["-c", code], 16.0, tmp_path / "log.txt", {}, tmp_path).code is None
+    assert run(Step("", "", ["-c", code], 16.0), 16.0, tmp_path / "log.txt", tmp_path).code is None
     assert report.read_text() == "found"
 
 
@@ -142,61 +139,123 @@ def test_what_pytest_reports_is_taken_in(tmp_path: Path) -> None:
         '<testcase classname="b" name="left"><skipped/></testcase></testsuite></testsuites>'
     )
     summary = Summary(tmp_path, quick=False, minutes=9)
-    step = Step("tests", "", [], 1, xml, kept=True)
-    summary.add(step, run(["-c", "raise SystemExit(1)"], 20, tmp_path / "log.txt", {}, tmp_path))
+    step = Step("tests", "", ["-c", "raise SystemExit(1)"], 20, xml, kept=True)
+    summary.add(step, run(step, 20, tmp_path / "log.txt", tmp_path))
     (entry,) = read(tmp_path / "summary.json")["steps"]
     assert entry["results"] == {"passed": 1, "failed": 1, "skipped": 1, "failures": ["a::bad: off by 3"]}
     assert entry["status"] == "failed" and "secret-host" not in xml.read_text()
     assert "a::bad: off by 3" in summary.to_markdown()
 
 
-def comparison(run: Callable[[], object]) -> Planned:
-    cases = [Case(name, run, lambda: None) for name in ("theirs", "torch.compile", "ours")]
-    return Planned(lambda: Comparison("suite", "job", cases, "theirs"), ("torch.compile",))
+CONFTEST = """
+from pathlib import Path
+from benchmarks.gpu import plugin
+
+LOST = Path(__file__).with_name("lost")
+plugin.PARTS["comparisons"] = ["second/*", "first/a and what is slow to compile"]
+plugin.usable = lambda: not LOST.exists() or LOST.unlink()
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true")
+"""
+BENCHMARKS = """
+import pytest
+from pathlib import Path
+
+@pytest.mark.parametrize("implementation", ["theirs", "compiled", "ours"])
+@pytest.mark.parametrize("job", ["first/a", "first/b", "second/a", "second/b"])
+def timed(job, implementation, benchmark):
+    benchmark.pedantic(lambda: None, rounds=2)
+    if (job, implementation) == SPECIAL:
+        DO
+timed.__test__ = True
+"""
 
 
-def test_a_comparison_that_crashes_costs_itself_alone(tmp_path: Path) -> None:
-    def crash() -> Comparison:
-        raise MemoryError("too large")
-
-    file = tmp_path / "results.json"
-    report = measure([comparison(lambda: None), Planned(crash), comparison(lambda: None)], QUICK, file, seconds=60)
-    saved = read(file)
-    assert (saved["planned"], saved["done"]) == (3, 3)
-    assert [row["status"] for row in saved["rows"]] == ["timed", "timed", "skipped", "refused"] + [
-        "timed", "timed", "skipped"
-    ]  # fmt: skip
-    assert any("too large" in line for line in report.failures)
+def benchmarks(folder: Path, job: str, implementation: str, does: str) -> Step:
+    """A step of benchmarks, one of which does something special."""
+    (folder / "conftest.py").write_text(CONFTEST)
+    special = BENCHMARKS.replace("SPECIAL", repr((job, implementation))).replace("DO", does)
+    (folder / "test_timed.py").write_text(special)
+    options = ["-p", "no:cacheprovider", "--rootdir", str(folder), "-p", "benchmarks.gpu.plugin"]
+    result = folder / "results.json"
+    command = ["-m", "pytest", str(folder), *options, "--part", "comparisons", "--keep", str(result)]
+    return Step("comparisons", "", command, 100, result, kept=True)
 
 
-def test_what_time_does_not_allow_is_not_begun(tmp_path: Path) -> None:
-    file = tmp_path / "results.json"
-    measure([comparison(lambda: None)] * 3, QUICK, file, seconds=-1)
-    assert not file.exists()
-    measure([comparison(lambda: None)] * 3, QUICK, file, seconds=60)
-    measure([comparison(lambda: None)] * 4, QUICK, file, seconds=60, first=3)  # goes on
-    assert len(read(file)["rows"]) == 4 * 3 and read(file)["done"] == 4
+ORDER = ["second/a-theirs", "second/a-ours", "second/b-theirs", "second/b-ours"]
+ORDER += ["first/a-theirs", "first/a-compiled", "first/a-ours"]
 
 
-def test_another_process_goes_on_where_the_gpu_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = dataclasses.replace(QUICK)
-    monkeypatch.setattr(Setting, "on_gpu", property(lambda _: True))
-    monkeypatch.setattr(measuring, "_usable", lambda: False)
+def outcomes(step: Step) -> list[str]:
+    """Of what was run or left out, in the order of importance."""
+    assert step.result is not None
+    found = read(step.result)
+    assert found["planned"] == len(ORDER) and list(found["outcomes"]) == [f"timed[{name}]" for name in ORDER]
+    return [outcome for outcome, _ in found["outcomes"].values()]
 
-    def restart(first: int) -> None:
-        raise SystemExit(first)
 
-    with pytest.raises(SystemExit) as stopped:
-        measure([comparison(lambda: None)] * 3, setting, tmp_path / "x.json", 60, restart=restart)
-    assert stopped.value.code == 1 and read(tmp_path / "x.json")["done"] == 1
+def test_a_benchmark_that_crashes_costs_itself_alone(tmp_path: Path) -> None:
+    step = benchmarks(tmp_path, "second/a", "theirs", "raise MemoryError('too large')")
+    summary = Summary(tmp_path, quick=False, minutes=9)
+    summary.add(step, run(step, 100, tmp_path / "log.txt", tmp_path))
+    assert outcomes(step) == ["failed", *["passed"] * 6]
+    (entry,) = read(tmp_path / "summary.json")["steps"]
+    assert entry["status"] == "failed" and entry["results"]["outcomes"]["timed[second/a-theirs]"][1] == "too large"
+    assert "timed[second/a-theirs]: too large" in summary.to_markdown()
+
+
+def test_another_process_goes_on_where_the_gpu_was_lost(tmp_path: Path) -> None:
+    """Behind the comparison that lost it; what it had not done counts as failed."""
+    step = benchmarks(tmp_path, "second/b", "theirs", f"Path({str(tmp_path / 'lost')!r}).touch()")
+    ended = run(step, 100, tmp_path / "log.txt", tmp_path)
+    assert ended.code == 1 and ended.output.count("test session starts") == 2
+    assert outcomes(step) == ["passed", "passed", "failed", "failed", "passed", "passed", "passed"]
+
+
+def test_a_kernel_that_never_ends_costs_nothing_that_was_found(tmp_path: Path) -> None:
+    hangs = tmp_path / "hangs"
+    step = benchmarks(tmp_path, "first/a", "theirs", f"Path({str(hangs)!r}).touch(); __import__('time').sleep(100)")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
+    with subprocess.Popen([sys.executable, *step.command], cwd=ROOT, env=environment) as process:
+        while not hangs.exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.kill()
+    names = [benchmark["name"] for benchmark in read(tmp_path / "results.json")["benchmarks"]]
+    assert names == [f"timed[{name}]" for name in ORDER[:4]]
+
+
+def test_what_is_measured_on_a_gpu_exists() -> None:
+    setting = Setting(torch.device("cuda"), quick=False)
+    jobs = [
+        (comparison.job, name)
+        for group in SUITES
+        for comparison in suites.comparisons(group, setting)
+        for name in comparison.implementations
+    ]
+    for part in PARTS.values():
+        assert all(choose(jobs, [pattern]) for pattern in part)
+    slow = {name for job, name in (jobs[number] for number in choose(jobs, PARTS["comparisons"])) if name in SLOW}
+    assert slow == set(SLOW)
+
+
+def test_a_step_whose_packages_are_missing_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (step,) = steps(tmp_path, only="open(RESULT, 'w').write('[1]')")
+    lacks = dataclasses.replace(step, name="lacks", needs=("pytest", "no_such_package"))
+    monkeypatch.setattr(command, "plan", lambda *_, **__: [lacks, step])
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    assert command.main([str(tmp_path), "--quick"]) == 1
+    entries = read(tmp_path / "summary.json")["steps"]
+    assert [entry["status"] for entry in entries] == ["not started", "passed"]
+    assert entries[0]["last_line"].startswith("no_such_package can't be imported")
 
 
 def test_the_day_begins_without_tyro(tmp_path: Path) -> None:
     """A GPU machine without a network has PyTorch and Triton, and little else."""
     (tmp_path / "tyro.py").write_text("raise ModuleNotFoundError('no tyro here')")
     code = (
-        "from benchmarks.gpu import __main__, environment, smoke, comparisons, figures\n"
-        "import sys; assert 'tyro' not in sys.modules"
+        "from benchmarks.gpu import __main__, environment, smoke, plugin\nimport sys; assert 'tyro' not in sys.modules"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "kernels")])
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True)
