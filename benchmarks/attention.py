@@ -87,10 +87,14 @@ def _batches(setting: Setting) -> dict[str, tuple[int, ...]]:
     return {"embedded": (8,), "lab": (8,), "maskgit-512": (2,)}
 
 
-def comparisons(setting: Setting) -> Iterator[Comparison]:
+def forward_comparisons(setting: Setting) -> Iterator[Comparison]:
     """One for each job."""
-    for job in jobs(setting):
-        yield comparison(job, setting)
+    return (comparison(job, setting) for job in jobs(setting) if not job.backward)
+
+
+def backward_comparisons(setting: Setting) -> Iterator[Comparison]:
+    """One for each job."""
+    return (comparison(job, setting) for job in jobs(setting) if job.backward)
 
 
 def comparison(job: Job, setting: Setting) -> Comparison:

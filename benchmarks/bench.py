@@ -27,6 +27,8 @@ class Verdict:
     reason: str = ""
     flops: float = 0
     """Floating-point operations of a call's matrix products."""
+    dtype: torch.dtype = torch.float32
+    """In which these are computed."""
     kernel: str = ""
     """See `Case`."""
     peak_bytes: int | None = None
@@ -74,7 +76,7 @@ class Bench:
             # An error of our own is a wrong result too, and must not cost the figures of everything else.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             return Verdict("skipped" if case.optional else "refused", reason)
-        return Verdict("good", flops=flops, kernel=case.kernel)
+        return Verdict("good", flops=flops, dtype=case.dtype or self._comparison.dtype, kernel=case.kernel)
 
     def _warm_up(self, run: Callable[[], object], verdict: Verdict) -> Verdict:
         device = self._clock.device

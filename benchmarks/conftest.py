@@ -1,6 +1,6 @@
-"""`pytest benchmarks`: the options, what each benchmark is given, and what is written beside pytest-benchmark's figures.
+"""`pytest benchmarks`: its options, what each benchmark is given, and what stands beside pytest-benchmark's figures.
 
-pytest-benchmark's own options do what they always do; --benchmark-max-time and --benchmark-min-rounds are taken for each
+pytest-benchmark's own options do what they always do; --benchmark-max-time and --benchmark-min-rounds are those of each
 implementation.
 """
 
@@ -23,13 +23,15 @@ from benchmarks.clock import Clock, Stopwatch  # noqa: E402
 from benchmarks.hardware import Peaks, describe, measure_peaks  # noqa: E402
 from benchmarks.harness import Comparison  # noqa: E402
 from benchmarks.measuring import Effort, Measurement  # noqa: E402
+from benchmarks.promises import Row, rates, table  # noqa: E402
 from benchmarks.setting import Setting  # noqa: E402
-from benchmarks.suites import comparisons  # noqa: E402
+from benchmarks.suites import GROUPS  # noqa: E402
 from maskgit.pipeline import resolve_device  # noqa: E402
 
 SETTING = pytest.StashKey[Setting]()
 COMPARISONS = pytest.StashKey[dict[str, Comparison]]()
 PEAKS = pytest.StashKey[Peaks]()
+MEASURED = pytest.StashKey[list[Row]]()
 STARTED = time.monotonic()
 SAME_MACHINE = ("device", "cpu", "threads", "quick")  # without these in common, times can't be compared
 STOPWATCH = Stopwatch()
@@ -63,7 +65,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "job" not in metafunc.fixturenames:
         return
     setting, parameters = _setting(metafunc.config), []
-    for comparison in comparisons(metafunc.definition.name, setting):
+    for comparison in GROUPS[metafunc.definition.name](setting):
         metafunc.config.stash[COMPARISONS][comparison.job] = comparison
         first, *others = comparison.implementations.items()
         for name, why_not in (*others, first):
@@ -113,9 +115,9 @@ def job(request: pytest.FixtureRequest, clock: Clock, peaks: Peaks) -> Iterator[
     if not setting.quick:
         option = request.config.getoption
         effort = Effort(float(option("benchmark_max_time")), option("benchmark_min_rounds"))
-    # A GPU's memory is PyTorch's in any process; a quick run starts processes only where each implementation has one.
-    here = setting.on_gpu or (setting.quick and not comparison.apart)
-    measurement = Measurement(comparison, names, clock, effort, STOPWATCH, Bench if here else Apart)
+    # A GPU's memory is kept by PyTorch anyway, and the times of a quick run mean nothing.
+    place = Bench if setting.on_gpu or setting.quick else Apart
+    measurement = Measurement(comparison, names, clock, effort, STOPWATCH, place)
     yield measurement
     measurement.close()
 
@@ -142,3 +144,21 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     """The machine's rates of the run."""
     peaks = config.stash.get(PEAKS, Peaks())
     output_json["peaks"] = {"products": peaks.products, "copies": peaks.copies}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_benchmark_group_stats(config: pytest.Config) -> Generator[None, Any, Any]:
+    """Take note of what is about to be shown."""
+    groups = yield
+    config.stash[MEASURED] = [row for _, benchmarks in groups for row in benchmarks]
+    return groups
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The ratios, for which pytest-benchmark's table has no columns."""
+    measured = [row for row in config.stash.get(MEASURED, []) if row["path"] is None]
+    if measured and not config.getoption("benchmark_quiet"):
+        peaks = config.stash[PEAKS]
+        lines = [rates({"products": peaks.products}), "", *table(measured)]
+        terminalreporter.write_line("\n" + "\n".join(lines))

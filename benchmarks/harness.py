@@ -29,6 +29,8 @@ class Case:
     """Somebody else's, which may not exist for these inputs: an error when it is first called is reported, no more."""
     flops: float | None = None
     """Floating-point operations of a call, where they differ from the comparison's."""
+    dtype: torch.dtype | None = None
+    """In which its products are computed, where that is not the comparison's."""
     start: Callable[[], None] | None = None
     """What its program does to its process when it is started."""
     kernel: str = ""

@@ -128,7 +128,7 @@ class Measurement:
             "check": "passed",
             "implementation": name,
             "baseline": comparison.baseline,
-            "dtype": short(comparison.dtype),
+            "dtype": short(verdict.dtype),
             "shape": dict(comparison.shape),
             "item": comparison.item,
             "items": comparison.items,
@@ -139,8 +139,11 @@ class Measurement:
             "host_seconds": verdict.host_seconds,
             "kernel": verdict.kernel,
         }
+        theirs = self.verdicts.get(comparison.baseline)
+        if verdict.peak_bytes and theirs and theirs.peak_bytes:
+            facts["memory_saved"] = theirs.peak_bytes / verdict.peak_bytes
         if verdict.flops:
-            facts["of_ceiling"] = verdict.flops / median / peaks.product(comparison.dtype)
+            facts["of_ceiling"] = verdict.flops / median / peaks.product(verdict.dtype)
         if verdict.flops == comparison.flops and (comparison.flops or comparison.bytes):
-            facts["of_floor"] = median / peaks.floor(comparison.bytes, comparison.flops, comparison.dtype)
+            facts["of_floor"] = median / peaks.floor(comparison.bytes, comparison.flops, verdict.dtype)
         return facts

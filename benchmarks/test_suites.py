@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.hardware import Peaks
 from benchmarks.measuring import Measurement
-from benchmarks.suites import SUITES
+from benchmarks.suites import GROUPS
 
 
 def _function(group: str) -> Callable[..., None]:
@@ -26,4 +26,4 @@ def _function(group: str) -> Callable[..., None]:
     return measured
 
 
-globals().update({group: _function(group) for group in SUITES})
+globals().update({group: _function(group) for group in GROUPS})
