@@ -23,8 +23,34 @@ from benchmarks.gpu.steps import GO_ON
 PARTS: dict[str, list[str]] = {
     "comparisons": [
         "attention-*/lab-b8-bf16 and what is slow to compile",
+        "decode-step/b8-n256-v1024-bf16 and what is slow to compile",
+        "head-sample/b8-n256-v1024-d*-bf16",
+        "inpaint/embedded-b64",
+        "attention-*/maskgit-512-b8-bf16 and what is slow to compile",
+        "attention-*/lab-b64-bf16-dropout0.1",
+        "attention-*/embedded-b64-bf16",
+        "forward/lab-b8-bf16",
+        "inpaint/lab-b8",
+        "decode-step/b64-n256-v1024-bf16",
+        "head-sample/b64-n256-v1024-d*-bf16",
+        "training/embedded-b32",
+        "decode-step/b8-n256-v1024-bf16-guided",
+        "head-sample/b8-n256-v1024-d*-bf16-guided",
+        "head-sample/b8-n256-v16384-d*-bf16",
+        "attention-*/lab-b8-float32",
+        "attention-*/maskgit-256-b8-bf16",
+        "decode-step/b8-n256-v1024-bf16-masked25",
+        "head-sample/b8-n256-v1024-d*-bf16-masked25",
     ],
-    "figures": [],
+    "figures": [
+        "decoding/embedded-b64",
+        "decoding/lab-b8",
+        "inpaint/embedded-b64",
+        "inpaint/lab-b8",
+        "attention-forward/embedded-b1-bf16",
+        "decode-step/b1-n256-v1024-bf16-masked25",
+        "head-sample/b1-n256-v1024-d*-bf16-masked25",
+    ],
 }
 """Comparisons as shell patterns of their jobs, the most important first: a time that is up cuts off the end."""
 AND_SLOW = " and what is slow to compile"

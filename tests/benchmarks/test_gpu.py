@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import suites
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.files import clean, read, write
 from benchmarks.gpu.plugin import PARTS, SLOW, choose
@@ -22,7 +21,7 @@ from benchmarks.gpu.steps import MINUTES, Step, gpu_test_files, plan, pytest_com
 from benchmarks.gpu.summary import Summary
 from benchmarks.hardware import ROOT
 from benchmarks.setting import Setting
-from benchmarks.suites import SUITES
+from benchmarks.suites import GROUPS
 
 
 def steps(folder: Path, **codes: str) -> list[Step]:
@@ -230,8 +229,8 @@ def test_what_is_measured_on_a_gpu_exists() -> None:
     setting = Setting(torch.device("cuda"), quick=False)
     jobs = [
         (comparison.job, name)
-        for group in SUITES
-        for comparison in suites.comparisons(group, setting)
+        for comparisons in GROUPS.values()
+        for comparison in comparisons(setting)
         for name in comparison.implementations
     ]
     for part in PARTS.values():
