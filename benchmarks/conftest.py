@@ -73,15 +73,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             if why_not:
                 marks.append(pytest.mark.skip(reason=why_not))
             parameters.append(pytest.param(comparison.job, name, id=f"{comparison.name}-{name}", marks=marks))
-    metafunc.parametrize(("job", "implementation"), parameters, indirect=["job"], scope="module")
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """In the order that was asked for: pytest would bring the same implementation of several jobs together."""
-    order = {item: number for number, item in enumerate(items)}
-    yield
-    items.sort(key=lambda item: order[item])
+    metafunc.parametrize(("job", "implementation"), parameters, indirect=["job"])
 
 
 @pytest.fixture(scope="session")
@@ -98,28 +90,35 @@ def peaks(request: pytest.FixtureRequest, clock: Clock) -> Peaks:
     return peaks
 
 
-@pytest.fixture(scope="module")
-def job(request: pytest.FixtureRequest, clock: Clock, peaks: Peaks) -> Iterator[Measurement]:
-    """The comparison, its implementations checked: those of them that are to be timed, and the baseline."""
-    seconds = request.config.getoption("--seconds")
-    if seconds is not None and time.monotonic() - STARTED > seconds:
-        pytest.skip(f"the time is up: --seconds {seconds:g}")
-    setting, comparison = _setting(request.config), request.config.stash[COMPARISONS][request.param]
-    wanted = {comparison.baseline}
-    for item in request.session.items:
-        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        if parameters.get("job") == request.param:
-            wanted.add(parameters["implementation"])
+@pytest.fixture(scope="session")
+def current() -> Iterator[list[Measurement]]:
+    """The comparison that is being carried out, if one is: a scope of pytest's own would reorder what is run."""
+    measurements: list[Measurement] = []
+    yield measurements
+    for measurement in measurements:
+        measurement.close()
+
+
+@pytest.fixture
+def job(request: pytest.FixtureRequest, clock: Clock, peaks: Peaks, current: list[Measurement]) -> Measurement:
+    """The item's comparison, all of whose implementations that are to be timed are checked when its first item begins."""
+    if current and current[0].comparison.job == request.param:
+        return current[0]
+    while current:
+        current.pop().close()
+    option, setting = request.config.getoption, _setting(request.config)
+    if option("--seconds") is not None and time.monotonic() - STARTED > option("--seconds"):
+        pytest.skip(f"the time is up: --seconds {option('--seconds'):g}")
+    comparison = request.config.stash[COMPARISONS][request.param]
+    calls = [item.callspec.params for item in request.session.items if isinstance(item, pytest.Function)]
+    wanted = {comparison.baseline, *(call["implementation"] for call in calls if call["job"] == request.param)}
     names = [name for name, why_not in comparison.implementations.items() if name in wanted and not why_not]
-    effort = Effort(0.0, 2)
-    if not setting.quick:
-        option = request.config.getoption
-        effort = Effort(float(option("benchmark_max_time")), option("benchmark_min_rounds"))
+    seconds, fewest = float(option("benchmark_max_time")), option("benchmark_min_rounds")
+    effort = Effort(0.0, 2) if setting.quick else Effort(seconds, fewest)
     # A GPU's memory is kept by PyTorch anyway, and the times of a quick run mean nothing.
     place = Bench if setting.on_gpu or setting.quick else Apart
-    measurement = Measurement(comparison, names, clock, effort, STOPWATCH, place)
-    yield measurement
-    measurement.close()
+    current.append(Measurement(comparison, names, clock, effort, STOPWATCH, place))
+    return current[0]
 
 
 # --- pytest-benchmark's hooks -----------------------------------------------------------------------------------------
