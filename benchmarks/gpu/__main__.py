@@ -44,14 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.minutes <= 0:
         parser.error(f"--minutes must be positive, got {options.minutes:g}")
-    out = options.out.resolve()
-    on_gpu = torch.cuda.is_available()
+    out, on_gpu = options.out.resolve(), torch.cuda.is_available()
+    there = on_gpu or options.dry_run
+    steps = plan(out, on_gpu=there, quick=options.quick, minutes=options.minutes, only=options.only)
     if options.dry_run:
-        steps = plan(out, on_gpu=True, quick=False, minutes=options.minutes, only=options.only)
         for step in steps:
             print(f"{step.name}: {step.proves} (at most {step.seconds:.0f} s)\n  python {' '.join(step.command)}")
         return 0
-    steps = plan(out, on_gpu=on_gpu, quick=options.quick, minutes=options.minutes, only=options.only)
     if not (on_gpu or options.quick):
         parser.error("there is no NVIDIA GPU here; --quick rehearses on a CPU")
 

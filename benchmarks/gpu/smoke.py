@@ -100,7 +100,7 @@ def check_inpainting(setting: Setting) -> str:
 def _inpaint(model: MaskGIT, kernels: str) -> tuple[np.ndarray, np.ndarray]:
     """Tokens int64 [h, w] of the filled picture, and which of them were drawn."""
     path = resources.files("maskgit") / "assets" / "samples" / SAMPLE
-    with resources.as_file(path) as file, Image.open(file) as opened:
+    with path.open("rb") as file, Image.open(file) as opened:
         image = opened.convert("RGB")
     hole = np.zeros(image.size[::-1], dtype=bool)
     height, width = hole.shape

@@ -58,12 +58,12 @@ def _all_steps(out: Path, *, on_gpu: bool, quick: bool) -> list[Step]:
     small = ["--quick"] if quick else []
     # Without a GPU the kernels are checked in Triton's interpreter, never timed.
     interpreted = {} if on_gpu else {"TRITON_INTERPRET": "1"}
-    run_tests, tests = on_gpu and not quick, out / "gpu-tests.xml"
+    run_tests, tests = on_gpu and not quick, out / "tests.json"
     verify, tuned = out / "verify.json", out / "tuned.json"
 
-    def own(name: str, proves: str, seconds: float) -> Step:
+    def own(name: str, proves: str, seconds: float, *options: str) -> Step:
         result = out / f"{name}.json"
-        return Step(name, proves, ["-m", f"benchmarks.gpu.{name}", str(result), *small], seconds, result)
+        return Step(name, proves, ["-m", f"benchmarks.gpu.{name}", str(result), *options], seconds, result)
 
     def benchmarks(name: str, proves: str, seconds: float) -> Step:
         result = out / f"{name}.json"
@@ -82,7 +82,7 @@ def _all_steps(out: Path, *, on_gpu: bool, quick: bool) -> list[Step]:
             verify,
             interpreted,
         ),
-        own("smoke", "a decoding loop as a CUDA graph, a picture inpainted with either kernels, images in batches", 45),
+        own("smoke", "a decoding loop as a CUDA graph, a picture inpainted with either kernels, batches", 45, *small),
         Step(
             "tests",
             "the tests marked gpu pass" if run_tests else "the tests marked gpu can be collected",
@@ -90,7 +90,6 @@ def _all_steps(out: Path, *, on_gpu: bool, quick: bool) -> list[Step]:
             160,
             tests if run_tests else None,
             {"OMP_NUM_THREADS": "1"},
-            kept=True,
             needs=("pytest",),
         ),
         benchmarks("comparisons", "times of the kernels and the models against their baselines", 165),
@@ -117,7 +116,7 @@ def pytest_command(result: Path, *, collect_only: bool) -> list[str]:
     command = ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *gpu_test_files()]
     if collect_only:
         return [*command, "--collect-only", "-q"]
-    command += ["--junitxml", str(result)]
+    command += ["-p", "benchmarks.gpu.plugin", "--keep", str(result)]
     # A file that can't be imported, for want of a package, costs its own tests only.
     command += ["-v", "--tb", "short", "--maxfail", "40", "--continue-on-collection-errors"]
     if importlib.util.find_spec("xdist"):

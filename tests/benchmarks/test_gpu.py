@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import platform
 import subprocess
@@ -17,7 +18,7 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.files import clean, read, write
 from benchmarks.gpu.plugin import PARTS, SLOW, choose
 from benchmarks.gpu.process import run
-from benchmarks.gpu.steps import MINUTES, Step, gpu_test_files, plan, pytest_command
+from benchmarks.gpu.steps import MINUTES, SECONDS, Step, gpu_test_files, plan, pytest_command
 from benchmarks.gpu.summary import Summary
 from benchmarks.hardware import ROOT
 from benchmarks.setting import Setting
@@ -130,20 +131,38 @@ def test_results_name_no_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert clean(f"{ROOT}/.venv/lib") == "lib"
 
 
-def test_what_pytest_reports_is_taken_in(tmp_path: Path) -> None:
-    xml = tmp_path / "tests.xml"
-    xml.write_text(
-        '<testsuites><testsuite hostname="secret-host"><testcase classname="a" name="good"/>'
-        '<testcase classname="a" name="bad"><failure message="off by 3&#10;more">text</failure></testcase>'
-        '<testcase classname="b" name="left"><skipped/></testcase></testsuite></testsuites>'
-    )
+TESTS = """
+import pytest
+
+def test_good(): pass
+def test_bad(): raise ValueError("off by 3\\nmore")
+@pytest.mark.parametrize("x", [1])
+def test_left(x): pytest.skip("not here")
+"""
+
+
+def test_what_pytest_reports_is_taken_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "test_some.py").write_text(TESTS)
+    (tmp_path / "test_other.py").write_text("import no_such_package")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # in this process
+    monkeypatch.setattr("benchmarks.gpu.steps.gpu_test_files", lambda: [str(tmp_path)])
+    arguments = [
+        part for part in pytest_command(tmp_path / "tests.json", collect_only=False) if part not in ("-m", "gpu")
+    ]
+    step = Step("tests", "", ["-m", *arguments, "--rootdir", str(tmp_path)], 60, tmp_path / "tests.json")
     summary = Summary(tmp_path, quick=False, minutes=9)
-    step = Step("tests", "", ["-c", "raise SystemExit(1)"], 20, xml, kept=True)
-    summary.add(step, run(step, 20, tmp_path / "log.txt", tmp_path))
+    summary.add(step, run(step, 60, tmp_path / "log.txt", tmp_path))
     (entry,) = read(tmp_path / "summary.json")["steps"]
-    assert entry["results"] == {"passed": 1, "failed": 1, "skipped": 1, "failures": ["a::bad: off by 3"]}
-    assert entry["status"] == "failed" and "secret-host" not in xml.read_text()
-    assert "a::bad: off by 3" in summary.to_markdown()
+    found = {name.split("/")[-1]: outcome for name, outcome in entry["results"]["outcomes"].items()}
+    assert found.pop("test_other.py").startswith("failed: ")
+    assert found == {
+        "test_some.py::test_good": "passed",
+        "test_some.py::test_bad": "failed: ValueError: off by 3\nmore",
+        "test_some.py::test_left[1]": "skipped: not here",
+    }
+    assert entry["status"] == "failed"
+    assert "1 passed, 2 failed, 1 skipped" in summary.to_markdown()
+    assert "test_bad failed: ValueError: off by 3 more" in summary.to_markdown()
 
 
 CONFTEST = """
@@ -165,6 +184,8 @@ from pathlib import Path
 @pytest.mark.parametrize("job", ["first/a", "first/b", "second/a", "second/b"])
 def timed(job, implementation, benchmark):
     benchmark.pedantic(lambda: None, rounds=2)
+    benchmark.extra_info.update(implementation=implementation, baseline="theirs", item="call", items=1, speedup=1.0)
+    benchmark.extra_info.update(host_seconds=None, peak_bytes=None)
     if (job, implementation) == SPECIAL:
         DO
 timed.__test__ = True
@@ -190,18 +211,19 @@ def outcomes(step: Step) -> list[str]:
     """Of what was run or left out, in the order of importance."""
     assert step.result is not None
     found = read(step.result)
-    assert found["planned"] == len(ORDER) and list(found["outcomes"]) == [f"timed[{name}]" for name in ORDER]
-    return [outcome for outcome, _ in found["outcomes"].values()]
+    assert found["planned"] == len(ORDER)
+    assert list(found["outcomes"]) == [f"test_timed.py::timed[{name}]" for name in ORDER]
+    return list(found["outcomes"].values())
 
 
 def test_a_benchmark_that_crashes_costs_itself_alone(tmp_path: Path) -> None:
     step = benchmarks(tmp_path, "second/a", "theirs", "raise MemoryError('too large')")
     summary = Summary(tmp_path, quick=False, minutes=9)
     summary.add(step, run(step, 100, tmp_path / "log.txt", tmp_path))
-    assert outcomes(step) == ["failed", *["passed"] * 6]
+    assert outcomes(step) == ["failed: MemoryError: too large", *["passed"] * 6]
     (entry,) = read(tmp_path / "summary.json")["steps"]
-    assert entry["status"] == "failed" and entry["results"]["outcomes"]["timed[second/a-theirs]"][1] == "too large"
-    assert "timed[second/a-theirs]: too large" in summary.to_markdown()
+    assert entry["status"] == "failed" and len(entry["results"]["benchmarks"]) == 6
+    assert "timed[second/a-theirs] failed: MemoryError: too large" in summary.to_markdown()
 
 
 def test_another_process_goes_on_where_the_gpu_was_lost(tmp_path: Path) -> None:
@@ -209,7 +231,8 @@ def test_another_process_goes_on_where_the_gpu_was_lost(tmp_path: Path) -> None:
     step = benchmarks(tmp_path, "second/b", "theirs", f"Path({str(tmp_path / 'lost')!r}).touch()")
     ended = run(step, 100, tmp_path / "log.txt", tmp_path)
     assert ended.code == 1 and ended.output.count("test session starts") == 2
-    assert outcomes(step) == ["passed", "passed", "failed", "failed", "passed", "passed", "passed"]
+    lost = "failed: the GPU was lost to the process"
+    assert outcomes(step) == ["passed", "passed", lost, lost, "passed", "passed", "passed"]
 
 
 def test_a_kernel_that_never_ends_costs_nothing_that_was_found(tmp_path: Path) -> None:
@@ -237,6 +260,17 @@ def test_what_is_measured_on_a_gpu_exists() -> None:
         assert all(choose(jobs, [pattern]) for pattern in part)
     slow = {name for job, name in (jobs[number] for number in choose(jobs, PARTS["comparisons"])) if name in SLOW}
     assert slow == set(SLOW)
+
+
+def test_the_most_important_come_first(tmp_path: Path) -> None:
+    """Whatever order the benchmarks' own files ask for."""
+    (step,) = plan(tmp_path, on_gpu=False, quick=True, only=["figures"])
+    arguments = ["60" if argument == SECONDS else argument for argument in step.command]
+    collect = [sys.executable, *arguments, "--collect-only", "-q", "-q"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
+    done = subprocess.run(collect, cwd=ROOT, env=environment, capture_output=True, text=True)
+    groups = [line.split("::")[-1].split("[")[0] for line in done.stdout.splitlines() if "::" in line]
+    assert list(dict.fromkeys(groups)) == ["decoding", "inpaint", "attention-forward", "decode-step", "head-sample"]
 
 
 def test_a_step_whose_packages_are_missing_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
