@@ -44,6 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seconds", type=float, help="start nothing after so many; what is left is skipped")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a device that isn't there before anything is collected."""
+    _setting(config)
+
+
 def _setting(config: pytest.Config) -> Setting:
     """Made when it is first asked for: pytest-benchmark compares machines before pytest is configured."""
     if SETTING not in config.stash:
@@ -101,7 +106,7 @@ def current() -> Iterator[list[Measurement]]:
 
 @pytest.fixture
 def job(request: pytest.FixtureRequest, clock: Clock, peaks: Peaks, current: list[Measurement]) -> Measurement:
-    """The item's comparison, all of whose implementations that are to be timed are checked when its first item begins."""
+    """The item's comparison; whatever is to be timed of it is checked when the first item of it begins."""
     if current and current[0].comparison.job == request.param:
         return current[0]
     while current:
@@ -110,8 +115,8 @@ def job(request: pytest.FixtureRequest, clock: Clock, peaks: Peaks, current: lis
     if option("--seconds") is not None and time.monotonic() - STARTED > option("--seconds"):
         pytest.skip(f"the time is up: --seconds {option('--seconds'):g}")
     comparison = request.config.stash[COMPARISONS][request.param]
-    calls = [item.callspec.params for item in request.session.items if isinstance(item, pytest.Function)]
-    wanted = {comparison.baseline, *(call["implementation"] for call in calls if call["job"] == request.param)}
+    calls = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    wanted = {comparison.baseline, *(call["implementation"] for call in calls if call.get("job") == request.param)}
     names = [name for name, why_not in comparison.implementations.items() if name in wanted and not why_not]
     seconds, fewest = float(option("benchmark_max_time")), option("benchmark_min_rounds")
     effort = Effort(0.0, 2) if setting.quick else Effort(seconds, fewest)

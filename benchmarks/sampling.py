@@ -268,32 +268,32 @@ def check_chain(chain: StepFunction, inputs: Inputs) -> None:
 
 def step_comparisons(setting: Setting) -> Iterator[Comparison]:
     """From logits."""
-    for job in jobs(setting):
-        why_not = _why_not_compiled(job, setting)
-        yield _comparison(
-            "decode-step",
-            job,
-            {**dict.fromkeys(CHAINS, ""), "compiled": why_not, **setting.ours()},
-            functools.partial(step_cases, job, setting),
-        )
+    return (comparison(job, setting) for job in jobs(setting))
 
 
 def head_comparisons(setting: Setting) -> Iterator[Comparison]:
     """From hidden states."""
-    for job in jobs(setting, heads=True):
-        yield _comparison(
-            "head-sample",
-            job,
-            {"product_eager_chain": "", **setting.ours("product_ours"), **setting.ours()},
-            functools.partial(head_cases, job, setting),
-        )
+    return (comparison(job, setting) for job in jobs(setting, heads=True))
 
 
-def _comparison(
-    group: str, job: Job, implementations: dict[str, str], make: Callable[[], dict[str, Case]]
-) -> Comparison:
-    shape = {name: value for name, value in vars(job).items() if name != "dtype"}
-    return Comparison(group, job.name, implementations, make, shape, job.dtype, bytes=job.bytes, flops=job.flops)
+def comparison(job: Job, setting: Setting) -> Comparison:
+    """All implementations of a job."""
+    if job.dim:
+        group, make = "head-sample", head_cases
+        names = {"product_eager_chain": "", **setting.ours("product_ours"), **setting.ours()}
+    else:
+        group, make = "decode-step", step_cases
+        names = {**dict.fromkeys(CHAINS, ""), "compiled": _why_not_compiled(job, setting), **setting.ours()}
+    return Comparison(
+        group,
+        job.name,
+        names,
+        functools.partial(make, job, setting),
+        shape={name: value for name, value in vars(job).items() if name != "dtype"},
+        dtype=job.dtype,
+        bytes=job.bytes,
+        flops=job.flops,
+    )
 
 
 def _why_not_compiled(job: Job, setting: Setting) -> str:
