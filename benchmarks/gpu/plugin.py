@@ -2,8 +2,9 @@
 
     python -m pytest benchmarks -p benchmarks.gpu.plugin --keep FILE.json --part comparisons [--seconds 150] [--quick]
 
-FILE.json is whole at every moment, so a kernel that never ends, or takes the GPU along, costs its own comparison only;
-what it already has is not run again. Of benchmarks it is what --benchmark-json would write at the end, and `outcomes`.
+FILE.json is whole at every moment: a kernel that never ends costs nothing that was found before it, one that takes the
+GPU along its own comparison only. What the file already has is not run again. Of benchmarks it is what --benchmark-json
+would write at the end, and `outcomes`.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ class Keeper:
                     self.outcomes.setdefault(other.nodeid, "failed: the GPU was lost to the process")
         if self.results["benchmarks"]:
             hook = self.config.hook
-            self.results["machine_info"] = hook.pytest_benchmark_generate_machine_info(config=self.config)
+            if "machine_info" not in self.results:
+                self.results["machine_info"] = hook.pytest_benchmark_generate_machine_info(config=self.config)
             hook.pytest_benchmark_update_json(config=self.config, benchmarks=[], output_json=self.results)
         write(self.file, self.results)
         if lost:
@@ -162,7 +164,6 @@ def usable() -> bool:
     if torch.cuda.is_initialized():
         try:
             torch.cuda.synchronize()
-            torch.cuda.empty_cache()
         except RuntimeError:
             return False
     return True

@@ -69,7 +69,7 @@ def _all_steps(out: Path, *, on_gpu: bool, quick: bool) -> list[Step]:
         result = out / f"{name}.json"
         command = ["-m", "pytest", "benchmarks", "-v", "--tb", "short", "-p", "no:cacheprovider"]
         command += ["-p", "benchmarks.gpu.plugin", "--part", name, "--keep", str(result), "--seconds", SECONDS]
-        command += ["--benchmark-max-time", "0.3", "--benchmark-min-rounds", "3", *small]  # in so short a run
+        command += ["--benchmark-max-time", "0.1", "--benchmark-min-rounds", "3", *small]  # in so short a run
         return Step(name, proves, command, seconds, result, kept=True, needs=("pytest", "pytest_benchmark"))
 
     return [
