@@ -39,10 +39,11 @@ class Promise:
 PROMISES = (
     Promise("ceiling/*", "ours", "of_ceiling", 0.6),
     Promise("lab/b1", "ours_bf16", "of_ceiling", 0.4),
-    Promise("lab/b8", "ours_bf16", "of_ceiling", 0.4),
-    Promise("lab/b*", "ours_float32", "of_ceiling", 0.4),
+    Promise("lab/b8", "ours_bf16", "of_ceiling", 0.45),
+    Promise("lab/b1", "ours_float32", "of_ceiling", 0.45),
+    Promise("lab/b8", "ours_float32", "of_ceiling", 0.5),
     Promise("tokens/*", "ours_bf16", "of_ceiling", 0.6),
-    Promise("training/lab-*", "bf16_compiled", "of_ceiling", 0.4),
+    Promise("training/lab-*", "bf16_compiled", "of_ceiling", 0.5),
     Promise("training/lab-*", "bf16_compiled", "memory_saved", 1.0),
     Promise("forward/*", "ours", "speedup", NEVER_SLOWER, anywhere=True),
 )
