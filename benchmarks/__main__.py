@@ -1,12 +1,13 @@
 """Measure the kernels, the models and the baselines; from a checkout of the repository.
 
     python -m benchmarks                                 # everything: about half an hour on a 2-core CPU
-    python -m benchmarks --quick                         # shows that it runs: tiny shapes, under a minute
-    python -m benchmarks --only decode-step lab          # some suites
+    python -m benchmarks --quick                         # shows that it runs: tiny shapes, about a minute
+    python -m benchmarks --only decode-step lab          # some groups
     python -m benchmarks --compare outputs/benchmarks/OLD/results.json
 
-An implementation is timed only if its result is right. Results go to OUTPUT/DEVICE-VERSION-DATE: results.json,
-results.md, and plots where matplotlib is installed. docs/benchmarks.md explains the suites and the figures.
+This is the short way to `pytest benchmarks`, which has all options of pytest and pytest-benchmark. An implementation is
+timed only if its result is right. Results go to OUTPUT/DEVICE-VERSION-DATE: results.json as pytest-benchmark writes it,
+results.md with the ratios. docs/benchmarks.md explains the groups and the figures.
 
 Exit status: 0; 1 if a result was wrong, a promised figure was missed or something has become slower; 2 for impossible
 options.
@@ -14,32 +15,32 @@ options.
 
 from __future__ import annotations
 
+import re
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+import pytest
 
-from benchmarks.clock import Clock
-from benchmarks.hardware import describe, measure_peaks
-from benchmarks.report import Report, load_rows, regressions, slug
-from benchmarks.setting import Setting
-from benchmarks.suites import STATIC, SUITES, Suite, measure
-from maskgit.console import printable_lines
+from benchmarks import promises, static
+from benchmarks.hardware import ROOT, describe
+from benchmarks.suites import FILE, GROUPS
+from maskgit.console import FAILED, INTERRUPTED, UsageError, run_command
 from maskgit.pipeline import resolve_device
+
+STATIC = "static"
 
 
 @dataclass(frozen=True)
 class Options:
     """What to measure."""
 
-    only: tuple[Suite, ...] = ()
-    """Suites to run; by default all. attention, decode-step, head-sample: the kernels. forward, ceiling: the
-    transformer against plain eager code, and against bare matrix products. lab, tokens: against the loops of other
-    people's programs. decoding, inpaint, training: what a user waits for. static: what is known without running, by
-    counting and by compiling."""
+    only: tuple[str, ...] = ()
+    """Groups to run; by default all. attention-forward, attention-backward (both: attention), decode-step, head-sample:
+    the kernels. forward, ceiling: the transformer against plain eager code, and against bare matrix products. lab,
+    tokens, autoregressive: against the loops of other people's programs. decoding, inpaint, training: what a user waits
+    for. static: what is known without running, by counting and by compiling."""
     quick: bool = False
     """Tiny shapes and two rounds."""
     device: str = "auto"
@@ -51,48 +52,80 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the suites; returns the exit status."""
-    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks", description=__doc__)
+    """Run the groups; returns the exit status."""
+    return run_command(Options, _run, arguments, prog="python -m benchmarks", description=__doc__)
+
+
+def _run(options: Options) -> int:
+    groups = _groups(options.only)
+    old = None if options.compare is None else promises.load(options.compare)
     try:
-        device = resolve_device(None if options.device == "auto" else options.device)
-        key = describe(device)
-        old = load_rows(options.compare, key, options.quick) if options.compare else {}
+        facts = describe(resolve_device(None if options.device == "auto" else options.device))
     except ValueError as error:
-        print(printable_lines(f"error: {error}"), file=sys.stderr)
-        return 2
-    setting = Setting(device, options.quick)
-    report = Report(key, options.quick, measure_peaks(device, Clock(device), options.quick))
-    folder = options.output / slug(f"{key['device']} torch {key['torch']} {key['date']}")
-    print("\n".join(f"{name:>10}: {value}" for name, value in key.items()))
-    if device.type != "cuda":
-        print("No GPU here: the PyTorch path is timed on the CPU, and no GPU figure exists.")
+        raise UsageError(f"--device {options.device}: {error}") from error
+    folder = options.output / _slug(f"{facts['device']} torch {facts['torch']} {facts['date']}")
+    folder.mkdir(parents=True, exist_ok=True)
+    print("\n".join(f"{name:>10}: {value}" for name, value in facts.items()))
+    if "capability" not in facts:
+        print("No GPU here: the PyTorch path is timed on the CPU, and no GPU figure exists.", flush=True)
 
-    for suite in options.only or (*SUITES, STATIC):
-        started = time.monotonic()
-        print(f"\n{suite}", flush=True)
-        measure(suite, setting, report)
-        report.save(folder)  # after each suite, so that a run that is broken off leaves something
-        print(f"({time.monotonic() - started:.0f} s)")
-    return _conclude(report, folder, regressions(old, report.rows))
-
-
-def _conclude(report: Report, folder: Path, slower: list[str]) -> int:
-    try:
-        from benchmarks.plots import draw
-
-        draw(report, folder)
-    except ImportError:
-        print("\nNo plots: matplotlib is not installed (pip install 'maskgit-inpaint[bench]').")
+    failures, slower = [], []
+    if chosen := [group for group in groups if group != STATIC]:
+        status = pytest.main(_arguments(options, folder, chosen))
+        if status in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.USAGE_ERROR):
+            return INTERRUPTED if status == pytest.ExitCode.INTERRUPTED else 2
+        if status != pytest.ExitCode.OK:
+            failures.append("some results are wrong: see the list of pytest above")
+    if (path := folder / "results.json").exists():
+        results = promises.load(path)
+        title = "# A quick run: its times mean nothing" if options.quick else "# Ratios"
+        lines = [title, "", promises.rates(results["peaks"]), "", *promises.table(promises.rows(results))]
+        (folder / "results.md").write_text("\n".join(lines))
+        judged, slower = promises.judge(results), promises.regressions(old, results) if old else []
+        for promise in judged:
+            print(f"  {'holds' if promise.holds else 'DOES NOT HOLD':>13}  {promise}")
+        failures += [str(promise) for promise in judged if not promise.holds]
+    if STATIC in groups:
+        text, unfit = static.measure(options.quick)
+        print(f"\n{text}")
+        (folder / "static.md").write_text(text + "\n")
+        failures += unfit
     print(f"\nResults: {folder}")
-    for promise in report.promises:
-        measured = "not measured" if promise.measured is None else f"{promise.measured:.2f}"
-        verdict = "holds" if promise.holds else "DOES NOT HOLD"
-        print(f"  {verdict:>13}  {promise.name}: {measured} (promised {promise.at_least:g})")
-    for line in report.failures:
+    for line in failures:
         print(f"FAILED  {line}", file=sys.stderr)
     for line in slower:
         print(f"SLOWER  {line}", file=sys.stderr)
-    return int(bool(report.failures or slower))
+    return FAILED if failures or slower else 0
+
+
+def _groups(only: Sequence[str]) -> list[str]:
+    """Those of these names, or with names that begin with one and a hyphen; all for none."""
+    known = [*GROUPS, STATIC]
+    for name in only:
+        if not any(group == name or group.startswith(f"{name}-") for group in known):
+            raise UsageError(f"--only {name}: there are {', '.join(known)}")
+    return [group for name in only for group in known if group == name or group.startswith(f"{name}-")] or known
+
+
+def _arguments(options: Options, folder: Path, groups: Sequence[str]) -> list[str]:
+    """pytest's."""
+    arguments = [f"{ROOT / FILE}::{group}" for group in groups]
+    arguments += [
+        f"--rootdir={ROOT}",
+        f"--config-file={ROOT / 'pyproject.toml'}",
+        "-p",
+        "no:cacheprovider",
+        "-v",
+        "-rs",
+    ]
+    arguments += [f"--device={options.device}", f"--benchmark-json={folder / 'results.json'}"]
+    arguments += [f"--benchmark-storage=file://{folder}", "--benchmark-columns=min,median,iqr,rounds"]
+    arguments += [f"--benchmark-compare={options.compare}"] if options.compare else []
+    return arguments + (["--quick"] if options.quick else [])
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.hardware import short
-from benchmarks.harness import Case, Comparison, Maker, WrongResultError
+from benchmarks.hardware import label
+from benchmarks.harness import Case, Comparison, WrongResultError
 from benchmarks.setting import Setting
 from maskgit.config import preset
 from maskgit_kernels import attention
@@ -53,9 +53,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        shape = f"B={self.batch} H={self.heads} N={self.tokens} D={self.head_dim}"
-        dropout = f", dropout {self.dropout}" if self.dropout else ""
-        return f"{'backward' if self.backward else 'forward'}, {self.model} {shape}, {short(self.dtype)}{dropout}"
+        return f"{self.model}-b{self.batch}-{label(self.dtype)}" + (f"-dropout{self.dropout}" if self.dropout else "")
 
     @property
     def flops(self) -> float:
@@ -89,14 +87,46 @@ def _batches(setting: Setting) -> dict[str, tuple[int, ...]]:
     return {"embedded": (8,), "lab": (8,), "maskgit-512": (2,)}
 
 
-def comparisons(setting: Setting) -> Iterator[Maker]:
+def forward_comparisons(setting: Setting) -> Iterator[Comparison]:
     """One for each job."""
-    for job in jobs(setting):
-        yield functools.partial(comparison, job, setting)
+    return (comparison(job, setting) for job in jobs(setting) if not job.backward)
+
+
+def backward_comparisons(setting: Setting) -> Iterator[Comparison]:
+    """One for each job."""
+    return (comparison(job, setting) for job in jobs(setting) if job.backward)
 
 
 def comparison(job: Job, setting: Setting) -> Comparison:
-    """All implementations of a job."""
+    """Ours and everybody else's."""
+    flex = _why_not_flex(job, setting)
+    return Comparison(
+        "attention-backward" if job.backward else "attention-forward",
+        job.name,
+        {
+            "written_out": "",
+            "sdpa": "",
+            **{f"sdpa_{kernel}": "" for kernel in _sdpa_kernels(setting)},
+            "flex": flex,
+            "flex_flash": flex or _why_not_flash(setting),
+            **setting.ours(),
+        },
+        functools.partial(cases, job, setting),
+        shape={
+            "batch": job.batch,
+            "heads": job.heads,
+            "tokens": job.tokens,
+            "head_dim": job.head_dim,
+            "dropout": job.dropout,
+        },
+        dtype=job.dtype,
+        bytes=job.bytes,
+        flops=job.flops,
+    )
+
+
+def cases(job: Job, setting: Setting) -> dict[str, Case]:
+    """All implementations of a job that can be timed here."""
     shape = (job.batch, job.tokens, 3, job.heads, job.head_dim)
     packed = torch.randn(shape, generator=setting.generator(), device=setting.device).to(job.dtype)
     gradient = torch.randn(shape[:2] + shape[3:], generator=setting.generator(1), device=setting.device)
@@ -110,7 +140,12 @@ def comparison(job: Job, setting: Setting) -> Comparison:
     allowed = 2 * _rounding(job, packed, gradient) / (1 - job.dropout) + TINY * largest
 
     def case(
-        name: str, attend: Attend, *, same_dropout: bool = False, optional: bool = True, bound: float = allowed
+        attend: Attend,
+        *,
+        same_dropout: bool = False,
+        optional: bool = True,
+        bound: float = allowed,
+        kernel: str = "",
     ) -> Case:
         run = _timed(attend, packed, gradient, job)
 
@@ -123,33 +158,22 @@ def comparison(job: Job, setting: Setting) -> Comparison:
                     _check(_results(attend, packed, gradient, job), exact, bound)
                 run()  # the first call backward builds the graph, and must not be the one that is timed
 
-        return Case(name, run, verify, optional)
+        return Case(run, verify, optional, kernel=kernel)
 
+    sdpa = functools.partial(_sdpa, dropout=job.dropout)
     written_out = functools.partial(_written_out, dropout=job.dropout)
-    cases = [case("written out", written_out, optional=False, bound=16 * torch.finfo(job.dtype).eps * largest)]
-    cases.append(case(_name_of_choice(packed, job), functools.partial(_sdpa, kernel=None, dropout=job.dropout)))
-    for kernel in _sdpa_kernels(setting):
-        cases.append(case(f"SDPA {kernel.name.lower()}", functools.partial(_sdpa, kernel=kernel, dropout=job.dropout)))
-    left_out = setting.left_out()
-    for flex, backend in (("FlexAttention", None), ("FlexAttention, FLASH", "FLASH")):
-        reason = _why_not_flex(job, setting) or (_why_not_flash(setting) if backend else None)
-        if reason:
-            left_out[flex] = reason
-        else:
-            cases.append(case(flex, _flex(backend)))
+    made = {"written_out": case(written_out, optional=False, bound=16 * torch.finfo(job.dtype).eps * largest)}
+    made["sdpa"] = case(functools.partial(sdpa, kernel=None), kernel=_choice(packed, job))
+    for name, kernel in _sdpa_kernels(setting).items():
+        made[f"sdpa_{name}"] = case(functools.partial(sdpa, kernel=kernel))
+    if not _why_not_flex(job, setting):
+        made["flex"] = case(_flex())
+        if not _why_not_flash(setting):
+            made["flex_flash"] = case(_flex("FLASH"))
     for name in setting.backends():
         ours = functools.partial(attention, dropout_p=job.dropout, seed=seed, backend=name)
-        cases.append(case(f"ours ({name})", ours, same_dropout=True, optional=False))
-    return Comparison(
-        "attention",
-        job.name,
-        cases,
-        "written out",
-        bytes=job.bytes,
-        flops=job.flops,
-        dtype=job.dtype,
-        left_out=left_out,
-    )
+        made[f"ours_{name}"] = case(ours, same_dropout=True, optional=False)
+    return made
 
 
 # --- implementations --------------------------------------------------------------------------------------------------
@@ -166,26 +190,22 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, kernel: SDPBackend | None, dropout
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
-def _name_of_choice(packed: Tensor, job: Job) -> str:
-    """What plain SDPA is called in the results: with the kernel that it chooses for these inputs."""
+def _choice(packed: Tensor, job: Job) -> str:
+    """The kernel that plain SDPA chooses for these inputs."""
     q, k, v = (x.detach().requires_grad_(job.backward) for x in _split(packed))
     choice = torch._fused_sdp_choice(q, k, v, dropout_p=job.dropout)
     names = {kernel.value: name.lower() for name, kernel in SDPBackend.__members__.items()}
-    return f"SDPA, its choice: {names.get(choice, choice)}"
+    return names.get(choice, str(choice))
 
 
-def _sdpa_kernels(setting: Setting) -> list[SDPBackend]:
-    if not setting.on_gpu:
-        return [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
-    return [
-        SDPBackend.MATH,
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.CUDNN_ATTENTION,
-    ]
+def _sdpa_kernels(setting: Setting) -> dict[str, SDPBackend]:
+    kernels = {"math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION}
+    if setting.on_gpu:
+        kernels |= {"efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+    return kernels
 
 
-def _why_not_flex(job: Job, setting: Setting) -> str | None:
+def _why_not_flex(job: Job, setting: Setting) -> str:
     if setting.quick:
         return "a quick run compiles nothing"
     if job.dropout:
@@ -195,11 +215,11 @@ def _why_not_flex(job: Job, setting: Setting) -> str | None:
     # It is compiled for each shape: a minute or two on a CPU, several seconds on a GPU.
     if job.dtype != torch.bfloat16 or not (setting.on_gpu or job.model == "lab"):
         return "slow to compile: done in bfloat16 only, on a CPU for the lab's shape only"
-    return None
+    return ""
 
 
-def _why_not_flash(setting: Setting) -> str | None:
-    """Why FlexAttention can't use flash-attn-4, or None if it can."""
+def _why_not_flash(setting: Setting) -> str:
+    """Why FlexAttention can't use flash-attn-4; empty if it can."""
     from torch.nn.attention import flex_attention
 
     if "BACKEND" not in getattr(flex_attention.FlexKernelOptions, "__annotations__", {}):
@@ -210,7 +230,7 @@ def _why_not_flash(setting: Setting) -> str | None:
         found = importlib.util.find_spec("flash_attn.cute")
     except ModuleNotFoundError:
         found = None
-    return None if found else "flash-attn-4 is not installed"
+    return "" if found else "flash-attn-4 is not installed"
 
 
 @functools.cache

@@ -9,15 +9,25 @@ that: **the pictures are not meant to be good, only the time is.**
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.checks import check_decoding, check_tokens
+from benchmarks.harness import Case, Comparison
+from benchmarks.models import decode_tokens, make_models
+from benchmarks.setting import Setting
+from maskgit import MaskGIT
+from maskgit.decoding import DecodeConfig
 from maskgit.network.transformer import Attention, Block, Transformer
 from maskgit_kernels import decode_step
+
+STEPS = (8, 12)
+ROUNDS = 5
 
 
 class CausalDecoder:
@@ -173,3 +183,47 @@ def decode_autoregressively(
         )
         sequence[:, position + 1] = drawn[:, 0]
     return sequence[:, 1:].contiguous()
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def comparisons(setting: Setting) -> Iterator[Comparison]:
+    """A whole picture of tokens by a small model and a large one, at the precision of hardware with bf16."""
+    for name, batch in {"embedded": 8, "maskgit-256": 1}.items():
+        yield Comparison(
+            "autoregressive",
+            f"{name}-b{batch}",
+            {"raster_order": "", **{f"parallel_{steps}_steps": "" for steps in STEPS}},
+            functools.partial(cases, name, batch, setting),
+            shape={"model": name, "batch": batch},
+            dtype=torch.bfloat16,
+            item="image",
+            items=batch,
+            rounds=None if setting.on_gpu else ROUNDS,
+        )
+
+
+def cases(name: str, batch: int, setting: Setting) -> dict[str, Case]:
+    """One token after the other, and in a few steps."""
+    model = make_models(name, setting.device, setting.quick)["bf16"]
+    few = functools.partial(raster, model, 2, last=4)
+    check = functools.partial(check_tokens, few, model.transformer.config.codebook_size)
+    made = {"raster_order": Case(functools.partial(raster, model, batch), check)}
+    for steps in STEPS:
+        run = functools.partial(decode_tokens, model, DecodeConfig(steps=steps), batch, None)
+        made[f"parallel_{steps}_steps"] = Case(run, functools.partial(check_decoding, model))
+    return made
+
+
+@torch.inference_mode()
+def raster(model: MaskGIT, batch: int, last: int | None = None) -> Tensor:
+    """Tokens int64 [B, N] made one by one: all of them, or the last few after tokens that are all 0."""
+    network = model._fastest(model.transformer)
+    assert isinstance(network, Transformer)
+    tokens = torch.zeros(batch, network.config.num_tokens, dtype=torch.int64, device=model.device)
+    masked = torch.ones_like(tokens, dtype=torch.bool)
+    if last is not None:
+        masked[:, :-last] = False
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.autocast, cache_enabled=False):
+        return decode_autoregressively(network, tokens, masked, torch.arange(batch, device=model.device))

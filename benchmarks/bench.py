@@ -1,4 +1,4 @@
-"""A bench: where implementations are made, checked and called; in this process, or in one of its own."""
+"""Where implementations are made, checked and called: in this process, or in one of its own."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import dataclasses
 import gc
 import itertools
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import Literal
 
 import torch
 
 from benchmarks.clock import Clock, Pace
-from benchmarks.harness import Case, Comparison, Maker, WrongResultError
+from benchmarks.harness import Case, Comparison, WrongResultError
 from maskgit_kernels import backend
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -30,66 +25,49 @@ class Verdict:
 
     status: Literal["good", "refused", "skipped"]
     reason: str = ""
+    flops: float = 0
+    """Floating-point operations of a call's matrix products."""
+    dtype: torch.dtype = torch.float32
+    """In which these are computed."""
+    kernel: str = ""
+    """See `Case`."""
     peak_bytes: int | None = None
-    """Memory of a call, where it was asked for."""
+    """Memory that a call allocates on top of its inputs, at its peak; on a CPU what PyTorch's allocator hands out."""
     host_seconds: float | None = None
     """That the host takes to start a call, on a GPU."""
 
 
-class Bench(Protocol):
-    """Where some of a comparison's implementations are."""
+class Bench:
+    """Some of a comparison's implementations, in this process: checked, and warm."""
 
-    def make(self, make: Maker, device: torch.device) -> tuple[Comparison, dict[str, float | None]]:
-        """Make a comparison; returns it without its cases, and of these names and `flops`."""
-
-    def prepare(self, names: list[str]) -> dict[str, Verdict]:
-        """Check these implementations and let go of all others; call those that are good as often as is asked for."""
-
-    def pace(self, seconds: float, pause: float) -> Pace:
-        """How to time calls of that length."""
-
-    def time(self, name: str, calls: int, pause: float) -> float:
-        """Seconds per call."""
-
-
-class LocalBench:
-    """In this process."""
-
-    def make(self, make: Maker, device: torch.device) -> tuple[Comparison, dict[str, float | None]]:
+    def __init__(self, comparison: Comparison, clock: Clock, names: Sequence[str]) -> None:
         backend.use("auto")  # whatever MASKGIT_KERNELS says: the suites choose
         torch.manual_seed(0)
-        self._clock, self._comparison = Clock(device), make()
-        flops = {case.implementation: case.flops for case in self._comparison.cases}
-        return dataclasses.replace(self._comparison, cases=[]), flops
-
-    def prepare(self, names: list[str]) -> dict[str, Verdict]:
-        chosen = [case for case in self._comparison.cases if case.implementation in names]
-        self._comparison.cases.clear()
-        for case in chosen:
+        self._clock, self._comparison = clock, comparison
+        made = comparison.make()
+        cases = {name: made[name] for name in names}
+        del made  # and with it what only others need
+        for case in cases.values():
             if case.start is not None:
                 case.start()
-        verdicts = {case.implementation: self._verify(case) for case in chosen}
-        self._runs = {case.implementation: case.run for case in chosen}  # without what the checks compared with
-        del chosen
+        self.verdicts = {name: self._verify(case) for name, case in cases.items()}
+        self._runs = {name: case.run for name, case in cases.items()}  # without what the checks compared with
+        del cases
         gc.collect()
-        for name, verdict in verdicts.items():
+        for name, verdict in self.verdicts.items():
             if verdict.status == "good":
-                peak_bytes = self._peak_bytes(name)
-                for _ in range(self._comparison.warm_up):
-                    self._runs[name]()
-                host_seconds = self._clock.host_time(self._runs[name])
-                verdicts[name] = dataclasses.replace(verdict, peak_bytes=peak_bytes, host_seconds=host_seconds)
+                self.verdicts[name] = self._warm_up(self._runs[name], verdict)
         gc.collect()
-        return verdicts
 
-    def pace(self, seconds: float, pause: float) -> Pace:
-        return self._clock.pace(seconds, pause)
+    def time(self, name: str, pace: Pace) -> float:
+        """Seconds per call."""
+        return self._clock.time(self._runs[name], pace.calls, pace.pause)
 
-    def time(self, name: str, calls: int, pause: float) -> float:
-        return self._clock.time(self._runs[name], calls, pause)
+    def close(self) -> None:
+        """Nothing to do here."""
 
-    @staticmethod
-    def _verify(case: Case) -> Verdict:
+    def _verify(self, case: Case) -> Verdict:
+        flops = self._comparison.flops if case.flops is None else case.flops
         try:
             case.verify()
         except WrongResultError as error:
@@ -98,18 +76,23 @@ class LocalBench:
             # An error of our own is a wrong result too, and must not cost the figures of everything else.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             return Verdict("skipped" if case.optional else "refused", reason)
-        return Verdict("good")
+        return Verdict("good", flops=flops, dtype=case.dtype or self._comparison.dtype, kernel=case.kernel)
 
-    def _peak_bytes(self, name: str) -> int | None:
-        run, device = self._runs[name], self._clock.device
-        if device.type != "cuda":
-            return _peak_bytes_on_cpu(run) if self._comparison.weighed else None
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+    def _warm_up(self, run: Callable[[], object], verdict: Verdict) -> Verdict:
+        device = self._clock.device
+        peak_bytes = None
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            run()
+            torch.cuda.synchronize(device)
+            peak_bytes = torch.cuda.max_memory_allocated(device) - before
+        elif self._comparison.weighed:
+            peak_bytes = _peak_bytes_on_cpu(run)
+        for _ in range(self._comparison.warm_up):
+            run()
+        return dataclasses.replace(verdict, peak_bytes=peak_bytes, host_seconds=self._clock.host_time(run))
 
 
 def _peak_bytes_on_cpu(run: Callable[[], object]) -> int:
@@ -122,47 +105,38 @@ def _peak_bytes_on_cpu(run: Callable[[], object]) -> int:
 
 
 class Apart:
-    """A fresh process, which nothing that ran before has left a mark on."""
+    """The same in a fresh process, which nothing that ran before has left a mark on."""
 
-    def __init__(self) -> None:
+    def __init__(self, comparison: Comparison, clock: Clock, names: Sequence[str]) -> None:
         # Forked from a process that has imported everything and done nothing, or a start would take seconds.
         methods = multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         context.set_forkserver_preload(["benchmarks.suites"])
         self._pool = ProcessPoolExecutor(1, context)
+        try:
+            self.verdicts = self._pool.submit(_open, comparison, clock, names).result()
+        except BrokenProcessPool:
+            dead = Verdict("refused", "its process died; was there too little memory?")
+            self.verdicts = dict.fromkeys(names, dead)
 
-    def run(self, work: Callable[..., Result], *arguments: object) -> Result:
-        """Call a function of a module there."""
-        return self._pool.submit(work, *arguments).result()
+    def time(self, name: str, pace: Pace) -> float:
+        """Seconds per call."""
+        return self._pool.submit(_time, name, pace).result()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the process."""
         self._pool.shutdown()
 
 
-class ProcessBench(Apart):
-    """In a process of its own."""
-
-    def make(self, make: Maker, device: torch.device) -> tuple[Comparison, dict[str, float | None]]:
-        return self.run(_call, "make", make, device)
-
-    def prepare(self, names: list[str]) -> dict[str, Verdict]:
-        try:
-            return self.run(_call, "prepare", names)
-        except BrokenProcessPool:
-            return dict.fromkeys(names, Verdict("refused", "its process died; was there too little memory?"))
-
-    def pace(self, seconds: float, pause: float) -> Pace:
-        return self.run(_call, "pace", seconds, pause)
-
-    def time(self, name: str, calls: int, pause: float) -> float:
-        return self.run(_call, "time", name, calls, pause)
+# In the process that was started:
+_bench: Bench
 
 
-_bench = LocalBench()  # of a process that was started for one
+def _open(comparison: Comparison, clock: Clock, names: Sequence[str]) -> dict[str, Verdict]:
+    global _bench
+    _bench = Bench(comparison, clock, names)
+    return _bench.verdicts
 
 
-def _call(method: str, *arguments: Any) -> Any:
-    return getattr(_bench, method)(*arguments)
+def _time(name: str, pace: Pace) -> float:
+    return _bench.time(name, pace)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.checks import check_decoding, check_inpainting
-from benchmarks.harness import Case, Comparison, Maker, Target, Timing, WrongResultError, speedup
-from benchmarks.models import PRECISIONS, decode_tokens, make_models, make_transformer, pictures_with_holes
-from benchmarks.naive_transformer import NaiveTransformer
+from benchmarks.harness import Case, Comparison, WrongResultError
+from benchmarks.models import DTYPES, decode_tokens, make_models, make_transformer, pictures_with_holes, size
+from benchmarks.naive_transformer import NaiveTransformer, forward_flops
 from benchmarks.setting import Setting
 from maskgit import MaskGIT
 from maskgit.data.tokens import TokenSample
@@ -32,80 +33,80 @@ from maskgit_kernels import backend
 STEPS = 8
 LONG_ROUNDS = 9  # of training steps that take many seconds
 WARM_UP = 3  # training steps, in which a program gets hold of its memory
-# What is promised of the lab's training step: how many times as fast, which implementation, over which.
-LAB_TRAINING, OURS, BASELINE = 4.0, "bf16, compiled (torch)", "naive, float32"
+BASELINE = "naive_float32"
 # How far loss and gradient norm may be from those of the naive transformer in float32.
 SAME_FIGURES = {"float32": 1e-3, "bf16": 0.05}
 
 
-def inpaint_comparisons(setting: Setting) -> Iterator[Maker]:
-    """Each model at several batch sizes; `lab_baseline` has the lab's eight images, on a CPU a minute's work."""
-    return _each_model(inpaint_comparison, setting)
+def inpaint_comparisons(setting: Setting) -> Iterator[Comparison]:
+    """`MaskGIT.inpaint` from pictures to pictures, a hole of half their sides.
+
+    `lab_baseline` has the lab's eight images, on a CPU a minute's work.
+    """
+    return _each_model("inpaint", inpaint_cases, setting, [""])
 
 
-def decoding_comparisons(setting: Setting) -> Iterator[Maker]:
-    """As `inpaint_comparisons`."""
-    return _each_model(decoding_comparison, setting)
+def decoding_comparisons(setting: Setting) -> Iterator[Comparison]:
+    """The decoding loop alone, a picture of tokens from nothing; on a GPU as a CUDA graph and launch by launch.
+
+    What the CPU does to pictures before and after takes most of `inpaint` for a small model on a fast GPU.
+    """
+    ways = ["_graph", "_launch_by_launch"] if setting.on_gpu else [""]
+    return _each_model("decoding", decoding_cases, setting, ways)
 
 
-def _each_model(comparison: Callable[[str, int, Setting], Comparison], setting: Setting) -> Iterator[Maker]:
+def _each_model(
+    group: str, make: Callable[[str, int, Setting], dict[str, Case]], setting: Setting, ways: list[str]
+) -> Iterator[Comparison]:
+    """Each model at several batch sizes, both precisions and each of our implementations in turn."""
     batches = {"embedded": (1, 8), "lab": (1,), "maskgit-256": (1,)}
     if setting.on_gpu:
         batches = dict.fromkeys(batches, (1, 8, 64))
     for name in batches:
         for batch in batches[name]:
-            yield functools.partial(comparison, name, batch, setting)
+            yield Comparison(
+                group,
+                f"{name}-b{batch}",
+                {
+                    f"{ours}{way}": why_not
+                    for precision in DTYPES
+                    for way in ways
+                    for ours, why_not in setting.ours(precision).items()
+                },
+                functools.partial(make, name, batch, setting),
+                shape={"model": name, "batch": batch, "steps": STEPS},
+                item="image",
+                items=batch,
+                flops=STEPS * forward_flops(size(name, setting.quick).transformer, batch),
+            )
 
 
-def inpaint_comparison(name: str, batch: int, setting: Setting) -> Comparison:
-    """`MaskGIT.inpaint` from pictures to pictures, at both precisions, with each implementation that runs here."""
+def inpaint_cases(name: str, batch: int, setting: Setting) -> dict[str, Case]:
+    """At both precisions, with each implementation that runs here."""
     models = make_models(name, setting.device, setting.quick)
     images, holes = pictures_with_holes(batch, models["float32"].tokenizer.config.image_size)
-    cases = []
-    for precision, model in models.items():
-        for kernels in setting.backends():
-            inpaint = functools.partial(model.inpaint, images, holes, steps=STEPS, batch_size=batch)
-            run = functools.partial(_with_kernels, kernels, inpaint)
-            verify = functools.partial(_with_kernels, kernels, functools.partial(check_inpainting, model))
-            cases.append(Case(f"{precision} ({kernels})", run, verify))
-    return Comparison(
-        "inpaint",
-        f"{name}, a quarter of the picture, {STEPS} steps, batch {batch}",
-        cases,
-        "float32 (torch)",
-        item="image",
-        items=batch,
-        left_out=setting.left_out(),
-    )
+    cases = {}
+    for (precision, model), kernels in itertools.product(models.items(), setting.backends()):
+        inpaint = functools.partial(model.inpaint, images, holes, steps=STEPS, batch_size=batch)
+        check = functools.partial(check_inpainting, model)
+        cases[f"{precision}_{kernels}"] = _with_kernels(kernels, inpaint, check, DTYPES[precision])
+    return cases
 
 
-def decoding_comparison(name: str, batch: int, setting: Setting) -> Comparison:
-    """The decoding loop alone, a picture of tokens from nothing; on a GPU as a CUDA graph and launch by launch.
-
-    What the CPU does to pictures before and after takes most of `inpaint` for a small model on a fast GPU.
-    """
+def decoding_cases(name: str, batch: int, setting: Setting) -> dict[str, Case]:
+    """At both precisions, with each implementation that runs here."""
     models = make_models(name, setting.device, setting.quick)
     config = DecodeConfig(steps=STEPS)
-    cases = []
-    for precision, model in models.items():
+    cases = {}
+    for (precision, model), kernels in itertools.product(models.items(), setting.backends()):
         ways = {"": model}
         if model.graphs is not None:
-            ways = {", graph": model, ", launch by launch": _without_graphs(model)}
+            ways = {"_graph": model, "_launch_by_launch": _without_graphs(model)}
         for way, this in ways.items():
-            for kernels in setting.backends():
-                decode = functools.partial(decode_tokens, this, config, batch, None)
-                run = functools.partial(_with_kernels, kernels, decode)
-                verify = functools.partial(_with_kernels, kernels, functools.partial(check_decoding, this))
-                cases.append(Case(f"{precision} ({kernels}){way}", run, verify))
-    return Comparison(
-        "decoding",
-        f"{name}, {STEPS} steps, batch {batch}, tokens only",
-        cases,
-        cases[0].implementation,
-        item="image",
-        items=batch,
-        left_out=setting.left_out(),
-    )
+            decode = functools.partial(decode_tokens, this, config, batch, None)
+            check = functools.partial(check_decoding, this)
+            cases[f"{precision}_{kernels}{way}"] = _with_kernels(kernels, decode, check, DTYPES[precision])
+    return cases
 
 
 def _without_graphs(model: MaskGIT) -> MaskGIT:
@@ -114,12 +115,21 @@ def _without_graphs(model: MaskGIT) -> MaskGIT:
     return other
 
 
-def _with_kernels(kernels: str, run: Callable[[], object]) -> None:
-    backend.use(kernels)
-    try:
-        run()
-    finally:
-        backend.use("auto")
+def _with_kernels(
+    kernels: str,
+    run: Callable[[], object],
+    verify: Callable[[], None],
+    dtype: torch.dtype,
+    start: Callable[[], None] | None = None,
+) -> Case:
+    def within(work: Callable[[], object]) -> None:
+        backend.use(kernels)
+        try:
+            work()
+        finally:
+            backend.use("auto")
+
+    return Case(functools.partial(within, run), functools.partial(within, verify), dtype=dtype, start=start)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -187,82 +197,60 @@ class PlainTraining(Training):
         return self.wrapped(tokens, labels)
 
 
-def training_comparisons(setting: Setting) -> Iterator[Maker]:
-    """Each model at a batch that a workstation holds."""
-    for name, batch in {"embedded": 32, "lab": 8, "maskgit-256": 4}.items():
-        yield functools.partial(training_comparison, name, 2 if setting.quick else batch, setting)
+def training_comparisons(setting: Setting) -> Iterator[Comparison]:
+    """Forward, backward, optimizer, each model at a batch that a workstation holds.
 
-
-def training_comparison(name: str, batch: int, setting: Setting) -> Comparison:
-    """Forward, backward, optimizer; the naive transformer in float32 with PyTorch's AdamW, ours at both precisions,
-    and as `--compile` has it.
+    The naive transformer in float32 with PyTorch's AdamW, ours at both precisions, and as `--compile` has it.
     """
+    for name, batch in {"embedded": 32, "lab": 8, "maskgit-256": 4}.items():
+        batch = 2 if setting.quick else batch
+        yield Comparison(
+            "training",
+            f"{name}-b{batch}",
+            {
+                BASELINE: "",
+                **{key: why for precision in DTYPES for key, why in setting.ours(precision).items()},
+                "bf16_compiled": _why_not_compiled(name, setting),
+            },
+            functools.partial(training_cases, name, batch, setting),
+            shape={"model": name, "batch": batch},
+            item="step",
+            flops=3 * forward_flops(size(name, setting.quick).transformer, batch),  # backward is twice as much
+            rounds=None if setting.on_gpu or name == "embedded" else LONG_ROUNDS,
+            apart=True,
+            warm_up=0 if setting.quick else WARM_UP,
+            weighed=True,
+        )
+
+
+def training_cases(name: str, batch: int, setting: Setting) -> dict[str, Case]:
+    """The naive step and ours, on the same tokens."""
     torch.manual_seed(0)  # of the tokens, the masks and the dropout
     model = make_transformer(name, setting.device, setting.quick)
     naive = NaiveTransformer(model)
     plain = PlainTraining(naive, torch.optim.AdamW(naive.parameters(), lr=0.0), "float32", batch)
     # One model and one optimizer for both precisions: two would not fit into a small machine's memory.
     optimizer = make_optimizer(model, TransformerTraining())
-    cases = [Case(BASELINE, plain.step, lambda: None)]
-    options = [(precision, False, kernels) for precision in PRECISIONS for kernels in setting.backends()]
-    left_out, reason = setting.left_out(), _why_not_compiled(name, setting)
-    if reason is None:
-        options.append(("bf16", True, setting.backends()[-1]))
-    else:
-        left_out["bf16, compiled"] = reason
-    for precision, compiled, kernels in options:
-        task = Training(model, optimizer, precision, batch, compiled=compiled)
+    cases = {BASELINE: Case(plain.step, lambda: None)}
+    ours = {f"{precision}_{kernels}": (precision, kernels) for precision in DTYPES for kernels in setting.backends()}
+    if not _why_not_compiled(name, setting):
+        ours["bf16_compiled"] = ("bf16", setting.backends()[-1])
+    for key, (precision, kernels) in ours.items():
+        task = Training(model, optimizer, precision, batch, compiled=key == "bf16_compiled")
         task.batch = plain.batch
-        run = functools.partial(_with_kernels, kernels, task.step)
-        verify = functools.partial(_with_kernels, kernels, functools.partial(check_training, task, plain))
-        label = f"{precision}{', compiled' if compiled else ''} ({kernels})"
-        cases.append(Case(label, run, verify, start=keep_freed_memory))
-    targets = []
-    if name == "lab" and setting.promised:
-        what = f"training, lab, batch {batch}: "
-        targets = [
-            Target(
-                f"{what}times as fast as naive float32",
-                LAB_TRAINING,
-                functools.partial(speedup, ours=OURS, over=BASELINE),
-            ),
-            Target(
-                f"{what}memory of naive float32 over ours",
-                1.0,
-                functools.partial(memory_ratio, ours=OURS, over=BASELINE),
-            ),
-        ]
-    return Comparison(
-        "training",
-        f"{name}, a step of {batch} images",
-        cases,
-        BASELINE,
-        item="step",
-        rounds=None if setting.on_gpu or name == "embedded" else LONG_ROUNDS,
-        apart=True,
-        warm_up=0 if setting.quick else WARM_UP,
-        weighed=True,
-        targets=targets,
-        left_out=left_out,
-    )
+        check = functools.partial(check_training, task, plain)
+        cases[key] = _with_kernels(kernels, task.step, check, DTYPES[precision], start=keep_freed_memory)
+    return cases
 
 
-def _why_not_compiled(name: str, setting: Setting) -> str | None:
+def _why_not_compiled(name: str, setting: Setting) -> str:
     if setting.quick:
         return "a quick run compiles nothing"
-    if (
-        name != "lab"
-    ):  # a minute or two, on a GPU too: once for the step that is checked, once for the one that is timed
+    # A minute or two, on a GPU too: once for the step that is checked, once for the one that is timed.
+    if name != "lab":
         return "slow to compile: done for lab only"
     compiler = os.environ.get("CXX", "g++")  # as TorchInductor chooses it
-    return None if shutil.which(compiler) else f"needs a C++ compiler, and there is no {compiler}"
-
-
-def memory_ratio(timings: Mapping[str, Timing], ours: str, over: str) -> float:
-    """How many times as much memory `over` takes at its peak."""
-    mine, theirs = timings[ours].peak_bytes, timings[over].peak_bytes
-    assert mine and theirs
-    return theirs / mine
+    return "" if shutil.which(compiler) else f"needs a C++ compiler, and there is no {compiler}"
 
 
 def check_training(task: Training, plain: Training) -> None:

@@ -116,6 +116,11 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def label(dtype: torch.dtype) -> str:
+    """As in the names of comparisons: "bf16", "float32"."""
+    return short(dtype).replace("bfloat", "bf")
+
+
 def measure_peaks(device: torch.device, clock: Clock, quick: bool) -> Peaks:
     """Copies and products one after the other, each its fastest of several rounds."""
     peaks = Peaks()

@@ -17,22 +17,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.checks import check_inpainting, check_logits
-from benchmarks.harness import Case, Comparison, Maker, Target, WrongResultError, speedup
-from benchmarks.models import make_models, pictures_with_holes, transformer_of
-from benchmarks.naive_transformer import NaiveTransformer, check_same_logits
+from benchmarks.harness import Case, Comparison, WrongResultError
+from benchmarks.models import DTYPES, make_models, pictures_with_holes, size, transformer_of
+from benchmarks.naive_transformer import NaiveTransformer, check_same_logits, forward_flops
 from benchmarks.setting import Setting
 from maskgit import MaskGIT
 from maskgit.canvas.holes import cells_with_holes
 from maskgit.memory import keep_freed_memory
 from maskgit.network.transformer import Transformer
-from maskgit.pipeline import Precision
 from maskgit.tokenizer import VQGAN
 from maskgit.tokenizer.layers import AttentionBlock
 
 STEPS = 8
 CHOICE_TEMPERATURE = 4.5
-# (batch, precision) -> how many times as fast as the programs, per picture.
-PROMISES: dict[tuple[int, Precision], float] = {(1, "bf16"): 6, (8, "bf16"): 7, (1, "float32"): 3, (8, "float32"): 3}
 ROUNDS = {1: 5, 8: 3}
 SAME_PIXELS = 1e-3  # largest difference between the decoders, of pixels in about [-1, 1]
 SAME_TOKENS = 0.99  # share of the encoders' tokens that must agree: near ties, rounding decides
@@ -125,42 +122,39 @@ class LabProgram:
         return [Image.fromarray(picture) for picture in bytes_]
 
 
-def comparisons(setting: Setting) -> Iterator[Maker]:
+def comparisons(setting: Setting) -> Iterator[Comparison]:
     """One picture, and eight."""
     for batch in (1, 8):
-        yield functools.partial(comparison, batch, setting)
+        yield Comparison(
+            "lab",
+            f"b{batch}",
+            {"lab_program": "", **{f"ours_{precision}": "" for precision in DTYPES}},
+            functools.partial(cases, batch, setting),
+            shape={"model": "lab", "batch": batch, "steps": STEPS, "hole": "a quarter of the picture"},
+            item="image",
+            items=batch,
+            flops=STEPS * forward_flops(size("lab", setting.quick).transformer, batch),
+            rounds=None if setting.on_gpu else ROUNDS[batch],
+            apart=True,
+        )
 
 
-def comparison(batch: int, setting: Setting) -> Comparison:
+def cases(batch: int, setting: Setting) -> dict[str, Case]:
     """The programs and ours on `batch` pictures of the model's size."""
     models = make_models("lab", setting.device, setting.quick)
     plain = models["float32"]
     program = LabProgram(plain.tokenizer, transformer_of(plain))
     images, holes = pictures_with_holes(batch, plain.tokenizer.config.image_size)
-    cases = [
-        Case("lab program", functools.partial(program, images, holes), functools.partial(check_program, program, plain))
-    ]
-    targets = []
+    run = functools.partial(program, images, holes)
+    made = {"lab_program": Case(run, functools.partial(check_program, program, plain))}
     for precision, model in models.items():
-        run = functools.partial(model.inpaint, images, holes, steps=STEPS)
-        verify = functools.partial(check_ours, model, program)
-        cases.append(Case(f"ours, {precision}", run, verify, start=keep_freed_memory))
-        promise = PROMISES[batch, precision]
-        measure = functools.partial(speedup, ours=f"ours, {precision}", over="lab program")
-        if setting.promised:
-            name = f"lab, batch {batch}, {precision}: times as fast per picture as the lab programs"
-            targets.append(Target(name, promise, measure))
-    return Comparison(
-        "lab",
-        f"inpainting a quarter of the picture, {STEPS} steps, batch {batch}",
-        cases,
-        "lab program",
-        item="image",
-        items=batch,
-        rounds=None if setting.on_gpu else ROUNDS[batch],
-        apart=True,
-        targets=targets,
-    )
+        made[f"ours_{precision}"] = Case(
+            functools.partial(model.inpaint, images, holes, steps=STEPS),
+            functools.partial(check_ours, model, program),
+            dtype=DTYPES[precision],
+            start=keep_freed_memory,
+        )
+    return made
 
 
 def check_program(program: LabProgram, ours: MaskGIT) -> None:

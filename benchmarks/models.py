@@ -17,7 +17,8 @@ from maskgit.network.transformer import Transformer
 from maskgit.pipeline import Precision
 from maskgit.tokenizer import VQGAN
 
-PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
+"""The precisions that are compared, and what their products are computed in."""
 
 TINY = ModelConfig(
     TokenizerConfig(
@@ -71,7 +72,7 @@ def make_models(name: str, device: torch.device, quick: bool) -> dict[Precision,
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             tokenizer = VQGAN(size(name, quick).tokenizer)
-    return {precision: MaskGIT(tokenizer, transformer, device=device, precision=precision) for precision in PRECISIONS}
+    return {precision: MaskGIT(tokenizer, transformer, device=device, precision=precision) for precision in DTYPES}
 
 
 def pictures_with_holes(count: int, side: int) -> tuple[list[Image.Image], list[np.ndarray]]:

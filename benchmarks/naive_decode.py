@@ -7,6 +7,8 @@ noise as its confidence, known positions pinned at infinity, and a threshold fou
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -21,53 +23,30 @@ def eager_decode_step(
     choice_temperature: float = 4.5,
     guidance_logits: Tensor | None = None,
     guidance_scale: float = 0.0,
+    multinomial: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The whole chain; arguments and results are those of `maskgit_kernels.decode_step`, n_keep_masked below N."""
-    scaled = _scaled(logits, softmax_temperature, guidance_logits, guidance_scale)  # [B, N, V]
+    """The whole chain; arguments and results are those of `maskgit_kernels.decode_step`, n_keep_masked below N.
+
+    With `multinomial`, tokens are drawn by torch.multinomial instead of Gumbel samples.
+    """
+    if guidance_logits is not None:
+        logits = (1 + guidance_scale) * logits - guidance_scale * guidance_logits
+    scaled = logits.float() / softmax_temperature  # [B, N, V]
     probabilities = torch.softmax(scaled, dim=-1)
-    drawn = (scaled + _gumbel_like(scaled)).argmax(-1)
-    return _keep_confident(probabilities, drawn, tokens, masked, n_keep_masked, choice_temperature)
-
-
-def multinomial_decode_step(
-    logits: Tensor,
-    tokens: Tensor,
-    masked: Tensor,
-    n_keep_masked: Tensor,
-    *,
-    softmax_temperature: float = 1.0,
-    choice_temperature: float = 4.5,
-    guidance_logits: Tensor | None = None,
-    guidance_scale: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """The same with torch.multinomial in place of the Gumbel samples."""
-    scaled = _scaled(logits, softmax_temperature, guidance_logits, guidance_scale)  # [B, N, V]
-    probabilities = torch.softmax(scaled, dim=-1)
-    drawn = torch.multinomial(probabilities.flatten(0, 1), 1).view_as(tokens)
-    return _keep_confident(probabilities, drawn, tokens, masked, n_keep_masked, choice_temperature)
-
-
-def _scaled(logits: Tensor, temperature: float, unguided: Tensor | None, scale: float) -> Tensor:
-    if unguided is not None:
-        logits = (1 + scale) * logits - scale * unguided
-    return logits.float() / temperature
-
-
-def _gumbel_like(x: Tensor) -> Tensor:
-    return -torch.log(-torch.log(torch.rand_like(x)))
-
-
-def _keep_confident(
-    probabilities: Tensor,
-    drawn: Tensor,
-    tokens: Tensor,
-    masked: Tensor,
-    n_keep_masked: Tensor,
-    choice_temperature: float,
-) -> tuple[Tensor, Tensor]:
+    if multinomial:
+        drawn = torch.multinomial(probabilities.flatten(0, 1), 1).view_as(tokens)
+    else:
+        drawn = (scaled + _gumbel_like(scaled)).argmax(-1)
     drawn = torch.where(masked, drawn, tokens)
     chosen = probabilities.gather(-1, drawn[..., None])[..., 0]  # [B, N]
     confidence = torch.log(chosen) + choice_temperature * _gumbel_like(chosen)
     confidence = torch.where(masked, confidence, torch.inf)
     threshold = confidence.sort(dim=-1).values.gather(-1, n_keep_masked[:, None])  # [B, 1]
     return drawn, confidence < threshold
+
+
+multinomial_decode_step = functools.partial(eager_decode_step, multinomial=True)
+
+
+def _gumbel_like(x: Tensor) -> Tensor:
+    return -torch.log(-torch.log(torch.rand_like(x)))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.hardware import bfloat16_instructions
 from maskgit_kernels import backend
 
 
@@ -22,11 +21,6 @@ class Setting:
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
 
-    @property
-    def promised(self) -> bool:
-        """Whether this is a machine of the kind for which figures are promised: a CPU with bfloat16 instructions."""
-        return not self.on_gpu and bool(bfloat16_instructions())
-
     def backends(self) -> list[str]:
         """Our implementations that can be timed here, the one that "auto" takes last."""
         # The interpreter computes what the kernels compute, but its time says nothing about them.
@@ -34,14 +28,15 @@ class Setting:
             return ["torch", "triton"]
         return ["torch"]
 
-    def left_out(self) -> dict[str, str]:
-        """Our implementations that can't be timed here, and why: for `Comparison.left_out`."""
-        if "triton" in self.backends():
-            return {}
-        if not self.on_gpu:
-            return {"ours (triton)": "there is no GPU here, so no figure of it exists"}
-        reason = "TRITON_INTERPRET is set" if backend.interpreting() else backend.why_not_triton(self.device)
-        return {"ours (triton)": f"can't run here: {reason}"}
+    def ours(self, prefix: str = "ours") -> dict[str, str]:
+        """Names of our implementations, for `Comparison.implementations`: each with why it can't be timed here."""
+        why = {name: "" for name in self.backends()}
+        if "triton" not in why:
+            why["triton"] = "there is no GPU here, so no figure of it exists"
+            if self.on_gpu:
+                reason = "TRITON_INTERPRET is set" if backend.interpreting() else backend.why_not_triton(self.device)
+                why["triton"] = f"can't run here: {reason}"
+        return {f"{prefix}_{name}": reason for name, reason in why.items()}
 
     def generator(self, seed: int = 0) -> torch.Generator:
         """Of random inputs, the same in every run."""

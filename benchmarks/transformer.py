@@ -3,54 +3,55 @@
 `forward`: one decoding step's work, logits and sampling, ours against the naive transformer and the eager chain, both
 in float32 and both under bfloat16 autocast. Ours must never be the slower one.
 
-`ceiling`: our forward pass in turn with bare matrix products. The share is of FLOP per second: those of the pass,
-its matrix products alone counted, against those of the fastest product.
+`ceiling`: our forward pass in turn with bare matrix products. Its speed-up is of FLOP per second: those of the pass,
+its matrix products alone counted, against those of a product.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from benchmarks.checks import check_logits
-from benchmarks.hardware import product_shape, products, short
-from benchmarks.harness import Case, Comparison, Maker, Target, Timing, speedup
-from benchmarks.models import PRECISIONS, make_models, predictor, transformer_of
+from benchmarks.hardware import product_shape, products
+from benchmarks.harness import Case, Comparison
+from benchmarks.models import DTYPES, make_models, predictor, size, transformer_of
 from benchmarks.naive_decode import eager_decode_step
 from benchmarks.naive_transformer import NaiveTransformer, check_same_logits, forward_flops
 from benchmarks.setting import Setting
 from maskgit.config import PRESETS
+from maskgit.network.packed import can_pack
 from maskgit.pipeline import Precision
 from maskgit_kernels import decode_step
 
-MODELS = tuple(PRESETS)
-NEVER_SLOWER = 0.97  # 1 but for what the clock can't tell apart
-PROMISED_SHARE = 0.6
 CEILING_BATCH = 8
 CHOICE_TEMPERATURE = 4.5
 
 
-def forward_comparisons(setting: Setting) -> Iterator[Maker]:
-    """Every preset and batch size, at both precisions."""
-    for name, precision in itertools.product(MODELS, PRECISIONS):
-        for batch in _batches(name, setting):
-            yield functools.partial(forward_comparison, name, precision, batch, setting)
+def forward_comparisons(setting: Setting) -> Iterator[Comparison]:
+    """One decoding step of every preset and batch size, at both precisions, all tokens masked."""
+    for name, precision in itertools.product(PRESETS, DTYPES):
+        batches = (1,) if name == "maskgit-512" else (1, 8)  # eight take 20 s a pass on two cores
+        for batch in (2,) if setting.quick else (1, 8, 64) if setting.on_gpu else batches:
+            yield Comparison(
+                "forward",
+                f"{name}-b{batch}-{precision}",
+                {"plain_eager": "", "ours": ""},
+                functools.partial(forward_cases, name, precision, batch, setting),
+                shape={"model": name, "batch": batch},
+                item="image",
+                items=batch,
+                flops=forward_flops(size(name, setting.quick).transformer, batch),
+                dtype=DTYPES[precision],
+            )
 
 
-def _batches(name: str, setting: Setting) -> tuple[int, ...]:
-    if setting.quick:
-        return (2,)
-    if setting.on_gpu:
-        return (1, 8, 64)
-    return (1,) if name == "maskgit-512" else (1, 8)  # eight take 20 s a pass on two cores
-
-
-def forward_comparison(name: str, precision: Precision, batch: int, setting: Setting) -> Comparison:
-    """One decoding step of `batch` images, all tokens masked."""
+def forward_cases(name: str, precision: Precision, batch: int, setting: Setting) -> dict[str, Case]:
+    """Plain eager code, and ours."""
     model = make_models(name, setting.device, setting.quick)[precision]
     naive = NaiveTransformer(transformer_of(model)).eval()
     config = naive.config
@@ -78,63 +79,39 @@ def forward_comparison(name: str, precision: Precision, batch: int, setting: Set
             choice_temperature=CHOICE_TEMPERATURE,
         )
 
-    cases = [
-        Case("plain eager", plain, functools.partial(check_same_logits, naive, transformer_of(model))),
-        Case("ours", ours, functools.partial(check_logits, model, naive)),
-    ]
-    target = f"{name}, {precision}, batch {batch}: never slower than plain eager"
-    return Comparison(
-        "forward",
-        f"a decoding step, {name}, {precision}, batch {batch}",
-        cases,
-        "plain eager",
-        item="image",
-        items=batch,
-        flops=forward_flops(config, batch),
-        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-        targets=[Target(target, NEVER_SLOWER, functools.partial(speedup, ours="ours", over="plain eager"))],
-    )
+    return {
+        "plain_eager": Case(plain, functools.partial(check_same_logits, naive, transformer_of(model))),
+        "ours": Case(ours, functools.partial(check_logits, model, naive)),
+    }
 
 
-def ceiling_comparisons(setting: Setting) -> Iterator[Maker]:
+def ceiling_comparisons(setting: Setting) -> Iterator[Comparison]:
     """The two large models, at both precisions."""
-    for name, precision in itertools.product(("lab", "maskgit-256"), PRECISIONS):
-        yield functools.partial(ceiling_comparison, name, precision, setting)
+    rows, inner, columns = product_shape(setting.device, setting.quick)
+    packed = {"onednn_packed": ""} if setting.device.type == "cpu" and can_pack() else {}
+    for name, precision in itertools.product(("lab", "maskgit-256"), DTYPES):
+        yield Comparison(
+            "ceiling",
+            f"{name}-b{CEILING_BATCH}-{precision}",
+            {"torch_mm": "", **packed, "ours": ""},
+            functools.partial(ceiling_cases, name, precision, setting),
+            shape={"model": name, "batch": CEILING_BATCH, "product": f"{rows}x{inner} times {inner}x{columns}"},
+            flops=forward_flops(size(name, setting.quick).transformer, CEILING_BATCH),
+            dtype=DTYPES[precision],
+        )
 
 
-def ceiling_comparison(name: str, precision: Precision, setting: Setting) -> Comparison:
-    """Our forward pass and the bare products of its dtype."""
+def ceiling_cases(name: str, precision: Precision, setting: Setting) -> dict[str, Case]:
+    """The bare products of the dtype, and our forward pass."""
     model = make_models(name, setting.device, setting.quick)[precision]
     naive = NaiveTransformer(transformer_of(model)).eval()
     config = naive.config
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rows, inner, columns = shape = product_shape(setting.device, setting.quick)
-    bare = products(shape, dtype, setting.device)
-    product_flops = 2 * rows * inner * columns
+    bare = products(shape, DTYPES[precision], setting.device)
     tokens = torch.full((CEILING_BATCH, config.num_tokens), config.mask_token_id, device=setting.device)
-    cases = [Case(way, product, _nothing_to_verify, flops=product_flops) for way, product in bare.items()]
-    cases.append(
-        Case("our forward pass", functools.partial(predictor(model), tokens), lambda: check_logits(model, naive))
+    # `products` has checked them.
+    cases = [Case(product, lambda: None, flops=2 * rows * inner * columns) for product in bare.values()]
+    cases.append(Case(functools.partial(predictor(model), tokens), functools.partial(check_logits, model, naive)))
+    return dict(
+        zip(("torch_mm", "onednn_packed", "ours") if len(bare) == 2 else ("torch_mm", "ours"), cases, strict=True)
     )
-    targets = []
-    if setting.promised:
-        target = f"{name}, {short(dtype)}, batch {CEILING_BATCH}: share of the matrix products' speed"
-        targets.append(Target(target, PROMISED_SHARE, functools.partial(share, ways=list(bare))))
-    return Comparison(
-        "ceiling",
-        f"{name}, {short(dtype)}, batch {CEILING_BATCH}, against {rows}x{inner} times {inner}x{columns}",
-        cases,
-        next(iter(bare)),
-        flops=forward_flops(config, CEILING_BATCH),
-        dtype=dtype,
-        targets=targets,
-    )
-
-
-def share(timings: Mapping[str, Timing], ways: list[str]) -> float:
-    """Our FLOP per second against those of the fastest product."""
-    return min(speedup(timings, "our forward pass", way) for way in ways)
-
-
-def _nothing_to_verify() -> None:
-    """`products` has checked them."""

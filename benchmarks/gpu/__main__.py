@@ -4,7 +4,7 @@
     python -m benchmarks.gpu OUT --minutes 6     # every step's limit shrinks in proportion
     python -m benchmarks.gpu OUT --minutes 3 --only environment comparisons
     python -m benchmarks.gpu OUT --quick         # a rehearsal on any machine: tiny sizes, no figure means anything
-    python -m benchmarks.gpu OUT --dry-run       # the plan: kernels to compile, counted, and the time to expect
+    python -m benchmarks.gpu OUT --dry-run       # the plan, on any machine: each step's limit and its command
 
 Each step is a process with a time limit of its own; one that fails or runs out of time doesn't stop those after it.
 OUT/summary.json holds all results and is written anew after each step, as is OUT/summary.md, which is to be read;
@@ -24,9 +24,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import dry_run
 from benchmarks.gpu.process import run
-from benchmarks.gpu.steps import LOG, MINUTES, SECONDS, STEPS, plan
+from benchmarks.gpu.steps import LOG, MINUTES, STEPS, plan
 from benchmarks.gpu.summary import Summary
 
 LEAST_SECONDS = 5.0  # in which a step can still do something
@@ -45,13 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.minutes <= 0:
         parser.error(f"--minutes must be positive, got {options.minutes:g}")
-    out = options.out.resolve()
-    on_gpu = torch.cuda.is_available()
+    out, on_gpu = options.out.resolve(), torch.cuda.is_available()
+    there = on_gpu or options.dry_run
+    steps = plan(out, on_gpu=there, quick=options.quick, minutes=options.minutes, only=options.only)
     if options.dry_run:
-        steps = plan(out, on_gpu=True, quick=False, minutes=options.minutes, only=options.only)
-        print(dry_run.report(steps, options.minutes))
+        for step in steps:
+            print(f"{step.name}: {step.proves} (at most {step.seconds:.0f} s)\n  python {' '.join(step.command)}")
         return 0
-    steps = plan(out, on_gpu=on_gpu, quick=options.quick, minutes=options.minutes, only=options.only)
     if not (on_gpu or options.quick):
         parser.error("there is no NVIDIA GPU here; --quick rehearses on a CPU")
 
@@ -62,18 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = Summary(out, options.quick, options.minutes)
     deadline = time.monotonic() + 60 * options.minutes
     for step in steps:
-        left = deadline - time.monotonic()
-        if left < LEAST_SECONDS:
-            summary.not_started(step)
-            continue
-        limit = min(step.seconds, left)
-        print(f"{step.name}: {step.proves} (at most {limit:.0f} s)", flush=True)
-        if step.result is not None:
-            step.result.unlink(missing_ok=True)  # of an earlier run
-        command = [f"{0.9 * limit:.0f}" if part == SECONDS else part for part in step.command]
-        ended = run(command, limit, out / LOG, step.environment)
-        summary.add(step, ended)
-        print(f"  {summary.line(step.name)}", flush=True)
+        limit = min(step.seconds, deadline - time.monotonic())
+        print(f"{step.name}: {step.proves} (at most {max(limit, 0):.0f} s)", flush=True)
+        if limit < LEAST_SECONDS:
+            summary.not_started(step, "the time was up")
+        elif missing := step.missing():
+            summary.not_started(step, f"{' and '.join(missing)} can't be imported: see docs/gpu.md")
+        else:
+            if step.result is not None:
+                step.result.unlink(missing_ok=True)  # of an earlier run
+            summary.add(step, run(step, limit, out / LOG))
+        print(f"  {summary.last_line()}", flush=True)
     print(f"\n{summary.to_markdown()}\nResults: {options.out}")
     return int(not summary.passed)
 

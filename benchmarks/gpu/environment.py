@@ -17,16 +17,8 @@ from benchmarks.hardware import describe
 
 # nvidia-smi only reads here: no clock or limit is changed.
 QUERY = (
-    "name",
-    "driver_version",
-    "memory.total",
-    "clocks.sm",
-    "clocks.mem",
-    "clocks.max.sm",
-    "clocks.max.mem",
-    "power.limit",
-    "temperature.gpu",
-    "mig.mode.current",
+    "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu,"
+    "mig.mode.current"
 )
 
 
@@ -34,7 +26,6 @@ def main() -> None:
     """Write the facts."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.environment", description=__doc__)
     parser.add_argument("result", type=Path)
-    parser.add_argument("--quick", action="store_true", help="the same; every step has this option")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts: dict[str, object] = dict(describe(device))
@@ -47,12 +38,12 @@ def main() -> None:
 
 
 def _nvidia_smi() -> dict[str, str] | str:
-    command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"]
+    command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError) as error:
         return f"not to be had: {type(error).__name__}"
-    return dict(zip(QUERY, (cell.strip() for cell in done.stdout.splitlines()[0].split(",")), strict=True))
+    return dict(zip(QUERY.split(","), (cell.strip() for cell in done.stdout.splitlines()[0].split(",")), strict=True))
 
 
 if __name__ == "__main__":

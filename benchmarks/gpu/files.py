@@ -16,7 +16,7 @@ from maskgit_kernels import files
 def write(path: Path, value: Any) -> None:
     """Write JSON; a process that is killed meanwhile leaves the older file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, json.dumps(clean(value), indent=1) + "\n")
+    files.write(path, clean(json.dumps(value, indent=1, ensure_ascii=False)) + "\n")
 
 
 def read(path: Path) -> Any:
@@ -27,17 +27,11 @@ def read(path: Path) -> Any:
         return None
 
 
-def clean(value: Any) -> Any:
+def clean(text: str) -> str:
     """The same without the paths and the host name of this machine, wherever they are in it."""
-    if isinstance(value, str):
-        folders = (f"{folder}{os.sep}" for folder in (ROOT, sys.prefix, Path.home()))
-        for private in sorted(folders, key=len, reverse=True):  # one may lie in another
-            if len(private) > 2:
-                value = value.replace(private, "")
-        host = platform.node()
-        return value.replace(host, "HOST") if len(host) > 3 else value
-    if isinstance(value, dict):
-        return {key: clean(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean(inner) for inner in value]
-    return value
+    folders = (f"{folder}{os.sep}" for folder in (ROOT, sys.prefix, Path.home()))
+    for private in sorted(folders, key=len, reverse=True):  # one may lie in another
+        if len(private) > 2:
+            text = text.replace(private, "")
+    host = platform.node()
+    return text.replace(host, "HOST") if len(host) > 3 else text

@@ -7,22 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.gpu.steps import GO_ON, SECONDS, Step
 from benchmarks.hardware import ROOT
 
 GRACE = 5.0  # seconds, the last of a limit, in which a process that is asked to stop can write down what it has
-
-
 CACHE = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended."""
+    """How a step ended."""
 
     code: int | None
     """Its exit status; None: its time was up."""
@@ -33,36 +31,38 @@ class Ended:
     """Kernels that came into Triton's cache meanwhile."""
 
 
-def run(command: list[str], seconds: float, log: Path, environment: Mapping[str, str], cache: Path = CACHE) -> Ended:
-    """Run `python COMMAND` from the root of the repository, for so many seconds at most.
+def run(step: Step, seconds: float, log: Path, cache: Path = CACHE) -> Ended:
+    """Run a step from the root of the repository, for so many seconds at most; again while it asks for it.
 
     Args:
         log: what it prints is appended to this file.
-        environment: variables to set on top of this process's.
         cache: folder where Triton keeps its kernels, set because TorchInductor would move it: steps share them.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH")]))
-    variables = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TRITON_CACHE_DIR": str(cache), **environment}
+    variables = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TRITON_CACHE_DIR": str(cache), **step.environment}
     before, started = _kernels(cache), time.monotonic()
+    code: int | None = GO_ON
     with log.open("ab") as file:
-        file.write(f"\n===== {' '.join(command)}\n".encode())
+        file.write(f"\n===== {' '.join(step.command)}\n".encode())
         file.flush()
         offset = file.tell()
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env={**os.environ, **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            code = _wait(process, seconds)
-        finally:
-            with suppress(ProcessLookupError):  # whatever it has started and left
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        while code == GO_ON and (left := seconds - (time.monotonic() - started)) > 0:
+            command = [f"{0.9 * left:.0f}" if part == SECONDS else part for part in step.command]
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env={**os.environ, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                code = _wait(process, left)
+            finally:
+                with suppress(ProcessLookupError):  # whatever it has started and left
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     output = log.read_bytes()[offset:].decode(errors="replace")
     return Ended(code, time.monotonic() - started, output, _kernels(cache) - before)
 

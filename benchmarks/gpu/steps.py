@@ -16,6 +16,8 @@ MINUTES = 10.0
 LOG = "log.txt"
 SECONDS = "SECONDS"
 """Stands in a command for the seconds that the step should fill."""
+GO_ON = 75
+"""The exit status of a step that asks to be started anew, to go on where it was: EX_TEMPFAIL of sysexits.h."""
 SLOWER_ON_A_CPU = 3  # where kernels are interpreted
 WORKERS = 12  # processes for the tests; more would only wait for the GPU
 
@@ -30,11 +32,17 @@ class Step:
     """After `python`."""
     seconds: float
     """It may take."""
-    result: Path | None
+    result: Path | None = None
     """The file that it leaves; None: it only passes or fails."""
     environment: Mapping[str, str] = field(default_factory=dict)
     kept: bool = False
     """Whether the file is of use by itself; else it goes when summary.json has taken it in."""
+    needs: tuple[str, ...] = ()
+    """Packages that a machine with PyTorch may lack."""
+
+    def missing(self) -> list[str]:
+        """Those of them that this machine lacks."""
+        return [name for name in self.needs if importlib.util.find_spec(name) is None]
 
 
 def plan(
@@ -50,14 +58,20 @@ def _all_steps(out: Path, *, on_gpu: bool, quick: bool) -> list[Step]:
     small = ["--quick"] if quick else []
     # Without a GPU the kernels are checked in Triton's interpreter, never timed.
     interpreted = {} if on_gpu else {"TRITON_INTERPRET": "1"}
-    run_tests, tests = on_gpu and not quick, out / "gpu-tests.xml"
+    run_tests, tests = on_gpu and not quick, out / "tests.json"
+    verify, tuned = out / "verify.json", out / "tuned.json"
 
     def own(name: str, proves: str, seconds: float, *options: str) -> Step:
         result = out / f"{name}.json"
-        command = ["-m", f"benchmarks.gpu.{name}", str(result), *options, *small]
-        return Step(name, proves, command, seconds, result)
+        return Step(name, proves, ["-m", f"benchmarks.gpu.{name}", str(result), *options], seconds, result)
 
-    verify, tuned = out / "verify.json", out / "tuned.json"
+    def benchmarks(name: str, proves: str, seconds: float) -> Step:
+        result = out / f"{name}.json"
+        command = ["-m", "pytest", "benchmarks", "-v", "--tb", "short", "-p", "no:cacheprovider"]
+        command += ["-p", "benchmarks.gpu.plugin", "--part", name, "--keep", str(result), "--seconds", SECONDS]
+        command += ["--benchmark-max-time", "0.1", "--benchmark-min-rounds", "3", *small]  # in so short a run
+        return Step(name, proves, command, seconds, result, kept=True, needs=("pytest", "pytest_benchmark"))
+
     return [
         own("environment", "what machine this is", 10),
         Step(
@@ -68,7 +82,7 @@ def _all_steps(out: Path, *, on_gpu: bool, quick: bool) -> list[Step]:
             verify,
             interpreted,
         ),
-        own("smoke", "a decoding loop captured as a CUDA graph, and a picture inpainted with either kernels", 35),
+        own("smoke", "a decoding loop as a CUDA graph, a picture inpainted with either kernels, batches", 45, *small),
         Step(
             "tests",
             "the tests marked gpu pass" if run_tests else "the tests marked gpu can be collected",
@@ -76,9 +90,9 @@ def _all_steps(out: Path, *, on_gpu: bool, quick: bool) -> list[Step]:
             160,
             tests if run_tests else None,
             {"OMP_NUM_THREADS": "1"},
-            kept=True,
+            needs=("pytest",),
         ),
-        own("comparisons", "times of the kernels and the models against their baselines", 165, "--seconds", SECONDS),
+        benchmarks("comparisons", "times of the kernels and the models against their baselines", 165),
         Step(
             "tuning",
             "which tiles are fastest here" if on_gpu else "the command that times tiles starts",
@@ -87,13 +101,7 @@ def _all_steps(out: Path, *, on_gpu: bool, quick: bool) -> list[Step]:
             tuned if on_gpu else None,
             kept=True,
         ),
-        own(
-            "figures",
-            "images per second, host time per call, pictures that depend on the batch",
-            85,
-            "--seconds",
-            SECONDS,
-        ),
+        benchmarks("figures", "images per second, and the host's time per call for one image", 75),
     ]
 
 
@@ -108,7 +116,7 @@ def pytest_command(result: Path, *, collect_only: bool) -> list[str]:
     command = ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *gpu_test_files()]
     if collect_only:
         return [*command, "--collect-only", "-q"]
-    command += ["--junitxml", str(result)]
+    command += ["-p", "benchmarks.gpu.plugin", "--keep", str(result)]
     # A file that can't be imported, for want of a package, costs its own tests only.
     command += ["-v", "--tb", "short", "--maxfail", "40", "--continue-on-collection-errors"]
     if importlib.util.find_spec("xdist"):

@@ -4,29 +4,70 @@ from __future__ import annotations
 
 import functools
 import os
+import statistics
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import hardware
-from benchmarks.bench import LocalBench, ProcessBench, Verdict
-from benchmarks.clock import CYCLES_PER_SECOND, MOST_CALLS, MOST_GPU_CALLS, SAMPLE_SECONDS, Clock, Pace
+from benchmarks.bench import Apart, Bench, Verdict
+from benchmarks.clock import CYCLES_PER_SECOND, MOST_CALLS, MOST_GPU_CALLS, SAMPLE_SECONDS, Clock, Pace, Stopwatch
 from benchmarks.counting import count
 from benchmarks.hardware import Peaks, describe, measure_peaks, products
-from benchmarks.harness import Case, Comparison, Maker, Timing, WrongResultError, speedup
-from benchmarks.turns import compare
+from benchmarks.harness import Case, Comparison, WrongResultError
+from benchmarks.measuring import Effort, Measurement
 
 CPU = torch.device("cpu")
-PEAKS = Peaks(copies={1000: 10.0, 4000: 5.0}, products={"float32 torch.mm": 100.0, "float32 oneDNN packed": 200.0})
+RATES = {"float32 torch.mm": 100.0, "float32 oneDNN packed": 200.0, "bfloat16 torch.mm": 50.0}
+PEAKS = Peaks(copies={1000: 10.0, 4000: 5.0}, products=RATES)
 
 
-def local() -> AbstractContextManager[LocalBench]:
-    return nullcontext(LocalBench())
+class Fixture:
+    """What pytest-benchmark's pedantic mode does."""
+
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        self.stopwatch, self.extra_info, self.seconds = stopwatch, dict[str, Any](), list[float]()
+
+    def pedantic(
+        self, target: Callable[[], object], setup: Callable[[], None], rounds: int, iterations: int = 1
+    ) -> None:
+        for _ in range(rounds):
+            setup()
+            start = self.stopwatch.read()
+            target()
+            self.seconds.append(self.stopwatch.read() - start)
+
+
+def compare(
+    comparison: Comparison,
+    effort: Effort = Effort(0.0, 3),  # noqa: B008
+    place: Any = Bench,
+    clock: Clock = Clock(CPU),  # noqa: B008
+    names: Sequence[str] = (),
+) -> dict[str, Fixture | str]:
+    """Each implementation's figures or why there are none, the baseline's last."""
+    stopwatch = Stopwatch()
+    measurement = Measurement(comparison, names or list(comparison.implementations), clock, effort, stopwatch, place)
+    found: dict[str, Fixture | str] = {}
+    first, *others = names or comparison.implementations
+    for name in (*others, first):
+        fixture = Fixture(stopwatch)
+        try:
+            measurement.run(name, fixture, PEAKS)
+            found[name] = fixture
+        except (pytest.fail.Exception, pytest.skip.Exception) as error:
+            found[name] = f"{type(error).__name__}: {error.msg}"
+    measurement.close()
+    return found
+
+
+def comparison_of(cases: dict[str, Case], **options: Any) -> Comparison:
+    return Comparison("group", "job", dict.fromkeys(cases, ""), functools.partial(dict, cases), **options)
 
 
 def fine() -> None:
@@ -42,19 +83,53 @@ def fails(error: Exception) -> Callable[[], None]:
 
 def test_only_what_is_right_is_timed() -> None:
     calls: list[str] = []
-    cases = [
-        Case("a", lambda: calls.append("a"), fine),
-        Case("wrong", lambda: calls.append("wrong"), fails(WrongResultError("off by 3"))),
-        Case("crashes", lambda: calls.append("crashes"), fails(RuntimeError("no\nkernel"))),
-        Case("foreign", lambda: calls.append("foreign"), fails(RuntimeError("no kernel here\n...")), optional=True),
-        Case("b", lambda: calls.append("b"), fine),
-    ]
-    job = Comparison("suite", "job", cases, "a", rounds=3, left_out={"other": "not here"})
-    outcome = compare(lambda: job, CPU, PEAKS, seconds=0, bench=local)
-    assert calls == ["a", "b"] * 3  # in turn
-    assert outcome.refused == {"wrong": "off by 3", "crashes": "no"}
-    assert outcome.skipped == {"other": "not here", "foreign": "no kernel here"}
-    assert {name: len(timing.seconds) for name, timing in outcome.timings.items()} == {"a": 3, "b": 3}
+    cases = {
+        "a": Case(lambda: calls.append("a"), fine),
+        "wrong": Case(lambda: calls.append("wrong"), fails(WrongResultError("off by 3"))),
+        "crashes": Case(lambda: calls.append("crashes"), fails(RuntimeError("no\nkernel"))),
+        "foreign": Case(lambda: calls.append("foreign"), fails(RuntimeError("no kernel here\n...")), optional=True),
+        "b": Case(lambda: calls.append("b"), fine),
+    }
+    found = compare(comparison_of(cases, rounds=3))
+    assert calls == ["a", "b"] * 3  # a round of the baseline in each; its own figures are those
+    assert found["wrong"] == "Failed: off by 3" and found["crashes"] == "Failed: no"
+    assert found["foreign"] == "Skipped: no kernel here"
+    for name in ("a", "b"):
+        fixture = found[name]
+        assert isinstance(fixture, Fixture)
+        assert len(fixture.seconds) == 3 and fixture.extra_info["check"] == "passed"
+
+
+def test_a_wrong_baseline_costs_the_ratios_only() -> None:
+    cases = {"a": Case(fine, fails(WrongResultError("off"))), "b": Case(fine, fine)}
+    found = compare(comparison_of(cases))
+    assert found["a"] == "Failed: off"
+    assert isinstance(found["b"], Fixture) and "speedup" not in found["b"].extra_info
+
+
+def test_a_baseline_by_itself_is_timed() -> None:
+    found = compare(comparison_of({"a": Case(fine, fine), "b": Case(fine, fine)}, rounds=4), names=["a"])
+    assert isinstance(found["a"], Fixture) and len(found["a"].seconds) == 4
+    assert found["a"].extra_info["speedup"] == 1
+
+
+def test_a_row_says_everything() -> None:
+    cases = {
+        "theirs": Case(lambda: time.sleep(0.004), fine),
+        "ours": Case(lambda: time.sleep(0.002), fine, kernel="flash", dtype=torch.bfloat16),
+    }
+    comparison = comparison_of(cases, shape={"batch": 4}, item="image", items=4, flops=2.0, bytes=500, rounds=3)
+    found = compare(comparison)
+    assert isinstance(found["ours"], Fixture) and isinstance(found["theirs"], Fixture)
+    info, median = found["ours"].extra_info, statistics.median(found["ours"].seconds)
+    assert info["speedup_p20"] <= info["speedup"] <= info["speedup_p80"] and 1.2 < info["speedup"] < 3
+    assert (info["implementation"], info["baseline"], info["kernel"]) == ("ours", "theirs", "flash")
+    assert (info["dtype"], info["shape"], info["item"], info["items"]) == ("bfloat16", {"batch": 4}, "image", 4)
+    assert info["of_ceiling"] == pytest.approx(2.0 / median / 50.0)
+    assert info["of_floor"] == pytest.approx(median / 50)
+    assert found["theirs"].extra_info["of_ceiling"] == pytest.approx(
+        2.0 / statistics.median(found["theirs"].seconds) / 200.0
+    )
 
 
 class Process:
@@ -71,44 +146,44 @@ class Process:
         (self.folder / f"{self.name} {os.getpid()} {time.perf_counter_ns()}").touch()
 
 
-def make_processes(folder: Path, apart: bool) -> Comparison:
-    cases = [Case(name, process := Process(folder, name), process, start=process.start) for name in ("a", "b")]
-    return Comparison("suite", "job", cases, "a", rounds=3, apart=apart, warm_up=1)
+def make_processes(folder: Path) -> dict[str, Case]:
+    return {name: Case(process := Process(folder, name), process, start=process.start) for name in ("a", "b")}
 
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_comparison_has_fresh_processes(apart: bool, tmp_path: Path) -> None:
-    make = functools.partial(make_processes, tmp_path, apart)
-    outcome = compare(make, CPU, PEAKS, seconds=0, bench=ProcessBench)
-    assert set(outcome.timings) == {"a", "b"} and not outcome.refused
+    make = functools.partial(make_processes, tmp_path)
+    comparison = Comparison("group", "job", {"a": "", "b": ""}, make, rounds=3, apart=apart, warm_up=1)
+    found = compare(comparison, place=Apart)
+    assert all(isinstance(fixture, Fixture) for fixture in found.values())
     calls = sorted((path.name.split() for path in tmp_path.iterdir()), key=lambda call: int(call[2]))
     assert [name for name, *_ in calls][-6:] == ["a", "b"] * 3 and len(calls) == 2 * 5  # in turn; checked, warmed up
     processes = {process for _, process, _ in calls}
     assert len(processes) == (2 if apart else 1) and str(os.getpid()) not in processes
 
 
-def make_one_that_dies() -> Comparison:
-    cases = [Case("a", fine, fine), Case("dies", fine, functools.partial(os._exit, 1)), Case("b", fine, fine)]
-    return Comparison("suite", "job", cases, "a", rounds=2, apart=True)
+def make_one_that_dies() -> dict[str, Case]:
+    return {"a": Case(fine, fine), "dies": Case(fine, functools.partial(os._exit, 1)), "b": Case(fine, fine)}
 
 
 def test_a_process_that_dies_costs_its_own_figure_only() -> None:
-    outcome = compare(make_one_that_dies, CPU, PEAKS, seconds=0, bench=ProcessBench)
-    assert set(outcome.timings) == {"a", "b"}
-    assert outcome.refused == {"dies": "its process died; was there too little memory?"}
+    comparison = Comparison("group", "job", dict.fromkeys(("a", "dies", "b"), ""), make_one_that_dies, apart=True)
+    found = compare(comparison, place=Apart)
+    assert isinstance(found["a"], Fixture) and isinstance(found["b"], Fixture)
+    assert found["dies"] == "Failed: its process died; was there too little memory?"
 
 
 def test_short_calls_are_repeated_and_take_the_given_time() -> None:
-    cases = [Case("sleep", lambda: time.sleep(0.002), fine), Case("nothing", lambda: None, fine)]
-    job = Comparison("suite", "job", cases, "nothing")
+    cases = {"sleep": Case(lambda: time.sleep(0.002), fine), "nothing": Case(lambda: None, fine)}
     started = time.perf_counter()
-    outcome = compare(lambda: job, CPU, PEAKS, seconds=0.2, fewest=2, bench=local)
+    found = compare(comparison_of(cases), Effort(0.2, 2))
     assert time.perf_counter() - started >= 0.1
-    sleep, nothing = outcome.timings["sleep"], outcome.timings["nothing"]
+    sleep, nothing = found["sleep"], found["nothing"]
+    assert isinstance(sleep, Fixture) and isinstance(nothing, Fixture)
     assert len(sleep.seconds) == len(nothing.seconds) >= 2
-    assert 1 <= sleep.calls < nothing.calls <= MOST_CALLS
-    assert sleep.median >= 0.002 > nothing.median
-    assert speedup(outcome.timings, "nothing", "sleep") > 10
+    assert 1 <= sleep.extra_info["calls"] < nothing.extra_info["calls"] <= MOST_CALLS
+    assert statistics.median(sleep.seconds) >= 0.002 > statistics.median(nothing.seconds)
+    assert nothing.extra_info["speedup"] > 10
 
 
 def test_calls_fill_a_sample() -> None:
@@ -181,54 +256,73 @@ def test_samples_on_a_gpu_are_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch
     assert clock.pace(1e-6, 0.0).calls == MOST_GPU_CALLS
 
 
-class PausingBench(LocalBench):
+class PausingBench:
     """Notes the pauses that are asked for."""
 
-    def __init__(self, host_seconds: float) -> None:
-        self.host_seconds, self.asked = host_seconds, list[tuple[str, float]]()
+    def __init__(self, comparison: Comparison, clock: Clock, names: Sequence[str], *, host_seconds: float) -> None:
+        self.verdicts = dict.fromkeys(names, Verdict("good", host_seconds=host_seconds))
+        self.host_seconds = host_seconds
 
-    def prepare(self, names: list[str]) -> dict[str, Verdict]:
-        return dict.fromkeys(names, Verdict("good", host_seconds=self.host_seconds))
+    asked = list[tuple[str, float]]()
 
-    def time(self, name: str, calls: int, pause: float) -> float:
-        self.asked.append((name, pause))
+    def time(self, name: str, pace: Pace) -> float:
+        self.asked.append((name, pace.pause))
         gpu = {"kernel": 20e-6, "chain": 600e-6, "long": 2e-3}[name]
-        return gpu if pause > self.host_seconds else max(gpu, self.host_seconds)
+        return gpu if pace.pause > self.host_seconds else max(gpu, self.host_seconds)
 
-    def pace(self, seconds: float, pause: float) -> Pace:
-        return Pace(1, pause, seconds)
-
-    def make(self, make: Maker, device: torch.device) -> tuple[Comparison, dict[str, float | None]]:
-        return super().make(make, CPU)
+    def close(self) -> None:
+        pass
 
 
 @pytest.mark.parametrize("host_seconds", [20e-6, 6e-3])
 def test_all_pause_where_one_is_short(host_seconds: float) -> None:
     """What is timed for a chain of launches depends neither on whether it is itself short nor on a slow host."""
+    clock = Clock(CPU)
+    clock.device = torch.device("cuda")
+    place = functools.partial(PausingBench, host_seconds=host_seconds)
     for names, short in ((("kernel", "chain"), True), (("chain", "long"), False)):
-        bench = PausingBench(host_seconds)
-        job = Comparison("suite", "job", [Case(name, fine, fine) for name in names], names[0])
-        compare(lambda: job, torch.device("cuda"), PEAKS, 0, 2, bench=lambda: nullcontext(bench))  # noqa: B023
-        assert [name for name, _ in bench.asked] == [*names] * 3
-        assert all(pause > 1.5 * host_seconds for _, pause in bench.asked[: 6 if short else 2])
-        assert short or all(pause == 0 for _, pause in bench.asked[2:])
+        PausingBench.asked.clear()
+        compare(comparison_of({name: Case(fine, fine) for name in names}), Effort(0.0, 2), place, clock)
+        assert [name for name, _ in PausingBench.asked] == [*names] * 3
+        assert all(pause > 1.5 * host_seconds for _, pause in PausingBench.asked[: 6 if short else 2])
+        assert short or all(pause == 0 for _, pause in PausingBench.asked[2:])
+
+
+class Scripted(PausingBench):
+    """Takes the seconds that are written down."""
+
+    def __init__(self, comparison: Comparison, clock: Clock, names: Sequence[str], *, script: Any, flops: Any) -> None:
+        self.verdicts = {name: Verdict("good", flops=flops.get(name, 0)) for name in names}
+        self.script = {name: iter(seconds) for name, seconds in script.items()}
+
+    def time(self, name: str, pace: Pace) -> float:
+        return next(self.script[name])
+
+
+def scripted(script: dict[str, list[float]], flops: dict[str, float] | None = None) -> dict[str, Fixture]:
+    rounds = len(next(iter(script.values())))
+    comparison = comparison_of({name: Case(fine, fine) for name in script}, rounds=rounds)
+    found = compare(comparison, place=functools.partial(Scripted, script=script, flops=flops or {}))
+    return {name: fixture for name, fixture in found.items() if isinstance(fixture, Fixture)}
 
 
 def test_a_speedup_is_taken_within_each_round() -> None:
     # The machine was five times slower in the last round: the ratio of the means would be 4.6.
-    timings = {"slow": Timing([2.0, 2.2, 50.0], 1), "fast": Timing([1.0, 1.1, 10.0], 1)}
-    assert speedup(timings, "fast", "slow") == pytest.approx(2.0)
-    assert speedup(timings, "slow", "slow") == 1.0
+    found = scripted({"slow": [2.0, 2.2, 50.0], "fast": [1.0, 1.1, 10.0]})
+    assert found["fast"].extra_info["speedup"] == pytest.approx(2.0)
+    assert found["slow"].extra_info["speedup"] == 1.0
+    assert found["fast"].seconds == [1.0, 1.1, 10.0] and found["slow"].seconds == [2.0, 2.2, 50.0]
 
 
 def test_a_speedup_of_unequal_work_is_one_of_rates() -> None:
-    timings = {"small": Timing([1.0], 1, flops=10), "large": Timing([4.0], 1, flops=80)}
-    assert speedup(timings, "large", "small") == pytest.approx(2.0)
+    found = scripted({"small": [1.0], "large": [4.0]}, flops={"small": 10, "large": 80})
+    assert found["large"].extra_info["speedup"] == pytest.approx(2.0)
 
 
 def test_percentiles() -> None:
-    timing = Timing([5.0, 1.0, 3.0, 2.0, 4.0, 6.0], 1)
-    assert (timing.percentile(20), timing.median, timing.percentile(80)) == (2.0, 3.5, 5.0)
+    found = scripted({"one": [1.0] * 6, "ours": [1 / x for x in (5.0, 1.0, 3.0, 2.0, 4.0, 6.0)]})
+    info = found["ours"].extra_info
+    assert [info[name] for name in ("speedup_p20", "speedup", "speedup_p80")] == pytest.approx([2.0, 3.5, 5.0])
 
 
 def test_floor_is_the_slower_of_copying_and_multiplying() -> None:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.decode_step import CHAINS, Job, check_chain, check_ours, make_inputs, run_step
 from benchmarks.harness import WrongResultError
 from benchmarks.lab_baseline import LabProgram, check_program
 from benchmarks.models import make_models, make_transformer, pictures_with_holes
 from benchmarks.naive_transformer import NaiveTransformer, check_same_logits, forward_flops
+from benchmarks.sampling import CHAINS, Job, check_chain, check_ours, make_inputs, run_step
 from benchmarks.setting import Setting
 from benchmarks.token_baseline import naive_decode
 from maskgit.config import PRESETS, TransformerConfig
@@ -99,7 +99,7 @@ def test_chains_draw_from_the_distribution(chain: str) -> None:
 
 def test_wrong_steps_are_noticed() -> None:
     inputs = make_inputs(JOB, QUICK)
-    right = CHAINS["eager chain"]
+    right = CHAINS["eager_chain"]
 
     def forgets_known(*args: torch.Tensor, **options: float) -> tuple[torch.Tensor, torch.Tensor]:
         tokens, masked = right(*args, **options)

@@ -6,12 +6,8 @@ import json
 import subprocess
 
 import pytest
-import torch
 
-from benchmarks import static_report
-from benchmarks.setting import Setting
-
-QUICK = Setting(torch.device("cpu"), quick=True)
+from benchmarks import static
 
 
 def compiler(monkeypatch: pytest.MonkeyPatch, code: int, out: str = "", err: str = "") -> None:
@@ -23,30 +19,33 @@ def compiler(monkeypatch: pytest.MonkeyPatch, code: int, out: str = "", err: str
         assert isinstance(environment, dict) and "TRITON_INTERPRET" not in environment
         return subprocess.CompletedProcess(command, code, out, err)
 
-    monkeypatch.setattr(static_report.subprocess, "run", run)
+    monkeypatch.setattr(static.subprocess, "run", run)
 
 
-def test_counts_of_the_chains(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    compiler(monkeypatch, static_report.CANNOT_COMPILE, err="usage: ...\naot: error: no compiler")
-    static = static_report.measure(QUICK)
-    counts = {(row["chain"], row["logits"]): row for row in static.counts}
-    eager = counts["eager chain", "bfloat16"]
+def test_counts_of_the_chains() -> None:
+    counts = {(chain, logits): figures for chain, logits, *figures in static.chain_counts()}
+    launches, moved, least = counts["eager_chain", "bf16"]
     # By hand, per logit: 2 + 4 to convert, 8 for the temperature, 8 for the softmax, 4 and four times 8 for the noise,
     # 12 to add it, 4 for the argmax; and a little per position.
-    assert eager["launches"] == 25
-    assert eager["bytes"] == pytest.approx(74, rel=0.01)
-    assert counts["torch.multinomial", "bfloat16"]["launches"] < eager["launches"]
-    assert counts["eager chain", "float32, guided"]["bytes"] > counts["eager chain", "float32"]["bytes"]
-    assert eager["least_bytes"] == pytest.approx(2, rel=0.02)
-    assert static.missing == "aot: error: no compiler" and not static.failures
+    assert launches == 25
+    assert moved == pytest.approx(74, rel=0.01)
+    assert counts["multinomial", "bf16"][0] < launches
+    assert counts["eager_chain", "float32, guided"][1] > counts["eager_chain", "float32"][1]
+    assert least == pytest.approx(2, rel=0.02)
+
+
+def test_no_compiler_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    compiler(monkeypatch, static.CANNOT_COMPILE, err="usage: ...\naot: error: no compiler")
+    text, failures = static.measure(quick=True)
+    assert "not compiled: aot: error: no compiler" in text and not failures
 
 
 def test_kernels_that_are_unfit_or_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     unfit = [{"name": "forward", "capability": 80, "faults": ["CompilationError: what"]}]
     compiler(monkeypatch, 1, out=json.dumps(unfit))
-    static = static_report.measure(QUICK)
-    assert static.failures == ["forward, sm_80: CompilationError: what"]
-    assert "CompilationError: what" in static.to_markdown()
+    text, failures = static.measure(quick=True)
+    assert failures == ["forward, sm_80: CompilationError: what"]
+    assert "CompilationError: what" in text
     compiler(monkeypatch, 1, err="Traceback ...\nAttributeError: builds")
-    assert static_report.measure(QUICK).failures == ["static: AttributeError: builds"]
+    assert static.measure(quick=True)[1] == ["static: AttributeError: builds"]

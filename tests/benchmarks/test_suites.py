@@ -1,130 +1,201 @@
-"""The whole command on tiny shapes, and that the kernels' checks notice wrong results."""
+"""All comparisons on tiny shapes, kernels whose results are wrong, and the commands as a user starts them."""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import json
+import os
+import pickle
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import attention, decode_step, head_sample
+from benchmarks import attention, sampling
 from benchmarks.__main__ import main
-from benchmarks.attention import Job
-from benchmarks.bench import LocalBench
-from benchmarks.hardware import Peaks
-from benchmarks.harness import Maker
+from benchmarks.bench import Bench
+from benchmarks.clock import Clock, Stopwatch
+from benchmarks.harness import Comparison
+from benchmarks.measuring import Effort, Measurement
 from benchmarks.setting import Setting
-from benchmarks.suites import SUITES
-from benchmarks.turns import compare
+from benchmarks.suites import FILE, GROUPS, node_ids
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = Setting(torch.device("cpu"), quick=True)
-PEAKS = Peaks({1: 1.0}, {"float32 torch.mm": 1.0})
+CPU = torch.device("cpu")
+QUICK = Setting(CPU, quick=True)
+COMMAND = ["-m", "benchmarks", "--quick", "--device", "cpu"]
+PYTEST = ["-m", "pytest", "-p", "no:cacheprovider", "--quick", "--device", "cpu"]
+STEP, HEAD = "decode-step[b2-n16-v64-float32-masked25-", "head-sample[b2-n16-v64-d32-float32-masked25-"
 
 
-def refusals(make: Maker) -> dict[str, str]:
-    return compare(make, QUICK.device, PEAKS, 0, 2, bench=lambda: nullcontext(LocalBench())).refused
+def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A process that is no worker of pytest-xdist, in which pytest-benchmark would measure nothing."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_a_quick_run_times_every_implementation(suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--quick", "--device", "cpu", "--output", str(tmp_path), "--only", suite]) == 0
-    assert "no GPU figure exists" in capsys.readouterr().out
-    (folder,) = tmp_path.iterdir()
-    rows = json.loads((folder / "results.json").read_text())["rows"]
-    assert {row["suite"] for row in rows} == {suite}
-    timed = [row for row in rows if row["status"] == "timed"]
-    assert timed and all(0 < row["p20"] <= row["p50"] <= row["p80"] for row in timed)
-    by_comparison: dict[str, int] = {}
-    for row in timed:
-        by_comparison[row["comparison"]] = by_comparison.get(row["comparison"], 0) + 1
-    assert min(by_comparison.values()) >= 2
-    assert "means nothing" in (folder / "results.md").read_text().replace("mean nothing", "means nothing")
+# --- comparisons ------------------------------------------------------------------------------------------------------
 
 
-def test_several_suites_make_one_report(tmp_path: Path) -> None:
-    """As a user starts it."""
-    suites = ["decode-step", "head-sample"]
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--device", "cpu", "--output", str(tmp_path)]
-    done = subprocess.run([*command, "--only", *suites], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (folder,) = tmp_path.iterdir()
-    rows = json.loads((folder / "results.json").read_text())["rows"]
-    assert list(dict.fromkeys(row["suite"] for row in rows)) == suites
-    assert all(f"\n{suite}\n" in done.stdout for suite in suites)
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_quick_run_times_every_implementation(group: str) -> None:
+    for comparison in GROUPS[group](QUICK):
+        names = list(node_ids(comparison))
+        measurement = Measurement(comparison, names, Clock(CPU), Effort(0.0, 2), Stopwatch(), Bench)
+        assert list(measurement.verdicts) == names
+        timed = [name for name, verdict in measurement.verdicts.items() if verdict.status == "good"]
+        left_out = {verdict.reason for name, verdict in measurement.verdicts.items() if name not in timed}
+        assert comparison.baseline in timed and len(timed) >= 2
+        assert left_out <= {"No available kernel.  Aborting execution."}
+        assert all(measurement._time(name) > 0 for name in timed)
 
 
-def test_an_older_run_can_be_compared_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--quick", "--device", "cpu", "--output", str(tmp_path), "--only", "decode-step"]
-    assert main(arguments) == 0
-    (results,) = tmp_path.glob("*/results.json")
-    old = json.loads(results.read_text())
-    for row in old["rows"]:
-        for name in ("p20", "p50", "p80"):
-            row[name] /= 1e6  # the older run was incredibly fast
-    results.write_text(json.dumps(old))
-    assert main([*arguments, "--compare", str(results)]) == 1
-    assert "SLOWER  decode-step" in capsys.readouterr().err
-    assert main([*arguments, "--compare", str(tmp_path / "missing.json")]) == 2
-    assert main(["--device", "tpu"]) == 2
+@pytest.mark.parametrize("quick", [True, False])
+def test_comparisons_can_be_sent_to_processes_and_have_names_of_their_own(quick: bool) -> None:
+    seen: list[str] = []
+    for group, make in GROUPS.items():
+        comparisons = list(make(Setting(CPU, quick)))
+        assert comparisons and {comparison.group for comparison in comparisons} == {group}
+        seen += [identifier for comparison in comparisons for identifier in node_ids(comparison).values()]
+        assert [pickle.loads(pickle.dumps(comparison)).job for comparison in comparisons] == [
+            comparison.job for comparison in comparisons
+        ]
+    assert len(set(seen)) == len(seen)
+    assert quick or "benchmarks/test_suites.py::attention-forward[lab-b8-bf16-sdpa_flash]" in seen
 
 
-def test_help_explains() -> None:
-    done = subprocess.run([sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0
-    for word in (*SUITES, "static", "--quick", "--compare", "--output", "--device", "Exit status"):
-        assert word in done.stdout
+def refusals(comparison: Comparison) -> dict[str, str]:
+    """What fails its check, and how."""
+    verdicts = Bench(comparison, Clock(CPU), list(node_ids(comparison))).verdicts
+    return {name: verdict.reason for name, verdict in verdicts.items() if verdict.status == "refused"}
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_wrong_attention_is_refused(backward: bool, dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = Job("lab", 2, 2, 33, 16, torch.float32, dropout, backward)
+    job = attention.Job("lab", 2, 2, 33, 16, torch.float32, dropout, backward)
 
     def refused() -> dict[str, str]:
-        return refusals(functools.partial(attention.comparison, job, QUICK))
+        return refusals(attention.comparison(job, QUICK))
 
     assert refused() == {}
     right, sdpa = attention.attention, attention._sdpa
     monkeypatch.setattr(attention, "attention", lambda q, k, v, **options: right(q, k, v * 1.0001, **options))
-    assert "off by" in refused()["ours (torch)"]
+    assert "off by" in refused()["ours_torch"]
     monkeypatch.setattr(attention, "attention", lambda q, k, v, **options: right(q, k, v, **options) * torch.nan)
-    assert "not finite" in refused()["ours (torch)"]
+    assert "not finite" in refused()["ours_torch"]
     if dropout:  # drops nothing, and then too much
         monkeypatch.setattr(attention, "_sdpa", lambda *args, kernel, dropout: sdpa(*args, kernel=kernel, dropout=0.0))
-        assert "nothing is dropped" in refused()["SDPA math"]
+        assert "nothing is dropped" in refused()["sdpa_math"]
         monkeypatch.setattr(attention, "_sdpa", lambda *args, **options: 0.5 * sdpa(*args, **options))
-        assert "dropout keeps" in refused()["SDPA math"]
+        assert "dropout keeps" in refused()["sdpa_math"]
 
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_wrong_sampling_is_refused(guided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = decode_step.Job(2, 25, 40, torch.float32, 0.6, guided)
-    heads = head_sample.Job(2, 25, 40, 16, torch.float32, 0.6, guided)
-
-    def refused() -> dict[str, str]:
-        return refusals(functools.partial(decode_step.comparison, steps, QUICK)) | refusals(
-            functools.partial(head_sample.comparison, heads, QUICK)
-        )
-
-    assert refused() == {}
-    for module, name, implementation in (
-        (decode_step, "decode_step", "ours (torch)"),
-        (head_sample, "decode_step", "product, our step (torch)"),
-        (head_sample, "head_sample", "ours (torch)"),
+    job = sampling.Job(2, 25, 40, torch.float32, 0.6, guided)
+    comparisons = {
+        "step": sampling.comparison(job, QUICK),
+        "head": sampling.comparison(dataclasses.replace(job, dim=16), QUICK),
+    }
+    assert [refusals(comparison) for comparison in comparisons.values()] == [{}, {}]
+    for which, name, implementation in (
+        ("step", "decode_step", "ours_torch"),
+        ("head", "decode_step", "product_ours_torch"),
+        ("head", "head_sample", "ours_torch"),
     ):
-        right = getattr(module, name)
+        right = getattr(sampling, name)
         with monkeypatch.context() as patch:  # another step of the noise
-            patch.setattr(module, name, lambda *args, right=right, **options: right(*args, **options | {"step": 4}))
-            assert "reference's" in refused()[implementation]
+            patch.setattr(sampling, name, lambda *args, right=right, **options: right(*args, **options | {"step": 4}))
+            assert "reference's" in refusals(comparisons[which])[implementation]
 
 
-def test_plots(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    assert main(["--quick", "--device", "cpu", "--output", str(tmp_path), "--only", "decode-step"]) == 0
-    assert [path.name for path in tmp_path.glob("*/*.png")] == ["decode-step.png"]
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_several_groups_make_one_report(tmp_path: Path) -> None:
+    """As a user starts it; and once more, compared with that."""
+    groups = ["decode-step", "head-sample"]
+    done = start(*COMMAND, "--output", tmp_path, "--only", *groups)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no GPU figure exists" in done.stdout
+    (folder,) = tmp_path.iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    rows = results["benchmarks"]
+    assert list(dict.fromkeys(row["name"].split("[")[0] for row in rows)) == groups
+    assert all(f"benchmark '{row['group']}'" in done.stdout for row in rows)  # pytest-benchmark's tables, and ours
+    text = (folder / "results.md").read_text()
+    assert all(f"| {row['name']} | " in text and f"| {row['name']} | " in done.stdout for row in rows)
+    assert "times mean nothing" in text
+    for row in rows:
+        info, stats = row["extra_info"], row["stats"]
+        assert 0 < stats["min"] <= stats["median"] <= stats["max"] and info["check"] == "passed"
+        # Two rounds, in each of which the baseline has one: it has two beside each of the others.
+        others = sum(other["group"] == row["group"] for other in rows) - 1
+        assert stats["rounds"] == (2 * others if info["implementation"] == info["baseline"] else 2)
+        assert info["speedup"] > 0 and row["params"]["job"] == row["group"]
+    assert results["machine_info"]["quick"] is True and "node" not in results["machine_info"]
+
+    for row in rows:  # the older run was incredibly fast
+        row["stats"]["data"] = [seconds / 1e6 for seconds in row["stats"]["data"]]
+        row["stats"]["median"] /= 1e6
+    (folder / "results.json").write_text(json.dumps(results))
+    compared = start(*COMMAND, "--output", tmp_path / "new", "--only", "decode", "--compare", folder / "results.json")
+    assert compared.returncode == 1
+    assert f"SLOWER  {STEP}ours_torch]" in compared.stderr and f"{STEP}ours_torch] (NOW)" in compared.stdout
+
+
+def test_wrong_results_fail_and_what_is_not_here_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "planted.py").write_text(
+        "from benchmarks import sampling\n"
+        "right = sampling.decode_step\n"
+        "sampling.decode_step = lambda *args, **options: right(*args, **options | {'step': 4})\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    asked = [*(f"{STEP}{name}]" for name in ("ours_torch", "ours_triton", "eager_chain")), f"{HEAD}ours_torch]"]
+    options = ["-v", "-rsf", "-p", "planted", "--benchmark-only", f"--benchmark-json={tmp_path / 'results.json'}"]
+    ids = [f"benchmarks/test_suites.py::{name}" for name in (*asked, f"{STEP}multinomial]")]
+    done = start(*PYTEST, *options, *ids, PYTHONPATH=path)
+    assert done.returncode == 1
+    outcomes = [line.split()[:2] for line in done.stdout.splitlines() if line.startswith(FILE) and "%]" in line]
+    assert outcomes == [  # in the order in which they were asked for
+        [identifier, outcome]
+        for identifier, outcome in zip(ids, ["FAILED", "SKIPPED", "PASSED", "PASSED", "PASSED"], strict=True)
+    ]
+    assert "are the reference's" in done.stdout and "there is no GPU here" in done.stdout
+    assert "not used" not in done.stdout  # the fixture, of which pytest-benchmark would say so
+    rows = json.loads((tmp_path / "results.json").read_text())["benchmarks"]
+    assert [row["name"] for row in rows] == [asked[2], asked[3], f"{STEP}multinomial]"]
+    assert rows[1]["extra_info"]["speedup"] > 0  # the baseline was not asked for, but its rounds are there
+
+
+def test_what_has_not_begun_when_the_time_is_up_is_skipped() -> None:
+    done = start(*PYTEST, "-rs", "--seconds", "0", "benchmarks/test_suites.py::decode-step")
+    assert done.returncode == 0
+    assert "the time is up: --seconds 0" in done.stdout and "passed" not in done.stdout
+
+
+def test_impossible_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in (
+        (["--compare", str(tmp_path / "missing.json")], "not the results"),
+        (["--device", "tpu"], "tpu"),
+        (["--only", "deco"], "there are attention-forward"),
+    ):
+        assert main([*options, "--output", str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_explains(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for word in (*GROUPS, "static", "--quick", "--compare", "--output", "--device", "Exit status"):
+        assert word in text
+
+
+def test_the_tests_of_the_readme_time_nothing() -> None:
+    configuration = (ROOT / "pyproject.toml").read_text()
+    assert 'testpaths = ["tests"]' in configuration
