@@ -24,9 +24,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import promises, static
-from benchmarks.hardware import ROOT, describe
+from benchmarks.hardware import ROOT
 from benchmarks.suites import FILE, GROUPS
 from maskgit.console import FAILED, INTERRUPTED, UsageError, run_command
+from maskgit.machine import describe
 from maskgit.pipeline import resolve_device
 
 STATIC = "static"

@@ -20,12 +20,13 @@ if ROOT not in sys.path:  # the benchmarks are not installed: they are imported 
 
 from benchmarks.bench import Apart, Bench  # noqa: E402
 from benchmarks.clock import Clock, Stopwatch  # noqa: E402
-from benchmarks.hardware import Peaks, describe, measure_peaks  # noqa: E402
+from benchmarks.hardware import Peaks, measure_peaks  # noqa: E402
 from benchmarks.harness import Comparison  # noqa: E402
 from benchmarks.measuring import Effort, Measurement  # noqa: E402
 from benchmarks.promises import Row, rates, table  # noqa: E402
 from benchmarks.setting import Setting  # noqa: E402
 from benchmarks.suites import GROUPS  # noqa: E402
+from maskgit.machine import describe  # noqa: E402
 from maskgit.pipeline import resolve_device  # noqa: E402
 
 SETTING = pytest.StashKey[Setting]()

@@ -1,13 +1,7 @@
-"""The machine: what it is called, and how fast it copies and multiplies, measured in the run that uses the figures."""
+"""How fast the machine copies and multiplies, measured in the run that uses the figures."""
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,63 +26,6 @@ QUICK_PRODUCT = (64, 64, 64)
 CPU_COPIES = (2**18, 2**21, 2**24, 2**27)
 GPU_COPIES = (2**29,)
 QUICK_COPIES = (2**16,)
-
-
-def describe(device: torch.device) -> dict[str, str | int]:
-    """What a result is keyed by: device, versions, date, revision, threads."""
-    facts: dict[str, str | int] = {
-        "device": device_name(device),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count() or 0,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": _version("triton"),
-        "platform": platform.platform(),
-        "revision": _revision(),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
-    if device.type == "cuda":
-        facts["cuda"] = str(torch.version.cuda)
-        facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
-    return facts
-
-
-def device_name(device: torch.device) -> str:
-    """Such as "NVIDIA H100 80GB HBM3", or the CPU's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-
-
-def cpu_name() -> str:
-    """The processor's name, and the instructions that decide how fast bfloat16 is."""
-    name = platform.processor() or platform.machine()
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return " ".join([name, *bfloat16_instructions()])
-
-
-def bfloat16_instructions() -> list[str]:
-    """Those of the CPU that multiply in bfloat16."""
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
-    return [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
-
-
-def _revision() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 @dataclass

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.files import write
-from benchmarks.hardware import describe
+from maskgit.machine import describe
 
 # nvidia-smi only reads here: no clock or limit is changed.
 QUERY = (

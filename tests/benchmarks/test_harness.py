@@ -18,9 +18,10 @@ from benchmarks import hardware
 from benchmarks.bench import Apart, Bench, Verdict
 from benchmarks.clock import CYCLES_PER_SECOND, MOST_CALLS, MOST_GPU_CALLS, SAMPLE_SECONDS, Clock, Pace, Stopwatch
 from benchmarks.counting import count
-from benchmarks.hardware import Peaks, describe, measure_peaks, products
+from benchmarks.hardware import Peaks, measure_peaks, products
 from benchmarks.harness import Case, Comparison, WrongResultError
 from benchmarks.measuring import Effort, Measurement
+from maskgit.machine import describe
 
 CPU = torch.device("cpu")
 RATES = {"float32 torch.mm": 100.0, "float32 oneDNN packed": 200.0, "bfloat16 torch.mm": 50.0}

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from benchmarks import conftest as plugin
-from benchmarks.hardware import describe
 from benchmarks.promises import PROMISES, duration, judge, load, rates, regressions, rows, table
 from benchmarks.setting import Setting
 from benchmarks.suites import GROUPS
 from maskgit.console import UsageError
+from maskgit.machine import describe
 
 MACHINE = {**describe(torch.device("cpu")), "cpu": "A CPU avx512_bf16", "quick": False}
 
