@@ -116,8 +116,8 @@ def test_a_baseline_by_itself_is_timed() -> None:
 
 def test_a_row_says_everything() -> None:
     cases = {
-        "theirs": Case(lambda: time.sleep(0.004), fine),
-        "ours": Case(lambda: time.sleep(0.002), fine, kernel="flash", dtype=torch.bfloat16),
+        "theirs": Case(lambda: time.sleep(0.08), fine),
+        "ours": Case(lambda: time.sleep(0.04), fine, kernel="flash", dtype=torch.bfloat16),
     }
     comparison = comparison_of(cases, shape={"batch": 4}, item="image", items=4, flops=2.0, bytes=500, rounds=3)
     found = compare(comparison)
