@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.checks import check_inpainting, check_logits
 from benchmarks.harness import Case, Comparison, WrongResultError
 from benchmarks.models import DTYPES, make_models, pictures_with_holes, size, transformer_of
-from benchmarks.naive_transformer import NaiveTransformer, check_same_logits, forward_flops
+from benchmarks.naive_transformer import NaiveTransformer, forward_flops
 from benchmarks.setting import Setting
 from maskgit import MaskGIT
 from maskgit.canvas.holes import cells_with_holes
@@ -159,7 +159,7 @@ def cases(batch: int, setting: Setting) -> dict[str, Case]:
 
 def check_program(program: LabProgram, ours: MaskGIT) -> None:
     """The programs' networks compute what ours do in float32, and a step fills the hole."""
-    check_same_logits(program.transformer, transformer_of(ours))
+    check_logits(transformer_of(ours), program.transformer)
     images, holes = pictures_with_holes(1, ours.tokenizer.config.image_size)
     pixels = to_pixels(images, ours.device)
     with torch.no_grad():

@@ -190,7 +190,7 @@ def product_then(step: StepFunction, inputs: Inputs) -> Result:
     """The logits of every position, written out, and then a step."""
 
     def logits(hidden: Tensor) -> Tensor:
-        assert inputs.weight is not None
+        assert inputs.weight is not None and inputs.bias is not None
         return F.linear(hidden, inputs.weight) + inputs.bias  # float32 [B, N, V], as autocast adds the bias
 
     guidance_logits = None if inputs.guidance_logits is None else logits(inputs.guidance_logits)

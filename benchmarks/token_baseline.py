@@ -16,7 +16,7 @@ from benchmarks.checks import check_decoding, check_logits, check_tokens
 from benchmarks.harness import Case, Comparison
 from benchmarks.models import decode_tokens, make_models, size, transformer_of
 from benchmarks.naive_decode import eager_decode_step
-from benchmarks.naive_transformer import NaiveTransformer, check_same_logits, forward_flops
+from benchmarks.naive_transformer import NaiveTransformer, forward_flops
 from benchmarks.setting import Setting
 from maskgit import MaskGIT
 from maskgit.decoding import DecodeConfig
@@ -92,7 +92,7 @@ def cases(guidance_scale: float, setting: Setting) -> dict[str, Case]:
 
 def check_naive(naive: NaiveTransformer, ours: MaskGIT, guidance_scale: float) -> None:
     """The same logits as ours in float32, and a loop that ends with codes."""
-    check_same_logits(naive, transformer_of(ours))
+    check_logits(transformer_of(ours), naive)
     labels = torch.zeros(1, dtype=torch.int64, device=ours.device)
     decode = functools.partial(naive_decode, naive, labels, 1, guidance_scale)
     check_tokens(decode, naive.config.codebook_size, repeats=False)

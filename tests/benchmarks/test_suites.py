@@ -18,7 +18,7 @@ from benchmarks.__main__ import main
 from benchmarks.bench import Bench
 from benchmarks.clock import Clock, Stopwatch
 from benchmarks.harness import Comparison
-from benchmarks.measuring import Effort, Measurement
+from benchmarks.measuring import Measurement
 from benchmarks.setting import Setting
 from benchmarks.suites import FILE, GROUPS, node_ids
 
@@ -44,7 +44,7 @@ def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess
 def test_a_quick_run_times_every_implementation(group: str) -> None:
     for comparison in GROUPS[group](QUICK):
         names = list(node_ids(comparison))
-        measurement = Measurement(comparison, names, Clock(CPU), Effort(0.0, 2), Stopwatch(), Bench)
+        measurement = Measurement(comparison, names, Clock(CPU), Stopwatch(), 0.0, 2, Bench)
         assert list(measurement.verdicts) == names
         timed = [name for name, verdict in measurement.verdicts.items() if verdict.status == "good"]
         left_out = {verdict.reason for name, verdict in measurement.verdicts.items() if name not in timed}
