@@ -12,12 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.checks import check_logits
 from benchmarks.harness import WrongResultError
-from benchmarks.lab_baseline import LabProgram, check_program
+from benchmarks.loops import LabProgram, check_program, naive_decode
 from benchmarks.models import make_models, make_transformer, pictures_with_holes
 from benchmarks.naive_transformer import NaiveTransformer, forward_flops
 from benchmarks.sampling import CHAINS, Job, check_chain, check_ours, make_inputs, run_step
 from benchmarks.setting import Setting
-from benchmarks.token_baseline import naive_decode
 from maskgit.config import PRESETS, TransformerConfig
 from maskgit.network.transformer import Transformer
 from maskgit_kernels.attention.eager import written_out
