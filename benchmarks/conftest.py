@@ -121,7 +121,7 @@ def job(request: pytest.FixtureRequest, clock: Clock, peaks: Peaks, current: lis
     seconds, fewest = float(option("benchmark_max_time")), option("benchmark_min_rounds")
     if setting.quick:
         seconds, fewest = 0.0, 2
-    # A GPU's memory is kept by PyTorch anyway, and the times of a quick run mean nothing.
+    # A GPU's memory is kept by PyTorch anyway, and scarce; the times of a quick run mean nothing.
     place = Bench if setting.on_gpu or setting.quick else Apart
     current.append(Measurement(comparison, names, clock, STOPWATCH, seconds, fewest, place))
     return current[0]
@@ -162,7 +162,8 @@ def pytest_benchmark_group_stats(config: pytest.Config) -> Generator[None, Any, 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The ratios, for which pytest-benchmark's table has no columns."""
-    measured = [row for row in config.stash.get(MEASURED, []) if row["path"] is None]
+    # Not what is compared with, nor what broke off while it was timed.
+    measured = [row for row in config.stash.get(MEASURED, []) if row["path"] is None and row["extra_info"]]
     if measured and not config.getoption("benchmark_quiet"):
         lines = [rates(config.stash[PEAKS].products), "", *table(measured)]
         terminalreporter.write_line("\n" + "\n".join(lines))

@@ -64,7 +64,7 @@ def _each_model(group: str, setting: Setting, ways: list[str]) -> Iterator[Compa
         for way in ways
         for kernels, why_not in setting.ours(precision).items()
     }
-    for name, batch in ((name, batch) for name in batches for batch in batches[name]):
+    for name, batch in ((model, batch) for model in batches for batch in batches[model]):
         yield Comparison(
             group,
             f"{name}-b{batch}",

@@ -44,9 +44,7 @@ class Measurement:
     ) -> None:
         self.comparison, self._clock, self._stopwatch = comparison, clock, stopwatch
         self._seconds, self._fewest = seconds, fewest
-        on_gpu = clock.device.type == "cuda"
-        # A GPU's memory is kept by PyTorch anyway, and scarcer.
-        apart = comparison.apart and not on_gpu
+        apart, on_gpu = comparison.apart and place is Apart, clock.device.type == "cuda"
         self._benches = [place(comparison, clock, some) for some in ([[name] for name in names] if apart else [names])]
         self.verdicts = {name: verdict for bench in self._benches for name, verdict in bench.verdicts.items()}
         good = {name for name, verdict in self.verdicts.items() if verdict.status == "good"}
