@@ -26,7 +26,7 @@ import pytest
 from benchmarks import promises, static
 from benchmarks.hardware import ROOT
 from benchmarks.suites import FILE, GROUPS
-from maskgit.console import FAILED, INTERRUPTED, UsageError, run_command
+from maskgit.console import BAD_USAGE, DONE, FAILED, INTERRUPTED, UsageError, run_command
 from maskgit.machine import describe
 from maskgit.pipeline import resolve_device
 
@@ -64,48 +64,49 @@ def _run(options: Options) -> int:
         facts = describe(resolve_device(None if options.device == "auto" else options.device))
     except ValueError as error:
         raise UsageError(f"--device {options.device}: {error}") from error
-    folder = options.output / _slug(f"{facts['device']} torch {facts['torch']} {facts['date']}")
+    run = f"{facts['device']} torch {facts['torch']} {facts['date']}".lower()
+    folder = options.output / re.sub(r"[^a-z0-9.]+", "-", run).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
     print("\n".join(f"{name:>10}: {value}" for name, value in facts.items()))
     if "capability" not in facts:
         print("No GPU here: the PyTorch path is timed on the CPU, and no GPU figure exists.", flush=True)
 
-    failures, slower = [], []
-    if chosen := [group for group in groups if group != STATIC]:
-        status = pytest.main(_arguments(options, folder, chosen))
+    failures, slower = list[str](), list[str]()
+    if measured := [group for group in groups if group != STATIC]:
+        status = pytest.main(_arguments(options, folder, measured))
         if status in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.USAGE_ERROR):
-            return INTERRUPTED if status == pytest.ExitCode.INTERRUPTED else 2
+            return INTERRUPTED if status == pytest.ExitCode.INTERRUPTED else BAD_USAGE
         if status != pytest.ExitCode.OK:
             failures.append("some results are wrong: see the list of pytest above")
     if (path := folder / "results.json").exists():
         results = promises.load(path)
         title = "# A quick run: its times mean nothing" if options.quick else "# Ratios"
-        lines = [title, "", promises.rates(results["peaks"]), "", *promises.table(promises.rows(results))]
+        lines = [title, "", promises.rates(results["peaks"]["products"]), "", *promises.table(promises.rows(results))]
         (folder / "results.md").write_text("\n".join(lines))
-        judged, slower = promises.judge(results), promises.regressions(old, results) if old else []
-        for promise in judged:
+        slower = promises.regressions(old, results) if old else []
+        for promise in promises.judge(results):
             print(f"  {'holds' if promise.holds else 'DOES NOT HOLD':>13}  {promise}")
-        failures += [str(promise) for promise in judged if not promise.holds]
+            failures += [] if promise.holds else [str(promise)]
     if STATIC in groups:
         text, unfit = static.measure(options.quick)
         print(f"\n{text}")
-        (folder / "static.md").write_text(text + "\n")
+        (folder / "static.md").write_text(f"{text}\n")
         failures += unfit
     print(f"\nResults: {folder}")
-    for line in failures:
-        print(f"FAILED  {line}", file=sys.stderr)
-    for line in slower:
-        print(f"SLOWER  {line}", file=sys.stderr)
-    return FAILED if failures or slower else 0
+    for line in [*(f"FAILED  {line}" for line in failures), *(f"SLOWER  {line}" for line in slower)]:
+        print(line, file=sys.stderr)
+    return FAILED if failures or slower else DONE
 
 
 def _groups(only: Sequence[str]) -> list[str]:
     """Those of these names, or with names that begin with one and a hyphen; all for none."""
-    known = [*GROUPS, STATIC]
+    known, chosen = [*GROUPS, STATIC], list[str]()
     for name in only:
-        if not any(group == name or group.startswith(f"{name}-") for group in known):
+        found = [group for group in known if f"{group}-".startswith(f"{name}-")]
+        if not found:
             raise UsageError(f"--only {name}: there are {', '.join(known)}")
-    return [group for name in only for group in known if group == name or group.startswith(f"{name}-")] or known
+        chosen += found
+    return chosen or known
 
 
 def _arguments(options: Options, folder: Path, groups: Sequence[str]) -> list[str]:
@@ -123,10 +124,6 @@ def _arguments(options: Options, folder: Path, groups: Sequence[str]) -> list[st
     arguments += [f"--benchmark-storage=file://{folder}", "--benchmark-columns=min,median,iqr,rounds"]
     arguments += [f"--benchmark-compare={options.compare}"] if options.compare else []
     return arguments + (["--quick"] if options.quick else [])
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
 if __name__ == "__main__":

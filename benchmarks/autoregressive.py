@@ -34,12 +34,8 @@ class CausalDecoder:
     """A transformer run causally over the raster order, with the keys and values of the past kept.
 
     Its sequence is the class token, if there is one, the mask token as the start, then the image's tokens; each output
-    predicts the token after its input. Runs without dropout, in the precision of an enclosing autocast.
-
-    Args:
-        transformer: in evaluation mode; its weights are used in place.
-        batch: B.
-        labels: int64 [B] in [0, C]; C (or None) means no class. Only for models with classes.
+    predicts the token after its input. Runs in the precision of an enclosing autocast. Labels are int64 [B] in [0, C];
+    C (or None) means no class.
 
     Raises:
         ValueError: labels for a model without classes, or a transformer in training mode.
@@ -64,17 +60,10 @@ class CausalDecoder:
             self._run((labels + config.codebook_size + 1)[:, None], transformer.position_embedding[-1:])
 
     def advance(self, inputs: Tensor) -> Tensor:
-        """Predict the next n tokens.
+        """Predict the next n tokens: hidden states [B, n, dim] for `logits`.
 
-        Args:
-            inputs: int64 [B, n], n at least 1: the n tokens before them, from one before the first of them. What
-                stands before the image's first token is the mask token.
-
-        Returns:
-            Hidden states [B, n, dim] for `logits`.
-
-        Raises:
-            ValueError: more tokens than the image has left.
+        The inputs, int64 [B, n], are the tokens from one before the first of them; the image's first has the mask token
+        before it. ValueError where the image has fewer tokens left.
         """
         stop = self.position + inputs.shape[1]
         if stop > self.transformer.config.num_tokens:
@@ -137,12 +126,8 @@ def decode_autoregressively(
 ) -> Tensor:
     """Fill the masked tokens in raster order: the baseline whose time is compared (see the module's docstring).
 
-    There are as many passes as positions that are masked in any image, N for a whole picture. Each pass has one new
-    position, and the known ones before it that have not been passed yet. Each position's token is drawn by
-    `decode_step` with the position's number as the step, from the image's own seed.
-
-    With `positions` given, nothing is read from the device or copied to it, so a CUDA graph can capture all passes, as
-    `maskgit.decoding.graphs` does for parallel decoding. Compare graph with graph, or eager with eager.
+    A pass for each position that is masked in any image, N for a whole picture; known ones before it are passed along.
+    Each token is drawn by `decode_step` with the position's number as the step, from the image's own seed.
 
     Args:
         transformer: in evaluation mode.
@@ -151,10 +136,11 @@ def decode_autoregressively(
         seeds: int64 [B], one per image.
         labels: int64 [B] as for the transformer.
         softmax_temperature: divides the logits.
-        positions: ascending; all that are masked in any image. None: they are looked up.
+        positions: ascending; all that are masked in any image. None: they are looked up. With these, nothing is read
+            from the device or copied to it, so a CUDA graph can capture all passes.
 
     Returns:
-        int64 [B, N], on the device of `tokens`.
+        int64 [B, N].
 
     Raises:
         ValueError: arguments that do not fit each other; NaN logits on a CPU.

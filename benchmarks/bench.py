@@ -64,7 +64,9 @@ class Bench:
         return self._clock.time(self._runs[name], pace.calls, pace.pause)
 
     def close(self) -> None:
-        """Nothing to do here."""
+        """Let go of the models and inputs, before others are made."""
+        self._runs.clear()
+        gc.collect()
 
     def _verify(self, case: Case) -> Verdict:
         flops = self._comparison.flops if case.flops is None else case.flops

@@ -14,21 +14,22 @@ from benchmarks.models import decode_tokens, pictures_with_holes, predictor
 from benchmarks.naive_transformer import NaiveTransformer
 from maskgit import MaskGIT
 from maskgit.decoding import DecodeConfig
+from maskgit.network.transformer import Transformer
 
 # Root mean square of what the precision changes in the logits, against that of the logits themselves.
 FLOAT32_ERROR, BF16_ERROR = 1e-4, 0.05
 
 
-def check_logits(model: MaskGIT, naive: NaiveTransformer) -> None:
-    """The model's logits at its precision are those of the naive transformer in float32, but for rounding."""
-    config = model.transformer.config
-    tokens = torch.randint(config.codebook_size + 1, (1, config.num_tokens), device=model.device)
-    with torch.no_grad():
-        expected = naive(tokens)[..., : config.codebook_size].double()
-    difference = predictor(model)(tokens)[..., : config.codebook_size].double() - expected
-    error = float(difference.square().mean().sqrt() / expected.square().mean().sqrt())
-    if not error < (BF16_ERROR if model.autocast else FLOAT32_ERROR):
-        raise WrongResultError(f"the logits are off by {error:.2g} of their size")
+@torch.no_grad()
+def check_logits(ours: MaskGIT | Transformer, naive: NaiveTransformer) -> None:
+    """A model's logits at its precision, or its transformer's in float32, are the naive one's but for rounding."""
+    config, device = naive.config, naive.position_embedding.device
+    predict = predictor(ours) if isinstance(ours, MaskGIT) else ours
+    tokens = torch.randint(config.codebook_size + 1, (1, config.num_tokens), device=device)
+    expected, got = (network(tokens)[..., : config.codebook_size].double() for network in (naive, predict))
+    error = float((got - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    if not error < (BF16_ERROR if isinstance(ours, MaskGIT) and ours.autocast else FLOAT32_ERROR):
+        raise WrongResultError(f"the logits differ by {error:.2g} of their size")
 
 
 def check_tokens(decode: Callable[[], Tensor], codes: int, *, repeats: bool = True) -> None:

@@ -28,20 +28,11 @@ QUEUED_SECONDS = 4e-3  # of a host that starts calls without waiting: some 800 l
 class Stopwatch:
     """What pytest-benchmark reads in the place of a clock: the seconds per call that `Clock` has measured meanwhile."""
 
-    def __init__(self) -> None:
-        self._seconds = 0.0
+    seconds = 0.0
 
     def read(self) -> float:
-        """Seconds since it was started."""
-        return self._seconds
-
-    def start(self) -> None:
-        """From 0, so that no digit of a short call is lost."""
-        self._seconds = 0.0
-
-    def advance(self, seconds: float) -> None:
-        """A call has taken so long."""
-        self._seconds += seconds
+        """As time.perf_counter is read."""
+        return self.seconds
 
 
 class Pace(NamedTuple):

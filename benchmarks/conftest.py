@@ -22,7 +22,7 @@ from benchmarks.bench import Apart, Bench  # noqa: E402
 from benchmarks.clock import Clock, Stopwatch  # noqa: E402
 from benchmarks.hardware import Peaks, measure_peaks  # noqa: E402
 from benchmarks.harness import Comparison  # noqa: E402
-from benchmarks.measuring import Effort, Measurement  # noqa: E402
+from benchmarks.measuring import Measurement  # noqa: E402
 from benchmarks.promises import Row, rates, table  # noqa: E402
 from benchmarks.setting import Setting  # noqa: E402
 from benchmarks.suites import GROUPS  # noqa: E402
@@ -120,10 +120,11 @@ def job(request: pytest.FixtureRequest, clock: Clock, peaks: Peaks, current: lis
     wanted = {comparison.baseline, *(call["implementation"] for call in calls if call.get("job") == request.param)}
     names = [name for name, why_not in comparison.implementations.items() if name in wanted and not why_not]
     seconds, fewest = float(option("benchmark_max_time")), option("benchmark_min_rounds")
-    effort = Effort(0.0, 2) if setting.quick else Effort(seconds, fewest)
-    # A GPU's memory is kept by PyTorch anyway, and the times of a quick run mean nothing.
+    if setting.quick:
+        seconds, fewest = 0.0, 2
+    # A GPU's memory is kept by PyTorch anyway, and scarce; the times of a quick run mean nothing.
     place = Bench if setting.on_gpu or setting.quick else Apart
-    current.append(Measurement(comparison, names, clock, effort, STOPWATCH, place))
+    current.append(Measurement(comparison, names, clock, STOPWATCH, seconds, fewest, place))
     return current[0]
 
 
@@ -162,8 +163,8 @@ def pytest_benchmark_group_stats(config: pytest.Config) -> Generator[None, Any, 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The ratios, for which pytest-benchmark's table has no columns."""
-    measured = [row for row in config.stash.get(MEASURED, []) if row["path"] is None]
+    # Not what is compared with, nor what broke off while it was timed.
+    measured = [row for row in config.stash.get(MEASURED, []) if row["path"] is None and row["extra_info"]]
     if measured and not config.getoption("benchmark_quiet"):
-        peaks = config.stash[PEAKS]
-        lines = [rates({"products": peaks.products}), "", *table(measured)]
+        lines = [rates(config.stash[PEAKS].products), "", *table(measured)]
         terminalreporter.write_line("\n" + "\n".join(lines))

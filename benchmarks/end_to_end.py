@@ -41,9 +41,9 @@ SAME_FIGURES = {"float32": 1e-3, "bf16": 0.05}
 def inpaint_comparisons(setting: Setting) -> Iterator[Comparison]:
     """`MaskGIT.inpaint` from pictures to pictures, a hole of half their sides.
 
-    `lab_baseline` has the lab's eight images, on a CPU a minute's work.
+    `loops` has the lab's eight images, on a CPU a minute's work.
     """
-    return _each_model("inpaint", inpaint_cases, setting, [""])
+    return _each_model("inpaint", setting, [""])
 
 
 def decoding_comparisons(setting: Setting) -> Iterator[Comparison]:
@@ -51,61 +51,45 @@ def decoding_comparisons(setting: Setting) -> Iterator[Comparison]:
 
     What the CPU does to pictures before and after takes most of `inpaint` for a small model on a fast GPU.
     """
-    ways = ["_graph", "_launch_by_launch"] if setting.on_gpu else [""]
-    return _each_model("decoding", decoding_cases, setting, ways)
+    return _each_model("decoding", setting, ["_graph", "_launch_by_launch"] if setting.on_gpu else [""])
 
 
-def _each_model(
-    group: str, make: Callable[[str, int, Setting], dict[str, Case]], setting: Setting, ways: list[str]
-) -> Iterator[Comparison]:
-    """Each model at several batch sizes, both precisions and each of our implementations in turn."""
+def _each_model(group: str, setting: Setting, ways: list[str]) -> Iterator[Comparison]:
+    """Each model at several batch sizes, both precisions and each of our implementations."""
     batches = {"embedded": (1, 8), "lab": (1,), "maskgit-256": (1,)}
     if setting.on_gpu:
         batches = dict.fromkeys(batches, (1, 8, 64))
-    for name in batches:
-        for batch in batches[name]:
-            yield Comparison(
-                group,
-                f"{name}-b{batch}",
-                {
-                    f"{ours}{way}": why_not
-                    for precision in DTYPES
-                    for way in ways
-                    for ours, why_not in setting.ours(precision).items()
-                },
-                functools.partial(make, name, batch, setting),
-                shape={"model": name, "batch": batch, "steps": STEPS},
-                item="image",
-                items=batch,
-                flops=STEPS * forward_flops(size(name, setting.quick).transformer, batch),
-            )
+    ours = {
+        f"{kernels}{way}": why_not
+        for precision in DTYPES
+        for way in ways
+        for kernels, why_not in setting.ours(precision).items()
+    }
+    for name, batch in ((model, batch) for model in batches for batch in batches[model]):
+        yield Comparison(
+            group,
+            f"{name}-b{batch}",
+            ours,
+            functools.partial(model_cases, group, name, batch, setting, ways),
+            shape={"model": name, "batch": batch, "steps": STEPS},
+            item="image",
+            items=batch,
+            flops=STEPS * forward_flops(size(name, setting.quick).transformer, batch),
+        )
 
 
-def inpaint_cases(name: str, batch: int, setting: Setting) -> dict[str, Case]:
+def model_cases(group: str, name: str, batch: int, setting: Setting, ways: list[str]) -> dict[str, Case]:
     """At both precisions, with each implementation that runs here."""
-    models = make_models(name, setting.device, setting.quick)
+    models, cases = make_models(name, setting.device, setting.quick), dict[str, Case]()
     images, holes = pictures_with_holes(batch, models["float32"].tokenizer.config.image_size)
-    cases = {}
-    for (precision, model), kernels in itertools.product(models.items(), setting.backends()):
-        inpaint = functools.partial(model.inpaint, images, holes, steps=STEPS, batch_size=batch)
-        check = functools.partial(check_inpainting, model)
-        cases[f"{precision}_{kernels}"] = _with_kernels(kernels, inpaint, check, DTYPES[precision])
-    return cases
-
-
-def decoding_cases(name: str, batch: int, setting: Setting) -> dict[str, Case]:
-    """At both precisions, with each implementation that runs here."""
-    models = make_models(name, setting.device, setting.quick)
-    config = DecodeConfig(steps=STEPS)
-    cases = {}
-    for (precision, model), kernels in itertools.product(models.items(), setting.backends()):
-        ways = {"": model}
-        if model.graphs is not None:
-            ways = {"_graph": model, "_launch_by_launch": _without_graphs(model)}
-        for way, this in ways.items():
-            decode = functools.partial(decode_tokens, this, config, batch, None)
-            check = functools.partial(check_decoding, this)
-            cases[f"{precision}_{kernels}{way}"] = _with_kernels(kernels, decode, check, DTYPES[precision])
+    for (precision, model), way, kernels in itertools.product(models.items(), ways, setting.backends()):
+        this = _without_graphs(model) if way == "_launch_by_launch" else model
+        run: Callable[[], object] = functools.partial(decode_tokens, this, DecodeConfig(steps=STEPS), batch, None)
+        check: Callable[[], None] = functools.partial(check_decoding, this)
+        if group == "inpaint":
+            run = functools.partial(model.inpaint, images, holes, steps=STEPS, batch_size=batch)
+            check = functools.partial(check_inpainting, model)
+        cases[f"{precision}_{kernels}{way}"] = _with_kernels(kernels, run, check, DTYPES[precision])
     return cases
 
 

@@ -8,28 +8,18 @@ baseline's own figures are those of all its rounds beside the others.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.bench import Apart, Bench
 from benchmarks.clock import SHORT, Clock, Pace, Stopwatch, pause_for
-from benchmarks.hardware import Peaks, short
+from benchmarks.hardware import Peaks, device_name, short
 from benchmarks.harness import Comparison
 
 MOST_ROUNDS = 50
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long to measure."""
-
-    seconds: float
-    """For the rounds of an implementation of short calls."""
-    fewest: int
-    """Rounds, whatever time they take."""
 
 
 class Measurement:
@@ -38,6 +28,7 @@ class Measurement:
     Args:
         names: of the implementations; the baseline among them.
         stopwatch: what the benchmark fixture reads the time from.
+        seconds, fewest: for the rounds of each implementation of short calls, and how many there are at least.
         place: makes benches, in this process or in fresh ones.
     """
 
@@ -46,22 +37,18 @@ class Measurement:
         comparison: Comparison,
         names: Sequence[str],
         clock: Clock,
-        effort: Effort,
         stopwatch: Stopwatch,
+        seconds: float,
+        fewest: int,
         place: type[Bench] | type[Apart],
     ) -> None:
-        self.comparison, self._clock, self._effort, self._stopwatch = comparison, clock, effort, stopwatch
-        on_gpu = clock.device.type == "cuda"
-        # A GPU's memory is kept by PyTorch anyway, and scarcer.
-        apart = comparison.apart and not on_gpu
+        self.comparison, self._clock, self._stopwatch = comparison, clock, stopwatch
+        self._seconds, self._fewest = seconds, fewest
+        apart, on_gpu = comparison.apart and place is Apart, clock.device.type == "cuda"
         self._benches = [place(comparison, clock, some) for some in ([[name] for name in names] if apart else [names])]
         self.verdicts = {name: verdict for bench in self._benches for name, verdict in bench.verdicts.items()}
-        self._bench_of = {
-            name: bench
-            for bench in self._benches
-            for name, verdict in bench.verdicts.items()
-            if verdict.status == "good"
-        }
+        good = {name for name, verdict in self.verdicts.items() if verdict.status == "good"}
+        self._bench_of = {name: bench for bench in self._benches for name in bench.verdicts if name in good}
         self._paces = dict.fromkeys(self._bench_of, Pace(calls=1, pause=0.0, seconds=0.0))
         if comparison.rounds is None:
             pauses = dict.fromkeys(self._bench_of, 0.0)
@@ -95,13 +82,13 @@ class Measurement:
         again = list(self.baseline_seconds) if name == baseline else []
 
         def setup() -> None:
-            self._stopwatch.start()
+            self._stopwatch.seconds = 0.0  # so that no digit of a short call is lost
             if beside:
                 theirs.append(self._time(baseline))
 
         def target() -> None:
             seconds.append(again[len(seconds)] if again else self._time(name))
-            self._stopwatch.advance(seconds[-1])
+            self._stopwatch.seconds = seconds[-1]
 
         both = (name, baseline) if beside else (name,)
         benchmark.pedantic(target, setup=setup, rounds=len(again) or self._rounds(both), iterations=1)
@@ -120,12 +107,14 @@ class Measurement:
         if self.comparison.rounds is not None:
             return self.comparison.rounds
         round_seconds = sum(self._paces[name].seconds for name in names)
-        return max(self._effort.fewest, min(MOST_ROUNDS, round(self._effort.seconds / max(round_seconds, 1e-9))))
+        return max(self._fewest, min(MOST_ROUNDS, round(self._seconds / max(round_seconds, 1e-9))))
 
     def _facts(self, name: str, median: float, peaks: Peaks) -> dict[str, Any]:
         comparison, verdict = self.comparison, self.verdicts[name]
         facts: dict[str, Any] = {
             "check": "passed",
+            "device": device_name(self._clock.device),
+            "torch": torch.__version__,
             "implementation": name,
             "baseline": comparison.baseline,
             "dtype": short(verdict.dtype),

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,7 @@ SLOWER = 1.1
 NEVER_SLOWER = 0.97  # 1 but for what the clock can't tell apart
 
 
-@dataclass(frozen=True)
-class Promise:
+class Promise(NamedTuple):
     """A figure that the project claims; of the machine, not of a baseline whose speed is another on every CPU."""
 
     job: str
@@ -54,8 +52,7 @@ IN_WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Judged:
+class Judged(NamedTuple):
     """A promise, and what was measured for it."""
 
     name: str
@@ -128,42 +125,37 @@ def regressions(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def rates(peaks: Mapping[str, Mapping[str, float]]) -> str:
-    """The machine's rates in a line, and how much faster its bfloat16 is."""
-    fastest: dict[str, float] = {}
-    for name, rate in peaks["products"].items():
-        dtype = name.split()[0]
-        fastest[dtype] = max(rate, fastest.get(dtype, 0.0))
-    parts = [f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in fastest.items()]
-    if {"float32", "bfloat16"} <= fastest.keys():
-        parts.append(f"bfloat16 {fastest['bfloat16'] / fastest['float32']:.2f} times as fast as float32")
-    return f"Matrix products here: {', '.join(parts)}."
-
-
-_COLUMNS = ("", "median", "per second", "speed-up", "20 to 80 %", "of the floor", "of the ceiling", "host", "memory")
+def rates(products: Mapping[str, float]) -> str:
+    """The machine's fastest matrix products in a line, and how much faster they are in bfloat16."""
+    fastest = {name.split()[0]: 0.0 for name in products}
+    for name, rate in products.items():
+        fastest[name.split()[0]] = max(rate, fastest[name.split()[0]])
+    each = ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in fastest.items())
+    times = fastest["bfloat16"] / fastest["float32"]
+    return f"Matrix products here: {each}; bfloat16 {times:.2f} times as fast as float32."
 
 
 def table(measured: Iterable[Row]) -> list[str]:
-    """Lines of Markdown: a table of ratios, without empty columns."""
+    """Lines of Markdown: the ratios, for which pytest-benchmark's table has no columns, without empty columns."""
     cells = [_cells(row) for row in measured]
-    used = [number for number in range(len(_COLUMNS)) if any(line[number] for line in cells)]
-    return markdown_table([_COLUMNS[number] for number in used], [[line[number] for number in used] for line in cells])
+    used = [column for column in cells[0] if any(line[column] for line in cells)] if cells else []
+    return markdown_table(used, [[line[column] for column in used] for line in cells])
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row) -> dict[str, str]:
     info, median = row["extra_info"], row["median"]
-    spread = f"{info['speedup_p20']:.2f} to {info['speedup_p80']:.2f}" if info.get("speedup_p20") else ""
-    return [
-        row["name"],
-        duration(median),
-        f"{info['items'] / median:.4g} {info['item']}s",
-        f"{info['speedup']:.2f}" if "speedup" in info else "",
-        spread if info["implementation"] != info["baseline"] else "",
-        f"{info['of_floor']:.2f} x" if "of_floor" in info else "",
-        f"{info['of_ceiling']:.1%}" if "of_ceiling" in info else "",
-        duration(info["host_seconds"]) if info["host_seconds"] is not None else "",
-        f"{info['peak_bytes'] / 2**20:.1f} MiB" if info["peak_bytes"] is not None else "",
-    ]
+    ratios = [f"{info[name]:.2f}" for name in ("speedup", "speedup_p20", "speedup_p80") if name in info]
+    return {
+        "benchmark": row["name"],
+        "median": duration(median),
+        "per second": f"{info['items'] / median:.4g} {info['item']}s",
+        "speed-up": ratios[0] if ratios else "",
+        "20 to 80 %": " to ".join(ratios[1:]) if info["implementation"] != info["baseline"] else "",
+        "of the floor": f"{info['of_floor']:.2f} x" if "of_floor" in info else "",
+        "of the ceiling": f"{info['of_ceiling']:.1%}" if "of_ceiling" in info else "",
+        "host": "" if info["host_seconds"] is None else duration(info["host_seconds"]),
+        "memory": "" if info["peak_bytes"] is None else f"{info['peak_bytes'] / 2**20:.1f} MiB",
+    }
 
 
 def duration(seconds: float) -> str:

@@ -60,15 +60,6 @@ class Options:
     """Runs with seeds of their own; each is a round of the timing."""
 
 
-@dataclass
-class Measured:
-    """One configuration's figures, one for each round."""
-
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    tokens: list[Tensor] = dataclasses.field(default_factory=list)
-    """int64 [B, N] each."""
-
-
 def main() -> None:
     options = tyro.cli(Options, prog="python -m benchmarks.reuse", description=__doc__)
     model = MaskGIT.from_pretrained(options.model, device=options.device)
@@ -101,22 +92,23 @@ def rows(model: MaskGIT, tokens: Tensor, masked: Tensor, options: Options) -> It
     configs = {f"{options.steps} steps": plain}
     configs |= {f"reuse {reuse}": dataclasses.replace(plain, reuse=reuse) for reuse in options.reuse}
     configs |= {f"{steps} steps": dataclasses.replace(plain, steps=steps) for steps in options.fewer_steps}
-    measured = {name: Measured() for name in configs}
     for config in configs.values():  # compilation and CUDA graphs, not timed
         decode(model, tokens, masked, config, 0)
+    seconds: dict[str, list[float]] = {name: [] for name in configs}
+    made: dict[str, list[Tensor]] = {name: [] for name in configs}  # int64 [B, N] each
     for seed in range(options.seeds):
         for name, config in configs.items():
             start = time.perf_counter()
-            measured[name].tokens.append(decode(model, tokens, masked, config, seed))
-            measured[name].seconds.append(time.perf_counter() - start)
+            made[name].append(decode(model, tokens, masked, config, seed))
+            seconds[name].append(time.perf_counter() - start)
 
-    first = next(iter(measured.values()))
-    for name, one in measured.items():
-        speedup = statistics.median(a / b for a, b in zip(first.seconds, one.seconds, strict=True))
-        same = [share(x, y, masked) for x, y in zip(one.tokens, first.tokens, strict=True)]
-        right = [share(x, tokens, masked) for x in one.tokens]
-        nats = [surprise(model, x, masked, seed) for seed, x in enumerate(one.tokens)]
-        milliseconds = statistics.median(one.seconds) / len(tokens) * 1000
+    first = next(iter(configs))
+    for name in configs:
+        speedup = statistics.median(a / b for a, b in zip(seconds[first], seconds[name], strict=True))
+        same = [share(x, y, masked) for x, y in zip(made[name], made[first], strict=True)]
+        right = [share(x, tokens, masked) for x in made[name]]
+        nats = [surprise(model, x, masked, seed) for seed, x in enumerate(made[name])]
+        milliseconds = statistics.median(seconds[name]) / len(tokens) * 1000
         yield (
             f"{name:<12}{milliseconds:>10.2f}{speedup:>10.2f}{np.mean(same):>11.3f}{np.mean(right):>10.3f}"
             f"{np.mean(nats):>10.3f}"

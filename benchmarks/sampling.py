@@ -85,9 +85,13 @@ class Job:
 
 
 @dataclass(frozen=True)
-class State:
-    """Of a batch in the middle of decoding."""
+class Inputs:
+    """What a step works on, in the middle of decoding."""
 
+    logits: Tensor
+    """[B, N, V], or hidden states [B, N, D] in their place."""
+    guidance_logits: Tensor | None
+    """As these, where the job is guided."""
     tokens: Tensor
     """int64 [B, N]."""
     masked: Tensor
@@ -96,32 +100,19 @@ class State:
     """int64 [B], half of these."""
     seeds: Tensor
     """int64 [B]."""
-
-    def first(self) -> State:
-        """Of the first image."""
-        return State(*(tensor[:1] for tensor in vars(self).values()))
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a step works on: logits, or hidden states in their place."""
-
-    logits: Tensor
-    """[B, N, V], or hidden states [B, N, D]."""
-    guidance_logits: Tensor | None
-    """As these, where the job is guided."""
-    state: State
     weight: Tensor | None = None
     """[V, D], with hidden states."""
     bias: Tensor | None = None
     """float32 [N, V], as the tied head has it."""
 
+    @property
+    def codes(self) -> int:
+        return self.logits.shape[-1] if self.weight is None else len(self.weight)
+
     def first(self) -> Inputs:
-        """Of the first image."""
-        guidance_logits = None if self.guidance_logits is None else self.guidance_logits[:1]
-        return dataclasses.replace(
-            self, logits=self.logits[:1], guidance_logits=guidance_logits, state=self.state.first()
-        )
+        """Those of the first image."""
+        head = ("weight", "bias")
+        return Inputs(**{name: x if x is None or name in head else x[:1] for name, x in vars(self).items()})
 
 
 def jobs(setting: Setting, *, heads: bool = False) -> Iterator[Job]:
@@ -151,19 +142,21 @@ def make_inputs(job: Job, setting: Setting) -> Inputs:
 
     draw, masked_count = setting.generator(), job.rows // job.batch
     order = torch.rand(job.batch, job.tokens, generator=draw, device=device).argsort(1)  # [B, N], each a permutation
-    state = State(
+    shape, scale = (job.batch, job.tokens, job.dim or job.codes), 1 if job.dim else 3
+    weight = bias = None
+    if job.dim:
+        weight = (normal(3, job.codes, job.dim) * 3 / job.dim**0.5).to(job.dtype)
+        bias = normal(4, job.tokens, job.codes)
+    return Inputs(
+        normal(1, *shape).mul_(scale).to(job.dtype),
+        normal(2, *shape).mul_(scale).to(job.dtype) if job.guided else None,
         torch.randint(job.codes, (job.batch, job.tokens), generator=draw, device=device),
         order < masked_count,
         torch.full((job.batch,), masked_count // 2, device=device),
         torch.arange(job.batch, device=device) - 1,
+        weight,
+        bias,
     )
-    shape, scale = (job.batch, job.tokens, job.dim or job.codes), 1 if job.dim else 3
-    logits = normal(1, *shape).mul_(scale).to(job.dtype)
-    guidance_logits = normal(2, *shape).mul_(scale).to(job.dtype) if job.guided else None
-    if not job.dim:
-        return Inputs(logits, guidance_logits, state)
-    weight = (normal(3, job.codes, job.dim) * 3 / job.dim**0.5).to(job.dtype)
-    return Inputs(logits, guidance_logits, state, weight, normal(4, job.tokens, job.codes))
 
 
 # --- implementations --------------------------------------------------------------------------------------------------
@@ -174,15 +167,8 @@ def run_step(function: StepFunction, inputs: Inputs, **options: Any) -> Result:
     """One step from logits; the eager chains' options are a part of ours."""
     if inputs.guidance_logits is not None:
         options |= {"guidance_logits": inputs.guidance_logits, "guidance_scale": GUIDANCE_SCALE}
-    state = inputs.state
-    return function(
-        inputs.logits,
-        state.tokens,
-        state.masked,
-        state.n_keep_masked,
-        choice_temperature=CHOICE_TEMPERATURE,
-        **options,
-    )
+    state = inputs.tokens, inputs.masked, inputs.n_keep_masked
+    return function(inputs.logits, *state, choice_temperature=CHOICE_TEMPERATURE, **options)
 
 
 @torch.no_grad()
@@ -190,11 +176,11 @@ def product_then(step: StepFunction, inputs: Inputs) -> Result:
     """The logits of every position, written out, and then a step."""
 
     def logits(hidden: Tensor) -> Tensor:
-        assert inputs.weight is not None
+        assert inputs.weight is not None and inputs.bias is not None
         return F.linear(hidden, inputs.weight) + inputs.bias  # float32 [B, N, V], as autocast adds the bias
 
     guidance_logits = None if inputs.guidance_logits is None else logits(inputs.guidance_logits)
-    return run_step(step, Inputs(logits(inputs.logits), guidance_logits, inputs.state))
+    return run_step(step, dataclasses.replace(inputs, logits=logits(inputs.logits), guidance_logits=guidance_logits))
 
 
 @torch.no_grad()
@@ -202,19 +188,9 @@ def run_fused(function: StepFunction, inputs: Inputs, **options: Any) -> Result:
     """The fused operator, or its reference, on hidden states."""
     if inputs.guidance_logits is not None:
         options |= {"guidance_hidden": inputs.guidance_logits, "guidance_scale": GUIDANCE_SCALE}
-    state = inputs.state
-    return function(
-        inputs.logits,
-        inputs.weight,
-        inputs.bias,
-        state.tokens,
-        state.masked,
-        state.n_keep_masked,
-        seeds=state.seeds,
-        step=STEP,
-        choice_temperature=CHOICE_TEMPERATURE,
-        **options,
-    )
+    options = {"seeds": inputs.seeds, "step": STEP, "choice_temperature": CHOICE_TEMPERATURE} | options
+    state = inputs.tokens, inputs.masked, inputs.n_keep_masked
+    return function(inputs.logits, inputs.weight, inputs.bias, *state, **options)
 
 
 @functools.cache
@@ -227,39 +203,39 @@ def _compiled() -> StepFunction:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def check_state(tokens: Tensor, masked: Tensor, before: State, codes: int) -> None:
+def check_state(result: Result, before: Inputs) -> None:
     """Known tokens stay, drawn ones are codes, and the promised number stays masked."""
+    tokens, masked = result
     if not torch.equal(tokens[~before.masked], before.tokens[~before.masked]):
         raise WrongResultError("a known token was changed")
-    if int(tokens.min()) < 0 or int(tokens.max()) >= codes:
+    if int(tokens.min()) < 0 or int(tokens.max()) >= before.codes:
         raise WrongResultError("a token is not a code")
     if bool((masked & ~before.masked).any()) or not torch.equal(masked.sum(1), before.n_keep_masked):
         raise WrongResultError("the wrong number of tokens stays masked")
 
 
 def check_ours(run: Callable[[], Result], inputs: Inputs) -> None:
-    """All states are right, and of the first image tokens and mask are the reference's."""
-    head, first = inputs.weight is not None, inputs.first()
-    tokens, masked = run()
-    codes = len(inputs.weight) if inputs.weight is not None else inputs.logits.shape[-1]
-    check_state(tokens, masked, inputs.state, codes)
-    reference = functools.partial(run_step, decode_step_reference, seeds=first.state.seeds, step=STEP)
-    expected = run_fused(head_sample_reference, first) if head else reference(first)
-    for name, got, wanted in zip(("tokens", "mask"), (tokens[:1], masked[:1]), expected, strict=True):
-        same = float((got == wanted).float().mean())
+    """All states are right, and of the first image, whose result depends on no other's, it is the reference's."""
+    result, first = run(), inputs.first()
+    check_state(result, inputs)
+    if inputs.weight is None:
+        expected = run_step(decode_step_reference, first, seeds=first.seeds, step=STEP)
+    else:
+        expected = run_fused(head_sample_reference, first)
+    for name, got, wanted in zip(("tokens", "mask"), result, expected, strict=True):
+        same = float((got[0] == wanted[0]).float().mean())
         if same < SAME[inputs.logits.dtype]:
             raise WrongResultError(f"only {same:.1%} of the first image's {name} are the reference's")
 
 
 def check_chain(chain: StepFunction, inputs: Inputs) -> None:
     """What any decoding step must keep, whatever its noise."""
-    codes = inputs.logits.shape[-1]
-    check_state(*run_step(chain, inputs), inputs.state, codes)
-    wanted = torch.randint(codes, inputs.state.tokens.shape, device=inputs.logits.device)
+    check_state(run_step(chain, inputs), inputs)
+    wanted = torch.randint(inputs.codes, inputs.tokens.shape, device=inputs.logits.device)
     certain = torch.zeros_like(inputs.logits).scatter_(-1, wanted[..., None], 200.0)
     guidance_logits = None if inputs.guidance_logits is None else certain
     tokens, _ = run_step(chain, dataclasses.replace(inputs, logits=certain, guidance_logits=guidance_logits))
-    if not torch.equal(tokens[inputs.state.masked], wanted[inputs.state.masked]):
+    if not torch.equal(tokens[inputs.masked], wanted[inputs.masked]):
         raise WrongResultError("draws a token that has no probability")
 
 
@@ -314,7 +290,7 @@ def step_cases(job: Job, setting: Setting) -> dict[str, Case]:
         run = functools.partial(run_step, chain, inputs)
         cases[name] = Case(run, functools.partial(check_chain, chain, inputs), optional=name == "compiled")
     for backend in setting.backends():
-        options = {"seeds": inputs.state.seeds, "step": STEP, "backend": backend}
+        options = {"seeds": inputs.seeds, "step": STEP, "backend": backend}
         run = functools.partial(run_step, decode_step, inputs, **options)
         cases[f"ours_{backend}"] = Case(run, functools.partial(check_ours, run, inputs))
     return cases
@@ -325,9 +301,9 @@ def head_cases(job: Job, setting: Setting) -> dict[str, Case]:
     inputs = make_inputs(job, setting)
     chain = functools.partial(product_then, eager_decode_step, inputs)
     # The chain's draws are checked where it begins with logits.
-    cases = {"product_eager_chain": Case(chain, lambda: check_state(*chain(), inputs.state, job.codes))}
+    cases = {"product_eager_chain": Case(chain, lambda: check_state(chain(), inputs))}
     for backend in setting.backends():
-        step = functools.partial(decode_step, seeds=inputs.state.seeds, step=STEP, backend=backend)
+        step = functools.partial(decode_step, seeds=inputs.seeds, step=STEP, backend=backend)
         for name, run in (
             (f"product_ours_{backend}", functools.partial(product_then, step, inputs)),
             (f"ours_{backend}", functools.partial(run_fused, head_sample, inputs, backend=backend)),

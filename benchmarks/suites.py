@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from benchmarks import attention, autoregressive, end_to_end, lab_baseline, sampling, token_baseline, transformer
+from benchmarks import attention, autoregressive, end_to_end, loops, sampling, transformer
 from benchmarks.harness import Comparison
 from benchmarks.setting import Setting
 
@@ -15,8 +15,8 @@ GROUPS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
     "head-sample": sampling.head_comparisons,
     "forward": transformer.forward_comparisons,
     "ceiling": transformer.ceiling_comparisons,
-    "lab": lab_baseline.comparisons,
-    "tokens": token_baseline.comparisons,
+    "lab": loops.lab_comparisons,
+    "tokens": loops.token_comparisons,
     "autoregressive": autoregressive.comparisons,
     "decoding": end_to_end.decoding_comparisons,
     "inpaint": end_to_end.inpaint_comparisons,

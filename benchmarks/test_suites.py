@@ -22,7 +22,7 @@ def _function(group: str) -> Callable[..., None]:
         job.run(implementation, benchmark, peaks)
 
     measured.__name__ = measured.__qualname__ = group
-    measured.__test__ = True  # type: ignore[attr-defined]  # so pytest collects it under its own name
+    measured.__test__ = True  # so pytest collects it under its own name
     return measured
 
 

@@ -20,7 +20,7 @@ from benchmarks.clock import CYCLES_PER_SECOND, MOST_CALLS, MOST_GPU_CALLS, SAMP
 from benchmarks.counting import count
 from benchmarks.hardware import Peaks, measure_peaks, products
 from benchmarks.harness import Case, Comparison, WrongResultError
-from benchmarks.measuring import Effort, Measurement
+from benchmarks.measuring import Measurement
 from maskgit.machine import describe
 
 CPU = torch.device("cpu")
@@ -46,16 +46,18 @@ class Fixture:
 
 def compare(
     comparison: Comparison,
-    effort: Effort = Effort(0.0, 3),  # noqa: B008
+    seconds: float = 0.0,
+    fewest: int = 3,
     place: Any = Bench,
     clock: Clock = Clock(CPU),  # noqa: B008
     names: Sequence[str] = (),
 ) -> dict[str, Fixture | str]:
     """Each implementation's figures or why there are none, the baseline's last."""
     stopwatch = Stopwatch()
-    measurement = Measurement(comparison, names or list(comparison.implementations), clock, effort, stopwatch, place)
+    chosen = names or list(comparison.implementations)
+    measurement = Measurement(comparison, chosen, clock, stopwatch, seconds, fewest, place)
     found: dict[str, Fixture | str] = {}
-    first, *others = names or comparison.implementations
+    first, *others = chosen
     for name in (*others, first):
         fixture = Fixture(stopwatch)
         try:
@@ -177,7 +179,7 @@ def test_a_process_that_dies_costs_its_own_figure_only() -> None:
 def test_short_calls_are_repeated_and_take_the_given_time() -> None:
     cases = {"sleep": Case(lambda: time.sleep(0.002), fine), "nothing": Case(lambda: None, fine)}
     started = time.perf_counter()
-    found = compare(comparison_of(cases), Effort(0.2, 2))
+    found = compare(comparison_of(cases), 0.2, 2)
     assert time.perf_counter() - started >= 0.1
     sleep, nothing = found["sleep"], found["nothing"]
     assert isinstance(sleep, Fixture) and isinstance(nothing, Fixture)
@@ -276,14 +278,15 @@ class PausingBench:
 
 
 @pytest.mark.parametrize("host_seconds", [20e-6, 6e-3])
-def test_all_pause_where_one_is_short(host_seconds: float) -> None:
+def test_all_pause_where_one_is_short(host_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is timed for a chain of launches depends neither on whether it is itself short nor on a slow host."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     clock = Clock(CPU)
     clock.device = torch.device("cuda")
     place = functools.partial(PausingBench, host_seconds=host_seconds)
     for names, short in ((("kernel", "chain"), True), (("chain", "long"), False)):
         PausingBench.asked.clear()
-        compare(comparison_of({name: Case(fine, fine) for name in names}), Effort(0.0, 2), place, clock)
+        compare(comparison_of({name: Case(fine, fine) for name in names}), 0.0, 2, place, clock)
         assert [name for name, _ in PausingBench.asked] == [*names] * 3
         assert all(pause > 1.5 * host_seconds for _, pause in PausingBench.asked[: 6 if short else 2])
         assert short or all(pause == 0 for _, pause in PausingBench.asked[2:])

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.checks import check_logits
 from benchmarks.harness import WrongResultError
-from benchmarks.lab_baseline import LabProgram, check_program
+from benchmarks.loops import LabProgram, check_program, naive_decode
 from benchmarks.models import make_models, make_transformer, pictures_with_holes
-from benchmarks.naive_transformer import NaiveTransformer, check_same_logits, forward_flops
+from benchmarks.naive_transformer import NaiveTransformer, forward_flops
 from benchmarks.sampling import CHAINS, Job, check_chain, check_ours, make_inputs, run_step
 from benchmarks.setting import Setting
-from benchmarks.token_baseline import naive_decode
 from maskgit.config import PRESETS, TransformerConfig
 from maskgit.network.transformer import Transformer
 from maskgit_kernels.attention.eager import written_out
@@ -43,7 +43,7 @@ def test_naive_transformer_has_pytorchs_own_dropout() -> None:
 def test_naive_transformer_computes_the_same(name: str) -> None:
     ours = randomize(make_transformer(name, CPU, quick=True))
     naive = NaiveTransformer(ours).eval()
-    check_same_logits(naive, ours)
+    check_logits(ours, naive)
     tokens = torch.randint(33, (3, 16))
     labels = torch.tensor([0, 3, 10]) if ours.config.num_classes else None
     logits = naive(tokens, labels)
@@ -58,7 +58,7 @@ def test_another_transformer_is_noticed() -> None:
     with torch.no_grad():
         ours.blocks[1].mlp[0].bias.add_(0.1)
     with pytest.raises(WrongResultError, match="logits differ"):
-        check_same_logits(naive, ours)
+        check_logits(ours, naive)
 
 
 @pytest.mark.parametrize("classes", [0, 5])

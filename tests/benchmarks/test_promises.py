@@ -56,7 +56,7 @@ def test_the_table_says_everything() -> None:
     for cell in ("250 ms", "16 images", "4.00", "3.50 to 4.50", "2.50 x", "83.0%"):
         assert f"| {cell} |" in line
     assert "memory" not in lines[0] and "host" not in lines[0]  # columns without entries
-    assert "bfloat16 2.00 times as fast as float32" in rates(results()["peaks"])
+    assert "bfloat16 2.00 times as fast as float32" in rates(results()["peaks"]["products"])
 
 
 def test_promises() -> None:

@@ -18,7 +18,7 @@ from benchmarks.__main__ import main
 from benchmarks.bench import Bench
 from benchmarks.clock import Clock, Stopwatch
 from benchmarks.harness import Comparison
-from benchmarks.measuring import Effort, Measurement
+from benchmarks.measuring import Measurement
 from benchmarks.setting import Setting
 from benchmarks.suites import FILE, GROUPS, node_ids
 
@@ -44,7 +44,7 @@ def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess
 def test_a_quick_run_times_every_implementation(group: str) -> None:
     for comparison in GROUPS[group](QUICK):
         names = list(node_ids(comparison))
-        measurement = Measurement(comparison, names, Clock(CPU), Effort(0.0, 2), Stopwatch(), Bench)
+        measurement = Measurement(comparison, names, Clock(CPU), Stopwatch(), 0.0, 2, Bench)
         assert list(measurement.verdicts) == names
         timed = [name for name, verdict in measurement.verdicts.items() if verdict.status == "good"]
         left_out = {verdict.reason for name, verdict in measurement.verdicts.items() if name not in timed}
@@ -153,22 +153,27 @@ def test_wrong_results_fail_and_what_is_not_here_is_skipped(tmp_path: Path) -> N
         "from benchmarks import sampling\n"
         "right = sampling.decode_step\n"
         "sampling.decode_step = lambda *args, **options: right(*args, **options | {'step': 4})\n"
+        "calls, chain = [], sampling.CHAINS['multinomial']\n"
+        "sampling.CHAINS['multinomial'] = lambda *args, **options: calls.append(0) or 1 / (len(calls) < 4)"
+        " and chain(*args, **options)\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    asked = [*(f"{STEP}{name}]" for name in ("ours_torch", "ours_triton", "eager_chain")), f"{HEAD}ours_torch]"]
+    names = ["ours_torch", "ours_triton", "multinomial", "eager_chain"]
+    asked = [*(f"{STEP}{name}]" for name in names), f"{HEAD}ours_torch]"]
     options = ["-v", "-rsf", "-p", "planted", "--benchmark-only", f"--benchmark-json={tmp_path / 'results.json'}"]
-    ids = [f"benchmarks/test_suites.py::{name}" for name in (*asked, f"{STEP}multinomial]")]
+    ids = [f"benchmarks/test_suites.py::{name}" for name in asked]
     done = start(*PYTEST, *options, *ids, PYTHONPATH=path)
     assert done.returncode == 1
     outcomes = [line.split()[:2] for line in done.stdout.splitlines() if line.startswith(FILE) and "%]" in line]
     assert outcomes == [  # in the order in which they were asked for
         [identifier, outcome]
-        for identifier, outcome in zip(ids, ["FAILED", "SKIPPED", "PASSED", "PASSED", "PASSED"], strict=True)
+        for identifier, outcome in zip(ids, ["FAILED", "SKIPPED", "FAILED", "PASSED", "PASSED"], strict=True)
     ]
     assert "are the reference's" in done.stdout and "there is no GPU here" in done.stdout
-    assert "not used" not in done.stdout  # the fixture, of which pytest-benchmark would say so
+    assert "was not used at all" not in done.stdout  # the fixture, of which pytest-benchmark would say so
     rows = json.loads((tmp_path / "results.json").read_text())["benchmarks"]
-    assert [row["name"] for row in rows] == [asked[2], asked[3], f"{STEP}multinomial]"]
+    assert [row["name"] for row in rows] == asked[3:]
+    assert "ZeroDivisionError" in done.stdout and "Matrix products here" in done.stdout  # broke off while it was timed
     assert rows[1]["extra_info"]["speedup"] > 0  # the baseline was not asked for, but its rounds are there
 
 

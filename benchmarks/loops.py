@@ -1,8 +1,11 @@
-"""The `lab` model as the course-lab programs run it, and as this package does.
+"""Other people's loops, and ours: `lab`, from pictures to pictures, and `tokens`, without a tokenizer.
 
-The programs, each in float32 and eager mode: encode the picture, predict, draw with torch.distributions, decode to
-pixels, and encode those pixels again at the next step; attention is written out, convolutions are in PyTorch's default
-layout. They crash on more than one picture; here the same loop takes a batch.
+The course-lab programs, each in float32 and eager mode: encode the picture, predict, draw with torch.distributions,
+decode to pixels, and encode those pixels again at the next step; attention is written out, convolutions are in
+PyTorch's default layout. They crash on more than one picture; here the same loop takes a batch.
+
+The loop of public MaskGIT code, for `maskgit-256`, is float32 and eager, its transformer that of `naive_transformer`,
+its step the chain of `naive_decode`; with guidance it makes two passes, one after the other.
 """
 
 from __future__ import annotations
@@ -16,13 +19,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.checks import check_inpainting, check_logits
+from benchmarks.checks import check_decoding, check_inpainting, check_logits, check_tokens
 from benchmarks.harness import Case, Comparison, WrongResultError
-from benchmarks.models import DTYPES, make_models, pictures_with_holes, size, transformer_of
-from benchmarks.naive_transformer import NaiveTransformer, check_same_logits, forward_flops
+from benchmarks.models import DTYPES, decode_tokens, make_models, pictures_with_holes, size, transformer_of
+from benchmarks.naive_decode import eager_decode_step
+from benchmarks.naive_transformer import NaiveTransformer, forward_flops
 from benchmarks.setting import Setting
 from maskgit import MaskGIT
 from maskgit.canvas.holes import cells_with_holes
+from maskgit.decoding import DecodeConfig
+from maskgit.decoding.schedules import mask_counts
 from maskgit.memory import keep_freed_memory
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
@@ -31,6 +37,8 @@ from maskgit.tokenizer.layers import AttentionBlock
 STEPS = 8
 CHOICE_TEMPERATURE = 4.5
 ROUNDS = {1: 5, 8: 3}
+TOKENS_MODEL, TOKENS_BATCH, GUIDANCE_SCALE = "maskgit-256", 8, 3.0
+TOKEN_ROUNDS = {0.0: 2, GUIDANCE_SCALE: 1}  # by guidance scale: on a CPU these rounds take 45 and 90 seconds
 SAME_PIXELS = 1e-3  # largest difference between the decoders, of pixels in about [-1, 1]
 SAME_TOKENS = 0.99  # share of the encoders' tokens that must agree: near ties, rounding decides
 
@@ -122,14 +130,14 @@ class LabProgram:
         return [Image.fromarray(picture) for picture in bytes_]
 
 
-def comparisons(setting: Setting) -> Iterator[Comparison]:
+def lab_comparisons(setting: Setting) -> Iterator[Comparison]:
     """One picture, and eight."""
     for batch in (1, 8):
         yield Comparison(
             "lab",
             f"b{batch}",
             {"lab_program": "", **{f"ours_{precision}": "" for precision in DTYPES}},
-            functools.partial(cases, batch, setting),
+            functools.partial(lab_cases, batch, setting),
             shape={"model": "lab", "batch": batch, "steps": STEPS, "hole": "a quarter of the picture"},
             item="image",
             items=batch,
@@ -139,7 +147,7 @@ def comparisons(setting: Setting) -> Iterator[Comparison]:
         )
 
 
-def cases(batch: int, setting: Setting) -> dict[str, Case]:
+def lab_cases(batch: int, setting: Setting) -> dict[str, Case]:
     """The programs and ours on `batch` pictures of the model's size."""
     models = make_models("lab", setting.device, setting.quick)
     plain = models["float32"]
@@ -150,7 +158,7 @@ def cases(batch: int, setting: Setting) -> dict[str, Case]:
     for precision, model in models.items():
         made[f"ours_{precision}"] = Case(
             functools.partial(model.inpaint, images, holes, steps=STEPS),
-            functools.partial(check_ours, model, program),
+            functools.partial(check_lab, model, program),
             dtype=DTYPES[precision],
             start=keep_freed_memory,
         )
@@ -159,7 +167,7 @@ def cases(batch: int, setting: Setting) -> dict[str, Case]:
 
 def check_program(program: LabProgram, ours: MaskGIT) -> None:
     """The programs' networks compute what ours do in float32, and a step fills the hole."""
-    check_same_logits(program.transformer, transformer_of(ours))
+    check_logits(transformer_of(ours), program.transformer)
     images, holes = pictures_with_holes(1, ours.tokenizer.config.image_size)
     pixels = to_pixels(images, ours.device)
     with torch.no_grad():
@@ -175,7 +183,7 @@ def check_program(program: LabProgram, ours: MaskGIT) -> None:
         raise WrongResultError("nothing was filled")
 
 
-def check_ours(model: MaskGIT, program: LabProgram) -> None:
+def check_lab(model: MaskGIT, program: LabProgram) -> None:
     """The logits are the programs', up to this precision, and the pictures are inpaintings."""
     check_logits(model, program.transformer)
     check_inpainting(model)
@@ -185,3 +193,83 @@ def to_pixels(images: list[Image.Image], device: torch.device) -> Tensor:
     """RGB pictures -> float32 [B, 3, S, S] in [-1, 1]."""
     pixels = np.stack([np.array(image) for image in images])
     return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+# --- tokens only ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def naive_decode(
+    transformer: NaiveTransformer, labels: Tensor, steps: int = STEPS, guidance_scale: float = 0.0
+) -> Tensor:
+    """Tokens int64 [B, N] from nothing, for labels int64 [B]; guidance needs a second pass at each step."""
+    config = transformer.config
+    masked = torch.ones(len(labels), config.num_tokens, dtype=torch.bool, device=labels.device)
+    tokens = torch.zeros_like(masked, dtype=torch.int64)
+    no_class = torch.full_like(labels, config.num_classes)
+    left = mask_counts(masked.sum(1).cpu(), steps, "cosine").to(labels.device)  # [T, B]
+    for step in range(steps):
+        visible = tokens.masked_fill(masked, config.mask_token_id)
+        logits = transformer(visible, labels)
+        unguided = transformer(visible, no_class) if guidance_scale else None
+        tokens, masked = eager_decode_step(
+            logits,
+            tokens,
+            masked,
+            left[step],
+            choice_temperature=CHOICE_TEMPERATURE * (1 - (step + 1) / steps),
+            guidance_logits=unguided,
+            guidance_scale=guidance_scale,
+        )
+    return tokens
+
+
+def token_comparisons(setting: Setting) -> Iterator[Comparison]:
+    """Without guidance, and with; ours in bfloat16, which a user gets where the hardware has it."""
+    for guidance_scale in (0.0, GUIDANCE_SCALE):
+        passes = STEPS * (2 if guidance_scale else 1)
+        yield Comparison(
+            "tokens",
+            f"{TOKENS_MODEL}-b{TOKENS_BATCH}{'-guided' if guidance_scale else ''}",
+            {"naive_loop": "", "ours_bf16": ""},
+            functools.partial(token_cases, guidance_scale, setting),
+            shape={"model": TOKENS_MODEL, "batch": TOKENS_BATCH, "steps": STEPS, "guidance_scale": guidance_scale},
+            item="image",
+            items=TOKENS_BATCH,
+            flops=passes * forward_flops(size(TOKENS_MODEL, setting.quick).transformer, TOKENS_BATCH),
+            rounds=None if setting.on_gpu else TOKEN_ROUNDS[guidance_scale],
+            apart=True,
+        )
+
+
+def token_cases(guidance_scale: float, setting: Setting) -> dict[str, Case]:
+    """The naive loop and ours."""
+    model = make_models(TOKENS_MODEL, setting.device, setting.quick)["bf16"]
+    naive = NaiveTransformer(transformer_of(model)).eval()
+    config = DecodeConfig(steps=STEPS, guidance_scale=guidance_scale)
+    labels = torch.arange(TOKENS_BATCH, device=setting.device) % naive.config.num_classes
+    return {
+        "naive_loop": Case(
+            functools.partial(naive_decode, naive, labels, guidance_scale=guidance_scale),
+            functools.partial(check_naive, naive, model, guidance_scale),
+        ),
+        "ours_bf16": Case(
+            functools.partial(decode_tokens, model, config, TOKENS_BATCH, labels),
+            functools.partial(check_loop, model, naive, guidance_scale),
+            dtype=torch.bfloat16,
+        ),
+    }
+
+
+def check_naive(naive: NaiveTransformer, ours: MaskGIT, guidance_scale: float) -> None:
+    """The same logits as ours in float32, and a loop that ends with codes."""
+    check_logits(transformer_of(ours), naive)
+    labels = torch.zeros(1, dtype=torch.int64, device=ours.device)
+    decode = functools.partial(naive_decode, naive, labels, 1, guidance_scale)
+    check_tokens(decode, naive.config.codebook_size, repeats=False)
+
+
+def check_loop(model: MaskGIT, naive: NaiveTransformer, guidance_scale: float) -> None:
+    """The naive logits but for rounding; and a loop that ends with codes and repeats itself."""
+    check_logits(model, naive)
+    check_decoding(model, steps=1, guidance_scale=guidance_scale)
