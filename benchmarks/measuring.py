@@ -16,8 +16,9 @@ import torch
 
 from benchmarks.bench import Apart, Bench
 from benchmarks.clock import SHORT, Clock, Pace, Stopwatch, pause_for
-from benchmarks.hardware import Peaks, device_name, short
+from benchmarks.hardware import Peaks, short
 from benchmarks.harness import Comparison
+from maskgit.machine import device_name
 
 MOST_ROUNDS = 50
 
