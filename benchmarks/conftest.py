@@ -6,6 +6,7 @@ implementation.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -46,8 +47,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse a device that isn't there before anything is collected."""
+    """Refuse a device that isn't there before anything is collected; and end when told to as after Ctrl-C.
+
+    What was measured by then is written, and the processes of the implementations end too.
+    """
     _setting(config)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _setting(config: pytest.Config) -> Setting:

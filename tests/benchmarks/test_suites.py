@@ -31,10 +31,9 @@ STEP, HEAD = "decode-step[b2-n16-v64-float32-masked25-", "head-sample[b2-n16-v64
 
 
 def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A process that is no worker of pytest-xdist, in which pytest-benchmark would measure nothing."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    """Python, in a process of its own."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------------
