@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -42,6 +42,12 @@ def short_repr(value: Any) -> str:
     """What a value looks like, as far as an error has room for it."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def some(names: Collection[str]) -> str:
+    """The first few names in order, as far as an error has room for them, and how many more there are."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(sorted(names)[:3]) + rest
 
 
 @functools.cache

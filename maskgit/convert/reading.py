@@ -44,8 +44,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a PyTorch, safetensors or flax msgpack file.
 
     Args:
-        path: told by its first bytes, not by its name. PyTorch files are read with weights_only, and mapped into memory
-            where possible.
+        path: of any name, as its first bytes tell what it is. PyTorch files are mapped into memory where possible.
 
     Returns:
         Tensors by name; the names of tables within tables are joined by dots. What isn't a tensor, or has no text or

@@ -15,11 +15,9 @@ from maskgit.files import open_regular
 
 
 def open_array(file: Path, dtype: type[np.generic], shape: tuple[int | None, ...]) -> np.memmap:
-    """Memory-map a .npy file, read-only. Only its header is read, so the size doesn't matter.
+    """Memory-map a .npy file that must be of a dtype and a shape, in which None stands for any length but 0.
 
-    Args:
-        dtype: what its values must be.
-        shape: what it must be; None stands for any length but 0.
+    It is read-only. Only its header is read, so the size doesn't matter.
 
     Raises:
         OSError: it can't be opened, or is no regular file.

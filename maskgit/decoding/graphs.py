@@ -38,11 +38,7 @@ Loop = Callable[[Batch], Iterable[tuple[Tensor, Tensor]]]
 
 
 def wanted() -> bool:
-    """Whether loops are to be captured: MASKGIT_GRAPHS is 1, the default, or 0.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """Whether loops are to be captured: MASKGIT_GRAPHS is 1, the default, or 0. Raises ValueError for anything else."""
     value = os.environ.get("MASKGIT_GRAPHS", "1")
     if value not in ("0", "1"):
         raise ValueError(f"MASKGIT_GRAPHS must be 0 or 1, got {value!r}")

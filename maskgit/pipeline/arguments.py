@@ -22,11 +22,7 @@ Precision = Literal["auto", "float32", "bf16", "fp16"]
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device by its name; None: a GPU if there is one.
-
-    Raises:
-        ValueError: no such device here.
-    """
+    """The device by its name; None: a GPU if there is one. Raises a ValueError: no such device here."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -147,10 +143,8 @@ def require_as_many(count: int, given: Sequence[Any], what: str) -> None:
 def carried_pictures(images: Sequence[Image.Image]) -> list[Image.Image]:
     """The images as their results will be (see `maskgit.data.carried.carry`).
 
-    What these won't have of them is a warning of whoever calls the method of the pipeline that calls this.
-
-    Raises:
-        ValueError: an image without pixels or in a mode that Pillow can't convert.
+    What these won't have of them is a warning of whoever calls the method of the pipeline that calls this. Raises a
+    ValueError: an image without pixels or in a mode that Pillow can't convert.
     """
     pictures = []
     for i, image in enumerate(images):

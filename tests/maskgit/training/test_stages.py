@@ -19,7 +19,7 @@ import maskgit.training.loop as loop
 import maskgit.training.transformer
 from maskgit.config import TokenizerConfig
 from maskgit.network.folder import load_model, load_tokenizer, save_tokenizer
-from maskgit.network.last_block import masked_rows
+from maskgit.network.partial import masked_rows
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, module_states
