@@ -20,13 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from maskgit.console import progress_bar
-from maskgit.data.pixels import to_signed
 from maskgit.files import open_regular
 from maskgit.machine import describe
 from maskgit.metrics import Gaussian, fit_gaussian, frechet_distance, held_out, hole_errors, psnr_of_mean_error
 from maskgit.metrics.features import FeatureNetwork, extract_features
 from maskgit.metrics.figures import spread, weights_digest
-from maskgit.metrics.held_out import from_picture, to_picture
+from maskgit.metrics.held_out import from_picture, to_picture, to_signed
 from maskgit.pipeline import MaskGIT, image_seed
 from maskgit.sweep.settings import AXES, FEATURES_WORK, Options, Setting, describe_values, settings
 from maskgit_kernels import backend
