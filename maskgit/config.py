@@ -347,14 +347,7 @@ _FIELD_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_json(kind: type, values: Any) -> dict[str, Any]:
-    """Check that values from JSON have the names and types of a dataclass's fields.
-
-    Returns:
-        The values.
-
-    Raises:
-        ConfigError: names the field and the value that don't.
-    """
+    """Values from JSON, of the names and types of a dataclass's fields. Raises ConfigError, naming what isn't."""
     if not isinstance(values, dict):
         raise ConfigError(f"{short_repr(values)} is not a JSON object")
     fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}

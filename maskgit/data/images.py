@@ -159,10 +159,7 @@ class ImageDataset(abc.ABC):
         return np.arange(len(self))
 
     def number_classes_as(self, names: Sequence[str]) -> None:
-        """Take over another order of the same classes, of a model or a shard, which know them by number.
-
-        Other classes change nothing.
-        """
+        """Take over the order of the same classes that a model or a shard knows them by; others change nothing."""
         numbers = class_numbers(self.class_names, names)
         if numbers is not None:
             self.class_names, self.labels = list(names), numbers[self.labels]

@@ -37,6 +37,7 @@ from maskgit.config import (
     tokenizer_from_dict,
     transformer_from_dict,
 )
+from maskgit.console import first_line
 from maskgit.decoding import DecodeConfig
 from maskgit.files import write_atomically
 from maskgit.network.halton import HaltonTransformer
@@ -105,8 +106,8 @@ def find_model(path_or_repo: str | os.PathLike[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, TOKENIZER_FILE, TRANSFORMER_FILE]))
     except Exception as error:  # the client raises its own errors, and those of several libraries under it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{name}: no such model folder, nor to be had from the Hugging Face Hub: {reason}") from error
+        said = f"no such model folder, nor to be had from the Hugging Face Hub: {first_line(error)}"
+        raise ModelError(f"{name}: {said}") from error
 
 
 def save_model(folder: str | os.PathLike[str], model: Model, dtype: torch.dtype | None = None) -> None:
@@ -162,9 +163,9 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
     return Model(tokenizer, transformer, names, config.get("metadata", {}), decoding)
 
 
-def save_tokenizer(folder: str | os.PathLike[str], tokenizer: VQGAN, dtype: torch.dtype | None = None) -> None:
+def save_tokenizer(folder: str | os.PathLike[str], tokenizer: VQGAN) -> None:
     """Write a folder that holds a tokenizer only: the result of stage 1. Raises as `save_model` does."""
-    _save(Path(folder), {"tokenizer": config_to_dict(tokenizer.config)}, {TOKENIZER_FILE: tokenizer}, dtype)
+    _save(Path(folder), {"tokenizer": config_to_dict(tokenizer.config)}, {TOKENIZER_FILE: tokenizer}, None)
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> VQGAN:

@@ -68,12 +68,7 @@ class MaskedRowsNetwork:
         self._network, self._counts, self._mask_token_id = network, iter(counts), mask_token_id
 
     def __call__(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits [B, N, V] at the masked positions, for the next step; those elsewhere mean nothing.
-
-        Args:
-            tokens: int64 [B, N], the mask token where masked.
-            labels: int64 [B] or None, as for the transformer.
-        """
+        """As the transformer for tokens int64 [B, N]: logits [B, N, V], which mean nothing where nothing is masked."""
         count = min(tokens.shape[1], max(FEWEST_ROWS, next(self._counts)))
         return self._network(tokens, labels, rows=masked_rows(tokens == self._mask_token_id, count))
 
@@ -172,13 +167,9 @@ class ReusingNetwork:
         self._masked = torch.empty(0)  # bool [B, N], what was masked in the last evaluation
 
     def __call__(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits [B, N, V] at the masked positions, for the next step; those elsewhere mean nothing.
+        """As the transformer for tokens int64 [B, N]: logits [B, N, V], which mean nothing where nothing is masked.
 
         Where the number of images changes, because guidance sets in and doubles it, the evaluation is a full one.
-
-        Args:
-            tokens: int64 [B, N], the mask token where masked.
-            labels: int64 [B] or None, as for the transformer.
         """
         masked = tokens == self._mask_token_id
         if self._left == 0 or len(masked) != len(self._masked):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from maskgit.console import first_line
 from maskgit.data.carried import carry, turn_mask
 from maskgit.decoding import DecodeConfig
 
@@ -29,8 +30,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         found = torch.device(device)
         torch.zeros((), device=found).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # of parts that others bring
-        reason = str(error).strip().splitlines()[0].split(". ")[0]
-        raise ValueError(f"device {str(device)!r} can't be used here: {reason}") from error
+        raise ValueError(f"device {str(device)!r} can't be used here: {first_line(error).split('. ')[0]}") from error
     return found
 
 

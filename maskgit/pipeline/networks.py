@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from maskgit.console import first_line
 from maskgit.decoding import DecodeConfig, changed_counts, decode_plan, decode_steps, graphs, masked_counts
 from maskgit.decoding.graphs import Batch, GraphCache, Loop
 from maskgit.network.copies import Network, can_pack, half_copy, pack
@@ -127,13 +128,13 @@ class Networks:
             states = self.graphs.run(lambda: self._loop(config, most_masked), key, batch, batch_size)
             return zip(*states, strict=True)
         except RuntimeError as error:
-            reason = str(error).strip() or type(error).__name__
+            reason = first_line(error)
         # Only here is the memory of the failed capture free. If the loop itself is at fault, it fails again, as itself.
         steps = list(self._loop(config, most_masked)(batch))
         self.graphs = None
         warnings.warn(
             f"the decoding loop runs without a CUDA graph from now on, and more slowly, because capturing it failed: "
-            f"{reason.splitlines()[0]} (MASKGIT_GRAPHS=0 in the environment doesn't try)",
+            f"{reason} (MASKGIT_GRAPHS=0 in the environment doesn't try)",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from maskgit.console import flag
 from maskgit.data import is_shards
 from maskgit.machine import git_revision, package_version
 from maskgit.training.settings import STAGES, LoopConfig, TrainingError
@@ -154,8 +155,7 @@ def changed_settings(theirs: dict[str, Any], config: LoopConfig, folder: Path = 
             old, new = (folder / old).resolve(), Path(new).resolve()
             known = old.parent if is_shards(old) else old  # of archives, there is only a pattern
             if old != new and not known.exists():
-                option = f"--{name.replace('_', '-')}"
-                warnings.warn(f"{option}: {old} is gone; going on with {new} in its place", stacklevel=2)
+                warnings.warn(f"{flag(name)}: {old} is gone; going on with {new} in its place", stacklevel=2)
                 continue
         if old != new:
             changes.append(f"{name} (was {old}, now {new})")

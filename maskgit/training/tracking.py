@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from maskgit.console import first_line
 from maskgit.data.pixels import to_bytes
 from maskgit.data.png import png_bytes
 from maskgit.files import write_atomically
@@ -134,8 +135,8 @@ class Tracker:
                 config=run_settings(self.config),
             )
         except Exception as error:  # its own errors, of login, network and settings
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise OSError(f"--wandb: {reason}; WANDB_MODE=offline logs to {self.config.output}/wandb only") from error
+            advice = f"WANDB_MODE=offline logs to {self.config.output}/wandb only"
+            raise OSError(f"--wandb: {first_line(error)}; {advice}") from error
         write_atomically({remembered: json.dumps({"id": run.id}).encode()})
         return run
 
