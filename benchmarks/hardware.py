@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.clock import Clock
-from maskgit.network.packed import can_pack
+from maskgit.network.copies import can_pack
 
 ROOT = Path(__file__).resolve().parent.parent
 

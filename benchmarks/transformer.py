@@ -24,7 +24,7 @@ from benchmarks.naive_decode import eager_decode_step
 from benchmarks.naive_transformer import NaiveTransformer, forward_flops
 from benchmarks.setting import Setting
 from maskgit.config import PRESETS
-from maskgit.network.packed import can_pack
+from maskgit.network.copies import can_pack
 from maskgit.pipeline import Precision
 from maskgit_kernels import decode_step
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -42,6 +42,12 @@ def short_repr(value: Any) -> str:
     """What a value looks like, as far as an error has room for it."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def some(names: Collection[str]) -> str:
+    """The first few names in order, as far as an error has room for them, and how many more there are."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(sorted(names)[:3]) + rest
 
 
 @functools.cache
@@ -341,14 +347,7 @@ _FIELD_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_json(kind: type, values: Any) -> dict[str, Any]:
-    """Check that values from JSON have the names and types of a dataclass's fields.
-
-    Returns:
-        The values.
-
-    Raises:
-        ConfigError: names the field and the value that don't.
-    """
+    """Values from JSON, of the names and types of a dataclass's fields. Raises ConfigError, naming what isn't."""
     if not isinstance(values, dict):
         raise ConfigError(f"{short_repr(values)} is not a JSON object")
     fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}

@@ -27,6 +27,11 @@ class UsageError(ValueError):
     """Options that make no sense; the message names the option, its value and what would do."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error says, or else its name: behind it, other packages have advice for programmers."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def run_command(
     options: type[Options],
     work: Callable[[Options], int | None],

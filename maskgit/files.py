@@ -27,9 +27,8 @@ SAMPLES = Path(__file__).parent / "assets" / "samples"
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file, or a link to one, to read its bytes.
 
-    Raises:
-        OSError: it can't be opened, or is something else, such as a named pipe, where `open` would wait for a writer,
-            or a device, which may never end.
+    Raises OSError: it can't be opened, or is something else, such as a named pipe, where `open` would wait for a
+    writer, or a device, which may never end.
     """
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -48,8 +47,7 @@ def write_atomically(files: Mapping[Path, bytes]) -> None:
     order given. Folders are made where missing. What killed processes have left in them under temporary names goes
     (but on Windows); that a writer lives is told by its lock, so it takes a file system with locks.
 
-    Raises:
-        OSError: a file can't be written; what was not moved yet is removed.
+    Raises OSError: a file can't be written; what was not moved yet is removed.
     """
     temporary: dict[Path, Path] = {}
     with contextlib.ExitStack() as open_files:  # for as long as they are open, they are locked
@@ -105,14 +103,8 @@ def find_replaced(results: Iterable[Path], originals: Iterable[Path]) -> list[tu
     """Which results would take the place of an original, however their paths are written.
 
     Two paths are of one file if they lead to it through links, as hard links, in relative forms, or in another case on
-    a disk that is blind to it.
-
-    Args:
-        results: files to be written; they need not exist.
-        originals: files to be kept.
-
-    Returns:
-        Pairs of a result and the original that it is, in the order of the results.
+    a disk that is blind to it. Returns pairs of a result, which need not exist, and the original that it is, in the
+    order of the results.
     """
     existing = [path for path in results if os.path.lexists(path)]
     if not existing:

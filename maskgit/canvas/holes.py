@@ -14,11 +14,7 @@ def smooth_fill(image: Tensor, known: Tensor) -> Tensor:
 
     The pull-push pyramid of Gortler et al., "The Lumigraph" (SIGGRAPH 1996), section 3.4: averages of known pixels at
     half the resolution, again and again, until every pixel has one; unknown pixels take theirs from below. What
-    `image` holds at unknown pixels has no influence, as long as it is finite.
-
-    Args:
-        image: float [C, H, W].
-        known: bool [1, H, W].
+    `image`, float [C, H, W], holds where `known`, bool [1, H, W], is False has no influence, as long as it is finite.
 
     Returns:
         float [C, H, W]: `image` where known; 0 everywhere if nothing is known.
@@ -40,10 +36,7 @@ def _halve(x: Tensor) -> Tensor:
 
 
 def cells_with_holes(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Which cells of a grid laid over a mask contain any hidden pixel, however small its share.
-
-    Args:
-        mask: bool [H, W].
+    """Which cells of a grid laid over a mask, bool [H, W], contain any hidden pixel, however small its share.
 
     Returns:
         bool [rows, columns]. Cell i covers pixels from floor(i H / rows) up to ceil((i + 1) H / rows), so cells
@@ -56,15 +49,11 @@ def cells_with_holes(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def paste_known(original: Image.Image, fill: Image.Image, mask: np.ndarray) -> Image.Image:
-    """`original` outside the hole, and inside it `fill`, in tune with what surrounds it.
+    """`original` outside the hole, bool [H, W], and inside it `fill`, in tune with what surrounds it; RGB both.
 
     A tokenizer's colors are a little off, which would show as a seam. So what `fill` lacks outside the hole is
     continued smoothly into it and added there: seamless cloning (Perez et al., "Poisson Image Editing", SIGGRAPH 2003)
     with `smooth_fill` in place of the membrane that solves Laplace's equation.
-
-    Args:
-        original, fill: RGB of one size (W, H).
-        mask: bool [H, W].
     """
     if mask.all():
         return fill

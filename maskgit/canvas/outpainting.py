@@ -31,14 +31,9 @@ class Window(NamedTuple):
 
 
 class Canvas:
-    """An image with margins, and the windows that will fill them.
+    """An RGB image with margins, and the windows that will fill them.
 
-    Args:
-        image: RGB of size (W, H).
-        margins: at least 0 each.
-
-    Raises:
-        ValueError: a negative margin, or margins so large that they aren't filled.
+    Raises ValueError: a negative margin, or margins so large that they aren't filled.
     """
 
     def __init__(self, image: Image.Image, margins: Margins) -> None:

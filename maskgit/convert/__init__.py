@@ -14,7 +14,7 @@ written.
     lab.py, taming.py, valeo.py, google.py    how each system's networks are ours
     weights.py, vqgans.py, transformers.py    what these have in common
     conversion.py    tokenizer and transformer together, and the folder
-    cli.py           the command
+    __main__.py      the command
 
 Imports the networks and the tokenizer; nothing of data, the pipeline and training.
 """

@@ -65,16 +65,13 @@ def convert(
     hints: Hints | None = None,
     class_names: Sequence[str] = (),
 ) -> Conversion:
-    """Write a model folder made of other people's checkpoints.
+    """Write a model folder made of other people's checkpoints; returns what was found in them.
 
     Args:
         files, hints: as for `read_model`.
         output: the model folder; must not exist yet, be empty, or hold nothing but what a conversion that was killed
             has left there.
         class_names: of the transformer's classes, in the order of their numbers; may be left out.
-
-    Returns:
-        What was found and written.
 
     Raises:
         ConvertError: as `read_model`; or `output` is taken, or the class names aren't as many as the classes. Nothing
@@ -156,10 +153,8 @@ def read_model(files: Sequence[str | os.PathLike[str]], hints: Hints | None = No
     Args:
         files: a tokenizer, or a tokenizer and the transformer over its tokens, in any order, or one file with both. A
             model folder of ours serves as a tokenizer too.
-        hints: what the files leave unsaid.
 
-    Raises:
-        ConvertError: a file can't be converted, or the files don't go together; the message names the file.
+    Raises ConvertError: a file can't be converted, or the files don't go together; the message names the file.
     """
     hints = hints or Hints()
     tokenizers: list[Part[VQGAN]] = []

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from maskgit.config import some
 from maskgit.convert import google, lab, taming, valeo
 from maskgit.convert.hints import Hints
 from maskgit.convert.reading import ConvertError
-from maskgit.convert.weights import Weights, some
+from maskgit.convert.weights import Weights
 from maskgit.network.halton import HaltonTransformer
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
@@ -67,10 +68,8 @@ FORMATS: tuple[Format, ...] = (
 def find_parts(tensors: Mapping[str, Tensor]) -> list[tuple[Format, Weights]]:
     """The networks in a checkpoint, each with its own tensors.
 
-    A network's names may stand below any prefix ("state_dict.", "module.", "vqgan."), as long as all of them do.
-
-    Raises:
-        ConvertError: there is none that is known, or the same one more than once.
+    A network's names may stand below any prefix ("state_dict.", "module.", "vqgan."), as long as all of them do. Raises
+    ConvertError: there is none that is known, or the same one more than once.
     """
     found: list[tuple[Format, Weights]] = []
     for kind in FORMATS:

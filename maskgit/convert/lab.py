@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maskgit.config import some
 from maskgit.convert.hints import Hints
 from maskgit.convert.reading import ConvertError
 from maskgit.convert.transformers import build_transformer, count_heads, require_codes
 from maskgit.convert.vqgans import build_vqgan, read_half
-from maskgit.convert.weights import Weights, some
+from maskgit.convert.weights import Weights
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 
@@ -110,14 +111,9 @@ def read_transformer(weights: Weights, hints: Hints, codebook_size: int) -> Tran
 
 
 def find_projections(weights: Weights, hints: Hints, dim: int, prefix: str) -> Projections:
-    """Find out what each layer of an attention does, from its shape and name.
+    """What each layer of an attention does, by its shape and name; `dim` is the transformer's width.
 
-    Args:
-        dim: width of the transformer.
-        prefix: what the names of the attention's tensors start with.
-
-    Raises:
-        ConvertError: shapes and names don't tell.
+    Raises ConvertError: shapes and names don't tell.
     """
     if hints.projections is not None:
         *inputs, output = (f"{name}." for name in hints.projections)

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from maskgit.console import first_line
 from maskgit.files import open_regular
 
 ZIP_START = b"PK\x03\x04"
@@ -44,8 +45,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a PyTorch, safetensors or flax msgpack file.
 
     Args:
-        path: told by its first bytes, not by its name. PyTorch files are read with weights_only, and mapped into memory
-            where possible.
+        path: of any name, as its first bytes tell what it is. PyTorch files are mapped into memory where possible.
 
     Returns:
         Tensors by name; the names of tables within tables are joined by dots. What isn't a tensor, or has no text or
@@ -81,14 +81,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         # The rest of PyTorch's text tells programmers to do without weights_only.
         _, _, reason = str(error).rpartition("WeightsUnpickler error: ")
-        raise ConvertError(f"damaged, or not a checkpoint: {_first_line(reason)}") from error
+        reason, _, _ = reason.strip().partition("\n")
+        raise ConvertError(f"damaged, or not a checkpoint: {reason}") from error
     except Exception as error:  # no library promises what it raises for broken files
-        raise ConvertError(f"{damaged}: {_first_line(str(error)) or type(error).__name__}") from error
+        raise ConvertError(f"{damaged}: {first_line(error)}") from error
     return dict(_flatten(content, "", frozenset(), itertools.count()))
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]
 
 
 def _flatten(content: Any, name: str, above: frozenset[int], entries: Iterator[int]) -> Iterator[tuple[str, Tensor]]:

@@ -29,15 +29,10 @@ def require_classes(rows: int, codebook_size: int, others: int) -> None:
 
 
 def count_heads(weights: Weights, hints: Hints, dim: int, told: int | None = None, usual: int = USUAL_HEADS) -> int:
-    """The number of attention heads of a transformer; a note says where it is assumed.
+    """The number of attention heads of a transformer of width `dim`: what its file has told, or the hint, or the usual
+    one, which a note says.
 
-    Args:
-        dim: its width.
-        told: what its file says, if it does.
-        usual: what such a model has if nothing says it.
-
-    Raises:
-        ConvertError: the hint says something else than the file, or the number doesn't divide the width.
+    Raises ConvertError: the hint says something else than the file, or the number doesn't divide the width.
     """
     if told is not None:
         if hints.heads not in (None, told):
@@ -52,11 +47,7 @@ def count_heads(weights: Weights, hints: Hints, dim: int, told: int | None = Non
 
 
 def build_transformer(weights: Weights, codebook_size: int, depth: int, heads: int, **style: Any) -> Transformer:
-    """The transformer whose tensors have been put; its sizes are theirs.
-
-    Args:
-        style: what no tensor tells, fields of `TransformerConfig`.
-    """
+    """The transformer whose tensors have been put; `style` is what no tensor tells, fields of `TransformerConfig`."""
     rows, dim = weights.placed("token_embedding.weight", 2)
     num_classes = max(0, rows - codebook_size - 2)  # besides the mask token and "no class"
     sizes: dict[str, Any] = {

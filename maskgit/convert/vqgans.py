@@ -19,11 +19,11 @@ USUAL_GRID = 16  # tokens per side, in every source's smallest model
 class Half:
     """Encoder or decoder of a VQGAN, put together in the order in which its layers run.
 
-    Hands out our names of the layers ("encoder.3") and keeps the list of stages that has them.
+    Hands out our names of the layers ("encoder.3") and keeps the list of stages that has them. `width` are the channels
+    behind the first convolution.
     """
 
     def __init__(self, name: str, width: int) -> None:
-        """`width`: channels behind the first convolution."""
         self.name, self.stem = name, width
         self._layers = 0
         self._items: list[tuple[int, bool] | None] = []  # blocks with and without attention, None for a resampling

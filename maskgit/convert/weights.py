@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from maskgit.config import MAX_LAYERS, ConfigError
+from maskgit.config import MAX_LAYERS, ConfigError, some
 from maskgit.convert.reading import ConvertError
 
-MAX_NAMES = 3  # tensors named in an error; the rest are counted
-
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-def some(names: Collection[str]) -> str:
-    """The first few names, and how many more there are."""
-    rest = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(sorted(names)[:MAX_NAMES]) + rest
 
 
 def _shape(tensor: Tensor, name: str, dimensions: int) -> tuple[int, ...]:
@@ -50,11 +42,8 @@ class Weights:
         return [name.removeprefix(prefix) for name in self._theirs if name.startswith(prefix)]
 
     def count(self, prefix: str) -> int:
-        """How many of prefix0., prefix1., prefix2., ... start the name of a tensor, without a gap.
-
-        Raises:
-            ConvertError: more than any model has.
-        """
+        """How many of prefix0., prefix1., ... start the name of a tensor, without a gap. Raises ConvertError: more than
+        any model has."""
         numbers = {name.removeprefix(prefix).partition(".")[0] for name in self._theirs if name.startswith(prefix)}
         count = next(number for number in range(len(numbers) + 1) if str(number) not in numbers)
         if count > MAX_LAYERS:
@@ -70,11 +59,9 @@ class Weights:
         return _shape(*self._ours[ours], dimensions)
 
     def take(self, name: str, *shape: int | None) -> Tensor:
-        """A tensor as float32; it counts as used.
+        """A tensor of theirs as float32; it counts as used.
 
-        Args:
-            name: theirs.
-            shape: what it must be, None for any size; left out, `build` will see to it.
+        `shape` is what it must be, None for any size; left out, `build` will see to it. Raises ConvertError.
         """
         tensor = self._find(name)
         sizes = [own if size is None else size for size, own in zip(shape, tensor.shape, strict=False)]
@@ -110,24 +97,16 @@ class Weights:
     def layers(
         self, names: Mapping[str, str], ours: str = "", theirs: str = "", parts: Sequence[str] = ("weight", "bias")
     ) -> None:
-        """Give weight and bias of several layers our names.
-
-        Args:
-            names: ours and theirs, behind the prefixes `ours` and `theirs`.
-        """
+        """Give weight and bias of several layers our names: `names` has ours and theirs, behind these prefixes."""
         for our_name, name in names.items():
             for part in parts:
                 self.move(f"{ours}{our_name}.{part}", f"{theirs}{name}.{part}")
 
     def build(self, make: Callable[[], ModuleT]) -> ModuleT:
-        """Make a network and give it all tensors that were put: float32, CPU, evaluation mode.
+        """Make a network, on the meta device, and give it all tensors that were put: float32, CPU, evaluation mode.
 
-        Args:
-            make: called with the meta device as the default.
-
-        Raises:
-            ConvertError: the sizes make no such network, a tensor has the wrong shape or values that are no numbers, or
-                the file has tensors that the network has no place for.
+        Raises ConvertError: the sizes make no such network, a tensor has the wrong shape or values that are no numbers,
+        or the file has tensors that the network has no place for.
         """
         try:
             with torch.device("meta"):

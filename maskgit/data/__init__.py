@@ -1,7 +1,7 @@
 """What goes in, read with care: images to train on, pictures and masks to inpaint, token shards.
 
     reading.py, png.py, carried.py   one picture: as it is shown, whether it is whole, what else its file holds
-    masks.py                         masks, made or read
+    masks.py, pixels.py              masks, made or read; pixels as bytes and as what the networks see
     images.py, emoji.py, shards.py   data sets: folders, the embedded emoji, tar archives
     arrays.py, parts.py              .npy files that may be damaged, and large ones that are computed part by part
     tokens.py, token_files.py        token shards, and what their files must be

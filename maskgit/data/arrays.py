@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from maskgit.console import first_line
 from maskgit.data.images import DataError
 from maskgit.files import open_regular
 
 
 def open_array(file: Path, dtype: type[np.generic], shape: tuple[int | None, ...]) -> np.memmap:
-    """Memory-map a .npy file, read-only. Only its header is read, so the size doesn't matter.
+    """Memory-map a .npy file that must be of a dtype and a shape, in which None stands for any length but 0.
 
-    Args:
-        dtype: what its values must be.
-        shape: what it must be; None stands for any length but 0.
+    It is read-only. Only its header is read, so the size doesn't matter.
 
     Raises:
         OSError: it can't be opened, or is no regular file.
@@ -32,8 +31,7 @@ def open_array(file: Path, dtype: type[np.generic], shape: tuple[int | None, ...
     except OSError:
         raise
     except Exception as error:  # damage makes NumPy raise nearly anything (SyntaxError, TokenError, ...)
-        reason = str(error).partition("\n")[0]  # without NumPy's advice, which is for those who trust the file
-        raise ValueError(f"no whole .npy file: {reason or type(error).__name__}") from error
+        raise ValueError(f"no whole .npy file: {first_line(error)}") from error
     found = array.shape
     fits = len(found) == len(shape) and all(n > 0 and n == (m or n) for n, m in zip(found, shape, strict=True))
     if array.dtype != dtype or not array.flags.c_contiguous or not fits:

@@ -37,8 +37,7 @@ class Carried(NamedTuple):
 def carry(image: Image.Image) -> Carried:
     """An image of any mode, turned upright as its EXIF orientation says. The image itself stays as it is.
 
-    Raises:
-        ValueError: a mode whose colors Pillow can't convert (LAB).
+    Raises ValueError: a mode whose colors Pillow can't convert (LAB).
     """
     lost: list[str] = []
     if _has_deep_colors(image):  # which only an image that isn't loaded yet can tell
@@ -70,11 +69,7 @@ def carry(image: Image.Image) -> Carried:
 
 
 def read_picture(path: str | os.PathLike[str]) -> Carried:
-    """Read an image file of any common format and mode, with what it carries.
-
-    Raises:
-        ImageError: as `maskgit.data.reading.read_image`.
-    """
+    """As `maskgit.data.reading.read_image`, with what the picture carries."""
     return read_as(path, carry)
 
 
@@ -98,10 +93,7 @@ def fill_in(
         picture: as `carry` gives it, of size (W, H).
         fill: RGB. What is taken from it becomes opaque; grey where `picture` is.
         hole: bool [H, W], True where the fill is wanted; None: outside `picture` only.
-        corner: left and top of `picture` in `fill`.
-
-    Returns:
-        An image of the fill's size.
+        corner: left and top of `picture` in `fill`, whose size the result has.
     """
     if picture.mode == "I;16":
         pixels = np.asarray(fill.convert("L")).astype(np.uint16) * 257

@@ -115,11 +115,7 @@ def in_validation(key: str, fraction: float) -> bool:
 
 
 def split_indices(keys: Iterable[str], split: Split, val_fraction: float) -> list[int]:
-    """The positions of the keys that belong to `split`.
-
-    Raises:
-        DataError: an unknown split, or a fraction outside [0, 1].
-    """
+    """The positions of the keys that belong to `split`. Raises DataError: no such split, or fraction."""
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     if not 0 <= val_fraction <= 1:
@@ -163,10 +159,7 @@ class ImageDataset(abc.ABC):
         return np.arange(len(self))
 
     def number_classes_as(self, names: Sequence[str]) -> None:
-        """Take over another order of the same classes, of a model or a shard, which know them by number.
-
-        Other classes change nothing.
-        """
+        """Take over the order of the same classes that a model or a shard knows them by; others change nothing."""
         numbers = class_numbers(self.class_names, names)
         if numbers is not None:
             self.class_names, self.labels = list(names), numbers[self.labels]
@@ -198,8 +191,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     Links to folders are followed, each folder is visited once. What is no file, such as a named pipe, is left out; but
     not a link that leads nowhere, so that whoever reads it can say so.
 
-    Raises:
-        DataError: the folder is missing, is a file, or can't be listed. (An empty folder gives an empty list.)
+    Raises DataError: the folder is missing, is a file, or can't be listed. (An empty folder gives an empty list.)
     """
     root = Path(folder)
     if not root.exists():
@@ -276,8 +268,7 @@ class KeyedImages(ImageDataset):
             source: what messages call the data set.
             labels: the class of each image, by number or name.
 
-        Raises:
-            DataError: no image that can be used, wrong arguments.
+        Raises DataError: no image that can be used, wrong arguments.
         """
         self.class_names, self.labels = self._number(source, labels)
         self._keep(images_of_split(source, self.keys, split, val_fraction))

@@ -80,12 +80,7 @@ def random_boxes(
     count: tuple[int, int] = (1, 3),
     fraction: tuple[float, float] = (0.2, 0.5),
 ) -> np.ndarray:
-    """Boxes of random number, size and place; they may overlap.
-
-    Args:
-        count: least and most boxes.
-        fraction: least and most of the image's side that a box's side takes.
-    """
+    """`count` boxes (least, most) at random places, their sides a `fraction` (least, most) of the image's."""
     _check_ranges("random boxes", count, fraction=fraction)
     mask = _empty(height, width)
     for _ in range(rng.integers(count[0], count[1] + 1)):
@@ -108,12 +103,10 @@ def strokes(
     count: tuple[int, int] = (1, 4),
     thickness: tuple[float, float] = (0.06, 0.16),
 ) -> np.ndarray:
-    """Free-form brush strokes: wandering lines with round joints, after Yu et al. (2019), "Free-Form Image Inpainting
-    with Gated Convolution", algorithm 1.
+    """`count` brush strokes (least, most) of a `thickness` (least, most) relative to the image's shorter side.
 
-    Args:
-        count: least and most strokes.
-        thickness: least and most width of a stroke, relative to the image's shorter side.
+    They are wandering lines with round joints, after Yu et al. (2019), "Free-Form Image Inpainting with Gated
+    Convolution", algorithm 1.
     """
     _check_ranges("strokes", count, thickness=thickness)
     mask = _empty(height, width)
@@ -170,8 +163,7 @@ MAKERS: dict[str, Callable[[int, int, np.random.Generator], np.ndarray]] = {
 def make_mask(kind: str, height: int, width: int, seed: int = 0) -> np.ndarray:
     """A mask by the name of its maker, one of `MAKERS` ("half" is a random one); bool [H, W].
 
-    Raises:
-        MaskError: an unknown kind, a negative seed, an image without pixels.
+    Raises MaskError: an unknown kind, a negative seed, an image without pixels.
     """
     if kind not in MAKERS:
         raise MaskError(f"unknown mask {kind!r}: choose one of {', '.join(MAKERS)}")
@@ -186,9 +178,7 @@ def make_mask(kind: str, height: int, width: int, seed: int = 0) -> np.ndarray:
 def load_mask(path: str | os.PathLike[str], size: tuple[int, int], invert: bool = False) -> np.ndarray:
     """Read the mask of an image of that size from a file: as `to_mask`, whose warnings and errors name the file.
 
-    Raises:
-        ImageError: the file can't be read as an image.
-        MaskError: the mask's proportions aren't those of the image.
+    Raises ImageError (the file can't be read as an image) and MaskError.
     """
     return to_mask(read_as(path, turn_upright), size, invert, os.fspath(path))
 
@@ -216,11 +206,9 @@ def to_mask(
     Returns:
         bool [height, width], True = fill.
 
-    Warns:
-        MaskWarning: it covers nothing or nearly everything, or looks like a photograph.
+    Warns with a MaskWarning: it covers nothing or nearly everything, or looks like a photograph.
 
-    Raises:
-        MaskError: its proportions aren't those of `size`.
+    Raises MaskError: its proportions aren't those of `size`.
     """
     image = turn_upright(image)
     layer = _with_transparency(image)
@@ -304,8 +292,7 @@ def _fit(mask: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
 def find_mask_for(image_path: str | os.PathLike[str], mask_folder: str | os.PathLike[str]) -> Path:
     """The mask of an image in a folder of masks: the image file with the same name, whatever the suffix.
 
-    Raises:
-        MaskError: there is no such folder, no such mask, or more than one.
+    Raises MaskError: there is no such folder, no such mask, or more than one.
     """
     folder = Path(mask_folder)
     if not folder.is_dir():

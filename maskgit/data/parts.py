@@ -66,14 +66,11 @@ def write_in_parts(
     Args:
         file: ends in .npy.
         description: of everything that the array depends on, in JSON form.
-        shape: with at least one row.
-        work: computes the rows.
         processes: 0 computes here; otherwise so many processes of one thread each. A batch never depends on their
             number, nor on which of them it meets.
         device: where to compute; `cuda` spreads the processes over all GPUs.
 
-    Raises:
-        DataError: no rows, a process that died, a damaged part, a full disk.
+    Raises DataError: no rows, a process that died, a damaged part, a full disk.
     """
     *sizes, rows, width = shape
     if not rows:

@@ -30,10 +30,7 @@ def png_bytes(picture: Image.Image, **options: Any) -> bytes:
 def png_ends_early(file: IO[bytes], image: Image.Image) -> bool:
     """Whether a PNG has fewer pixels than its header says.
 
-    Args:
-        file: the whole file; it is read from its start.
-        image: what Pillow made of it. Where the last rows of that aren't zero, none are missing, and the file isn't
-            read again.
+    Where the last rows of what Pillow made of it aren't zero, none are missing, and the file isn't read again.
     """
     last = np.asarray(image.crop((0, max(0, image.height - 2), *image.size)))  # in two rows, as passes take turns
     if last.reshape(len(last), -1).any(1).all():

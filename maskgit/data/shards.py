@@ -48,8 +48,7 @@ def is_shards(spec: str | os.PathLike[str]) -> bool:
 def expand(spec: str) -> list[Path]:
     """The archives that a pattern names: braces, `train-{000..009}.tar` or `{train,extra}.tar`, and then wildcards.
 
-    Raises:
-        DataError: a file is missing, no file has such a name, or there are more than a million names.
+    Raises DataError: a file is missing, no file has such a name, or there are more than a million names.
     """
     if (braces := spec.count("{")) > _MOST_BRACES:
         raise DataError(f"{spec[:60]}...: {braces} braces, at most {_MOST_BRACES}; use wildcards (*.tar)")
@@ -107,8 +106,7 @@ class _Scan:
 def scan(path: Path) -> _Scan:
     """Find the samples of an archive: members whose names agree up to the first dot after the last slash.
 
-    Raises:
-        DataError: not a tar archive, or a compressed one, or one that can't be read.
+    Raises DataError: not a tar archive, or a compressed one, or one that can't be read.
     """
     try:
         with open_regular(path) as file:

@@ -28,6 +28,7 @@ from maskgit.data.arrays import read_json
 from maskgit.data.images import AugmentConfig, DataError, ImageDataset
 from maskgit.data.masks import make_mask
 from maskgit.data.parts import remove_parts, write_in_parts
+from maskgit.data.pixels import to_signed
 from maskgit.data.token_files import (
     HIDDEN,
     check_owner,
@@ -104,9 +105,7 @@ class TokenShard(Dataset[TokenSample]):
         hole_share: probability in [0, 1] that a sample has a hole.
         codes: size of the codebook, at most HIDDEN.
 
-    Raises:
-        DataError: a file is missing or damaged, or doesn't fit the others. A sample with a token beyond the codebook
-            raises it too.
+    Raises DataError: a file is missing or damaged, or doesn't fit the others; at a sample, a token beyond the codebook.
     """
 
     def __init__(
@@ -177,9 +176,8 @@ def tokenize(
         key: stands for what the images show; by default `content_key`, which reads all of them.
         replace: tokens of other inputs that are there; False: that is a DataError.
 
-    Raises:
-        DataError: fewer than one view or hole, a codebook too large for uint16, no images, a process that died, a full
-            disk, or files in the folder that are no shard's.
+    Raises DataError: fewer than one view or hole, a codebook too large for uint16, no images, a process that died, a
+    full disk, or files in the folder that are no shard's.
     """
     if views < 1 or holes < 1:
         raise DataError(f"views={views}, holes={holes}: there must be at least one")
@@ -213,9 +211,8 @@ def tokenize(
 def open_shard(folder: Path, tokenizer: VQGAN, seed: int = 0, hole_share: float = 0.0) -> TokenShard:
     """A shard that `tokenize` has written, without its images.
 
-    Raises:
-        DataError: a file is missing or damaged, another tokenizer made it, it has no holes but should show some, or it
-            holds tokens or labels that don't exist.
+    Raises DataError: a file is missing or damaged, another tokenizer made it, it has no holes but should show some, or
+    it holds tokens or labels that don't exist.
     """
     names = ("tokens", "holes") if hole_share else ("tokens",)
     made = [read_json(folder / f"{name}.json") for name in names]
@@ -291,7 +288,7 @@ class Encoder:
     @torch.no_grad()
     def _encode(self, chosen: range, view: int, number: int | None = None) -> np.ndarray:
         views = np.stack([view_of(self.images, index, view, self.augment, self.seed) for index in chosen])
-        pixels = torch.from_numpy(views).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # [n, 3, S, S] in [-1, 1]
+        pixels = to_signed(torch.from_numpy(views).permute(0, 3, 1, 2))  # [n, 3, S, S]
         size, grid = pixels.shape[-1], self.tokenizer.config.grid
         inside = np.zeros(grid**2, dtype=bool)
         if number is not None:

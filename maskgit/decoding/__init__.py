@@ -6,7 +6,7 @@ and no picture, and may import `maskgit_kernels` only.
 
 from maskgit.decoding.config import DECODERS, ORDERS, DecodeConfig, decoder
 from maskgit.decoding.loop import decode, decode_steps
-from maskgit.decoding.plan import DecodePlan, changed_counts, decode_plan, masked_counts, remask_counts
+from maskgit.decoding.plan import DecodePlan, changed_counts, decode_plan, masked_counts
 
 __all__ = [
     "DECODERS",
@@ -19,5 +19,4 @@ __all__ = [
     "decode_steps",
     "decoder",
     "masked_counts",
-    "remask_counts",
 ]

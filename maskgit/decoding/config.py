@@ -74,7 +74,7 @@ class DecodeConfig:
 
     reuse: int = 0
     """After each full evaluation of the transformer, this many steps evaluate it at the masked tokens only. That is up
-    to `tokens_to_logits`: see `maskgit.network.reuse.ReusingNetwork`."""
+    to `tokens_to_logits`: see `maskgit.network.partial.ReusingNetwork`."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:

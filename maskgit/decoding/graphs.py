@@ -38,11 +38,7 @@ Loop = Callable[[Batch], Iterable[tuple[Tensor, Tensor]]]
 
 
 def wanted() -> bool:
-    """Whether loops are to be captured: MASKGIT_GRAPHS is 1, the default, or 0.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """Whether loops are to be captured: MASKGIT_GRAPHS is 1, the default, or 0. Raises ValueError for anything else."""
     value = os.environ.get("MASKGIT_GRAPHS", "1")
     if value not in ("0", "1"):
         raise ValueError(f"MASKGIT_GRAPHS must be 0 or 1, got {value!r}")
@@ -75,8 +71,7 @@ class DecodeGraph:
         loop: what to capture. It must keep every tensor it uses, such as weights, where it is.
         batch: of B images on a GPU, an example of those to come.
 
-    Raises:
-        RuntimeError: the loop can't be captured, or the memory doesn't suffice.
+    Raises RuntimeError: the loop can't be captured, or the memory doesn't suffice.
     """
 
     @torch.inference_mode()
@@ -111,11 +106,7 @@ class DecodeGraph:
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Run the loop on a batch of b <= B images.
-
-        Returns:
-            tokens int64 [S, b, N] and masked bool [S, b, N] after each of the S steps.
-        """
+        """Run the loop on b <= B images: tokens int64 [S, b, N] and masked bool [S, b, N] after each of the S steps."""
         count = len(batch.tokens)
         with torch.cuda.device(batch.tokens.device):
             torch.cuda.current_stream().wait_event(self._idle)
@@ -145,14 +136,9 @@ class GraphCache:
         Args:
             loop: makes the loop, if it isn't captured yet.
             key: what the loop depends on besides the batch.
-            batch: of b images.
-            batch_size: the usual b, at least that of this batch.
+            batch_size: the usual number of images, at least that of this batch.
 
-        Returns:
-            tokens int64 [S, b, N] and masked bool [S, b, N] after each of the S steps.
-
-        Raises:
-            RuntimeError: as `DecodeGraph`.
+        Returns and raises what `DecodeGraph` does.
         """
         count = len(batch.tokens)
         with self._lock:

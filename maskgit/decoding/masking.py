@@ -32,8 +32,7 @@ def mvtm_masks(
     fills a hole, which masks scattered over the whole picture hardly ever contain.
 
     Args:
-        batch: B.
-        num_tokens: N, at least 1.
+        batch, num_tokens: B and N, at least 1.
         schedule: a key of `maskgit.decoding.schedules.SCHEDULES`.
         candidates: bool [B, N], at least one True in each row: the tokens to choose from; None for all.
         ratio: a fixed share in (0, 1] instead of gamma(r) (0.5 in seed 001).
@@ -41,7 +40,7 @@ def mvtm_masks(
         count: "exact" masks ceil(share * n) tokens; "bernoulli" each with probability `share`, whatever the others
             do, but at least one in each image (seeds 001, 002 and 004).
         generator: source of the randomness; torch's global one by default.
-        device: where the masks are made; the generator's device, or else the CPU, by default.
+        device: where the masks are made; by default the generator's, or else the CPU.
 
     Returns:
         bool [B, N], True = masked; from 1 to N in each image.

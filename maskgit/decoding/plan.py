@@ -72,13 +72,11 @@ def decode_plan(
     A CUDA graph needs them beforehand, because making them copies from the host.
 
     Args:
-        config: see `DecodeConfig`.
         num_tokens: N.
         device: where the images are.
         grid: (rows, columns) of the tokens, for order="halton"; square by default.
 
-    Raises:
-        ValueError: a grid that doesn't have N cells, or none given where N isn't a square.
+    Raises ValueError: a grid that doesn't have N cells, or none given where N isn't a square.
     """
     # One column for every possible number of masked tokens, looked up on the device: the host need not know the
     # numbers, and the device need not know float64.
@@ -97,27 +95,18 @@ def decode_plan(
 
 
 def masked_counts(config: DecodeConfig, num_tokens: int, most_masked: int) -> list[int]:
-    """How many tokens at most are masked in an image before each step.
+    """How many of N tokens at most are masked in an image before each of the S steps: numbers in [0, N].
 
-    Args:
-        config: of the run.
-        num_tokens: N.
-        most_masked: at least the number of tokens masked at first in any image. The less, the less work.
-
-    Returns:
-        A number in [0, N] for each of the S steps.
-
-    Raises:
-        ValueError: `most_masked` isn't in [0, N].
+    `most_masked` is at least the number of tokens masked at first in any image: the less, the less work. Raises
+    ValueError: it isn't in [0, N].
     """
     return _up_to(config, num_tokens, most_masked)[0].amax(1).tolist()
 
 
 def changed_counts(config: DecodeConfig, num_tokens: int, most_masked: int) -> list[int]:
-    """How many tokens at most are masked at a step or were so at the step before it. Arguments are as above.
+    """As `masked_counts`, for what is masked at a step or was so at the step before it: numbers in [1, N].
 
-    Returns:
-        A number in [1, N] for each of the S steps, but the first, which has nothing before it and gets N.
+    The first step has nothing before it and gets N.
     """
     before, remasked = _up_to(config, num_tokens, most_masked)
     return [num_tokens, *(before + remasked)[:-1].amax(1).clamp(min=1).tolist()]

@@ -93,10 +93,7 @@ def floor_count(share: Tensor | float, total: Tensor | int) -> Tensor:
 
 
 def ceil_count(share: Tensor | float, total: Tensor | int) -> Tensor:
-    """ceil(share * total) as int64, where a product that should be whole is not missed by rounding.
-
-    Tensors of shares are float64, and so are the totals if the share is a number.
-    """
+    """ceil(share * total), likewise."""
     return torch.ceil(torch.as_tensor(share * total) - _ROUNDING).to(torch.int64)
 
 
@@ -130,10 +127,8 @@ def mask_counts(
     Args:
         num_masked: N0, int64 [B], the number masked at the start in each image.
         steps: T, at least 1.
-        schedule: a key of SCHEDULES.
-        rule: a key of COUNTS.
-        progress: a key of PROGRESSES, r of step t: "after" the step, (t + 1) / T; "before" it, t / T; or "inclusive"
-            of both ends, t / (T - 1).
+        schedule, rule, progress: keys of SCHEDULES, COUNTS and PROGRESSES. r of step t is "after" the step,
+            (t + 1) / T; "before" it, t / T; or "inclusive" of both ends, t / (T - 1).
 
     Returns:
         int64 [T, B] on the device of `num_masked`, which must have float64.
@@ -163,11 +158,7 @@ def halton_order(height: int, width: int) -> tuple[int, ...]:
     cell of the grid that it falls into is next, unless it has been before (Besnier et al., "Halton Scheduler for
     Masked Generative Image Transformer", ICLR 2025, section 4).
 
-    Returns:
-        The height * width row-major positions, first to last.
-
-    Raises:
-        ValueError: a side below 1.
+    Returns the height * width row-major positions, first to last. Raises ValueError: a side below 1.
     """
     if height < 1 or width < 1:
         raise ValueError(f"the grid must have at least one row and one column, got {height} x {width}")

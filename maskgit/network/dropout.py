@@ -37,12 +37,7 @@ def random_int64(seed: Tensor, count: int) -> Tensor:
     They are SplitMix64's (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014): a counter
     in steps of 0x9E3779B97F4A7C15, its bits mixed.
 
-    Args:
-        seed: int64 []. The same seed, the same bits. The generator starts at `seed` steps.
-        count: of the numbers.
-
-    Returns:
-        int64 [count] on the CPU.
+    The same seed, int64 [], gives the same bits: the generator starts at `seed` steps. On the CPU, int64 [count].
     """
     # In this order: TorchInductor takes products of an arange for indices, in which an overflow may do anything.
     x = torch.arange(1, count + 1).add_(seed).mul_(_STEP)

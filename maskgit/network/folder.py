@@ -33,9 +33,11 @@ from maskgit.config import (
     check_json,
     config_to_dict,
     short_repr,
+    some,
     tokenizer_from_dict,
     transformer_from_dict,
 )
+from maskgit.console import first_line
 from maskgit.decoding import DecodeConfig
 from maskgit.files import write_atomically
 from maskgit.network.halton import HaltonTransformer
@@ -57,7 +59,6 @@ _FIELDS: dict[str, type] = {
     "sha256": dict,
 }
 _JSON_NAMES = {int: "number", list: "list", dict: "object"}
-_MAX_NAMES = 3  # tensors named in an error; the rest are counted
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -88,8 +89,7 @@ class Model:
 def find_model(path_or_repo: str | os.PathLike[str]) -> Path:
     """The folder of a model, by its path or the id of a repository on the Hugging Face Hub, from which it is fetched.
 
-    Raises:
-        ModelError: there is neither, or huggingface_hub isn't installed.
+    Raises ModelError: there is neither, or huggingface_hub isn't installed.
     """
     path = Path(os.path.expanduser(path_or_repo))
     if os.path.exists(path):  # unlike Path's methods, these take any text for a name
@@ -106,16 +106,14 @@ def find_model(path_or_repo: str | os.PathLike[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, TOKENIZER_FILE, TRANSFORMER_FILE]))
     except Exception as error:  # the client raises its own errors, and those of several libraries under it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{name}: no such model folder, nor to be had from the Hugging Face Hub: {reason}") from error
+        said = f"no such model folder, nor to be had from the Hugging Face Hub: {first_line(error)}"
+        raise ModelError(f"{name}: {said}") from error
 
 
 def save_model(folder: str | os.PathLike[str], model: Model, dtype: torch.dtype | None = None) -> None:
-    """Write a model folder, replacing what is there.
+    """Write a model on any device as a model folder, which is made if missing; what is there is replaced.
 
     Args:
-        folder: made if missing.
-        model: tokenizer and transformer on any device.
         dtype: store floating-point tensors as this (such as torch.float16); None keeps what they have.
 
     Raises:
@@ -137,9 +135,8 @@ def save_model(folder: str | os.PathLike[str], model: Model, dtype: torch.dtype 
 def load_model(folder: str | os.PathLike[str]) -> Model:
     """Read a model folder: both networks in float32 on the CPU, in evaluation mode.
 
-    Raises:
-        ModelError: a file is missing, damaged or of another save, its content doesn't fit the configuration or isn't
-            finite, or the configuration is none that can be built.
+    Raises ModelError: a file is missing, damaged or of another save, its content doesn't fit the configuration or isn't
+    finite, or the configuration is none that can be built.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -166,17 +163,13 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
     return Model(tokenizer, transformer, names, config.get("metadata", {}), decoding)
 
 
-def save_tokenizer(folder: str | os.PathLike[str], tokenizer: VQGAN, dtype: torch.dtype | None = None) -> None:
+def save_tokenizer(folder: str | os.PathLike[str], tokenizer: VQGAN) -> None:
     """Write a folder that holds a tokenizer only: the result of stage 1. Raises as `save_model` does."""
-    _save(Path(folder), {"tokenizer": config_to_dict(tokenizer.config)}, {TOKENIZER_FILE: tokenizer}, dtype)
+    _save(Path(folder), {"tokenizer": config_to_dict(tokenizer.config)}, {TOKENIZER_FILE: tokenizer}, None)
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> VQGAN:
-    """Read the tokenizer of a model folder, with or without a transformer in it: float32, CPU, evaluation mode.
-
-    Raises:
-        ModelError: as `load_model`, for the tokenizer's part.
-    """
+    """As `load_model`, for the tokenizer of a model folder, with or without a transformer in it."""
     return _load_tokenizer(Path(folder), _read_config(Path(folder)))
 
 
@@ -245,9 +238,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{path}: format_version is {short_repr(config['format_version'])}, this release reads {FORMAT_VERSION}; "
             "install the release of maskgit that wrote it"
         )
-    unknown = sorted(set(config) - set(_FIELDS))
-    if unknown:
-        raise ModelError(f"{path}: unknown fields {_some(unknown)}")
+    if unknown := set(config) - set(_FIELDS):
+        raise ModelError(f"{path}: unknown fields {some(unknown)}")
     for name, kind in _FIELDS.items():
         if name in config and not isinstance(config[name], kind):
             raise ModelError(f"{path}: {name} must be a JSON {_JSON_NAMES[kind]}, not {short_repr(config[name])}")
@@ -279,11 +271,10 @@ def _fill(module: ModuleT, path: Path, config: dict[str, Any]) -> ModuleT:
     if damaged:
         raise ModelError(f"{path}: damaged, or from another save than {CONFIG_FILE}: its SHA-256 isn't the one there")
     expected = module.state_dict()
-    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing:
-        raise ModelError(f"{path}: {len(missing)} tensors are missing: {_some(missing)}")
-    if unexpected:
-        raise ModelError(f"{path}: {len(unexpected)} tensors don't belong to this model: {_some(unexpected)}")
+    if missing := expected.keys() - tensors.keys():
+        raise ModelError(f"{path}: {len(missing)} tensors are missing: {some(missing)}")
+    if unexpected := tensors.keys() - expected.keys():
+        raise ModelError(f"{path}: {len(unexpected)} tensors don't belong to this model: {some(unexpected)}")
     for name, tensor in sorted(tensors.items()):
         if tensor.shape != expected[name].shape:
             raise ModelError(
@@ -300,8 +291,3 @@ def _fill(module: ModuleT, path: Path, config: dict[str, Any]) -> ModuleT:
                 )
     module.load_state_dict(tensors, assign=True)
     return module.eval()
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + rest

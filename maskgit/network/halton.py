@@ -18,7 +18,7 @@ from maskgit.network.dropout import Dropout
 from maskgit.network.transformer import INIT_STD
 
 if TYPE_CHECKING:
-    from maskgit.network.reuse import Context
+    from maskgit.network.partial import Context
 
 NORM_EPS = 1e-5
 
@@ -106,16 +106,7 @@ class HaltonTransformer(nn.Module):
             nn.init.normal_(table, std=INIT_STD)
 
     def forward(self, tokens: Tensor, labels: Tensor | None = None, context: Context | None = None) -> Tensor:
-        """Logits over the codes at every position: as `maskgit.network.transformer.Transformer`, but for `rows`.
-
-        Args:
-            tokens: int64 [B, N]; positions to predict hold the mask token V.
-            labels: int64 [B] in [0, C]; C (or None) means no class.
-            context: keeps keys and values, and says which positions to evaluate.
-
-        Returns:
-            Logits [B, N, V]; where nothing is evaluated, the bias.
-        """
+        """Logits [B, N, V]: as `maskgit.network.transformer.Transformer`, but for `rows`."""
         return F.linear(self.hidden(tokens, labels, context), *self.output_weights())
 
     def output_weights(self) -> tuple[Tensor, Tensor]:

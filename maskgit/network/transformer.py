@@ -18,7 +18,7 @@ from maskgit.network.dropout import Dropout
 from maskgit_kernels import attention
 
 if TYPE_CHECKING:
-    from maskgit.network.reuse import Context
+    from maskgit.network.partial import Context
 
 EDGE_NORM_EPS = 1e-12  # of the LayerNorms before the first and after the last block, in every source
 INIT_STD = 0.02
@@ -145,13 +145,12 @@ class Transformer(nn.Module):
         Args:
             tokens: int64 [B, N]; positions to predict hold the mask token V.
             labels: int64 [B] in [0, C]; C (or None) means no class. Only for models with classes.
-            context: keeps keys and values, and says which positions to evaluate (see `maskgit.network.reuse`).
+            context: keeps keys and values, and says which positions to evaluate (see `maskgit.network.partial`).
             rows: int64 [R], each number in [0, B * N) at most once: the positions b * N + n whose logits are wanted,
                 which saves the others the last block and the head. Not together with a context.
 
         Returns:
-            Logits [B, N, V]: the mask token has no column, so it can't be predicted. Where
-            nothing is evaluated, the bias.
+            [B, N, V]: the mask token has no column, so it can't be predicted. Where nothing is evaluated, the bias.
 
         Raises:
             ValueError: N isn't the model's, labels are given to a model without classes, or both context and rows.

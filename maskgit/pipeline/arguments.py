@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from maskgit.console import first_line
 from maskgit.data.carried import carry, turn_mask
 from maskgit.decoding import DecodeConfig
 
@@ -22,19 +23,14 @@ Precision = Literal["auto", "float32", "bf16", "fp16"]
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device by its name; None: a GPU if there is one.
-
-    Raises:
-        ValueError: no such device here.
-    """
+    """The device by its name; None: a GPU if there is one. Raises a ValueError: no such device here."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
         torch.zeros((), device=found).item()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # of parts that others bring
-        reason = str(error).strip().splitlines()[0].split(". ")[0]
-        raise ValueError(f"device {str(device)!r} can't be used here: {reason}") from error
+        raise ValueError(f"device {str(device)!r} can't be used here: {first_line(error).split('. ')[0]}") from error
     return found
 
 
@@ -147,10 +143,8 @@ def require_as_many(count: int, given: Sequence[Any], what: str) -> None:
 def carried_pictures(images: Sequence[Image.Image]) -> list[Image.Image]:
     """The images as their results will be (see `maskgit.data.carried.carry`).
 
-    What these won't have of them is a warning of whoever calls the method of the pipeline that calls this.
-
-    Raises:
-        ValueError: an image without pixels or in a mode that Pillow can't convert.
+    What these won't have of them is a warning of whoever calls the method of the pipeline that calls this. Raises a
+    ValueError: an image without pixels or in a mode that Pillow can't convert.
     """
     pictures = []
     for i, image in enumerate(images):

@@ -314,8 +314,7 @@ class MaskGIT(Networks):
     def class_number(self, label: int | str) -> int:
         """The number of a class, by its name or number; "7" is the class of that name, or else number 7.
 
-        Raises:
-            ValueError: the model has no such class; the message says which it has.
+        Raises ValueError: the model has no such class; the message says which it has.
         """
         return arguments.class_number(label, self.transformer.config.num_classes, self.class_names)
 

@@ -10,13 +10,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from maskgit.console import first_line
 from maskgit.decoding import DecodeConfig, changed_counts, decode_plan, decode_steps, graphs, masked_counts
 from maskgit.decoding.graphs import Batch, GraphCache, Loop
-from maskgit.network.half import half_copy
+from maskgit.network.copies import Network, can_pack, half_copy, pack
 from maskgit.network.halton import HaltonTransformer
-from maskgit.network.last_block import MaskedRowsNetwork
-from maskgit.network.packed import Network, can_pack, pack
-from maskgit.network.reuse import Context, ReusingNetwork
+from maskgit.network.partial import Context, MaskedRowsNetwork, ReusingNetwork
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit_kernels import backend
@@ -29,13 +28,8 @@ _MASKED_STRIDE = 32  # numbers of masked tokens that a CUDA graph with reuse is 
 class Networks:
     """A tokenizer and a transformer on a device, and how they are run there; what `MaskGIT` is made of.
 
-    Args:
-        tokenizer, transformer: both are put in evaluation mode and moved to `device`.
-        device: one that is there.
-        precision: float32, bf16 or fp16.
-
-    Raises:
-        ValueError: a MASKGIT_GRAPHS that is neither 0 nor 1.
+    Both are put in evaluation mode and moved to `device`, which must be there; `precision` is float32, bf16 or fp16.
+    Raises a ValueError: a MASKGIT_GRAPHS that is neither 0 nor 1.
     """
 
     def __init__(
@@ -134,13 +128,13 @@ class Networks:
             states = self.graphs.run(lambda: self._loop(config, most_masked), key, batch, batch_size)
             return zip(*states, strict=True)
         except RuntimeError as error:
-            reason = str(error).strip() or type(error).__name__
+            reason = first_line(error)
         # Only here is the memory of the failed capture free. If the loop itself is at fault, it fails again, as itself.
         steps = list(self._loop(config, most_masked)(batch))
         self.graphs = None
         warnings.warn(
             f"the decoding loop runs without a CUDA graph from now on, and more slowly, because capturing it failed: "
-            f"{reason.splitlines()[0]} (MASKGIT_GRAPHS=0 in the environment doesn't try)",
+            f"{reason} (MASKGIT_GRAPHS=0 in the environment doesn't try)",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maskgit.canvas.holes import paste_known, smooth_fill
 from maskgit.data.carried import fill_in
+from maskgit.data.pixels import to_bytes, to_signed
 
 
 class Step(NamedTuple):
@@ -62,11 +63,10 @@ def finished(result: InpaintResult, decoded: Image.Image, paste: bool) -> Image.
 
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB or L -> float32 [3 or 1, H, W] in [-1, 1]."""
-    pixels = torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1)
-    return pixels.float().div_(127.5).sub_(1)
+    return to_signed(torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1))
 
 
 def to_pictures(images: Tensor) -> list[Image.Image]:
     """float [B, 3 or 1, H, W], about [-1, 1] -> RGB or L. Bytes leave the device: a quarter of what floats would be."""
-    pixels = images.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
-    return [Image.fromarray(one) for one in pixels.permute(0, 2, 3, 1).contiguous().squeeze(-1).cpu().numpy()]
+    pixels = to_bytes(images).permute(0, 2, 3, 1).contiguous().squeeze(-1).cpu().numpy()
+    return [Image.fromarray(one) for one in pixels]

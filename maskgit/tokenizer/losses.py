@@ -109,12 +109,8 @@ def adaptive_weight(
 ) -> Tensor:
     """How much the adversarial loss counts: ratio of the two losses' gradients at the decoder's last layer, float [].
 
-    Esser et al., equation 7, clamped to [0, 1e4] as their code does.
-
-    Args:
-        reconstruction, adversarial: the losses, float [].
-        last_layer: the decoder's last weights.
-        average: makes the gradient of a loss over several processes of this one's.
+    Esser et al., equation 7, clamped to [0, 1e4] as their code does. Both losses are float []; `average` makes the
+    gradient of a loss over several processes of this one's.
     """
     (wanted,) = (average(g) for g in torch.autograd.grad(reconstruction, last_layer, retain_graph=True))
     (pushed,) = (average(g) for g in torch.autograd.grad(adversarial, last_layer, retain_graph=True))

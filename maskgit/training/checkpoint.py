@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from maskgit.console import first_line
 from maskgit.files import write_atomically
 from maskgit.training.settings import TrainingError
 
@@ -174,8 +175,6 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         file = path / "state.pt"
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError on a damaged file
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{file}: the checkpoint can't be read: {reason}; remove {path} to go on from the one before"
-        ) from error
+        advice = f"remove {path} to go on from the one before"
+        raise CheckpointError(f"{file}: the checkpoint can't be read: {first_line(error)}; {advice}") from error
     return weights, state

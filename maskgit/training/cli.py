@@ -39,11 +39,7 @@ KNOWN_ERRORS = (ConfigError, DataError, ImageError, ModelError, TrainingError, I
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage, or what comes between them.
-
-    Returns:
-        The exit status: 0, 1 for a run that failed, 143 when stopped by SIGTERM, 130 by Ctrl-C.
-    """
+    """Run a command; the exit status: 0, 1 for a run that failed, 143 when stopped by SIGTERM, 130 by Ctrl-C."""
     is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     try:
         config, dry = _read(sys.argv[1:] if arguments is None else arguments)

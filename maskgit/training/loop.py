@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from maskgit.data.arrays import json_bytes
 from maskgit.files import write_atomically
 from maskgit.training import checkpoint
 from maskgit.training.engine import Engine, Figures
@@ -113,11 +114,6 @@ class _Run:
         return self.whole_model
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON so that the file is whole or absent."""
-    write_atomically({path: (json.dumps(values, indent=2) + "\n").encode()})
-
-
 def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine) -> dict[str, float]:
     """Train to config.steps and return the figures of the last validation (in the main process; {} in the others).
 
@@ -136,7 +132,7 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine
         use(config.kernels)
     saved = _newest(config)
     if engine.is_main and (saved is None or saved.state["settings"]["steps"] < config.steps):
-        write_json(config.output / FILE, describe_run(config))
+        write_atomically({config.output / FILE: json_bytes(describe_run(config))})
         if saved is not None:
             _say_longer(saved, config)
     run = _start(make_task(), config, engine)
@@ -245,7 +241,7 @@ def _validate(run: _Run, tracker: Tracker, step: int) -> dict[str, float]:
             torch.manual_seed(run.config.seed)
             figures = run.task.validate(model, tracker, step)
         tracker.add_scalars("validation", figures, step)
-        write_json(run.config.output / "validation.json", {"step": step, **figures})
+        write_atomically({run.config.output / "validation.json": json_bytes({"step": step, **figures})})
     run.engine.wait()
     score = -run.engine.highest(-figures.get(run.task.judged_by, math.inf))  # only the main process has one
     if score < (math.inf if run.best is None else run.best["value"]):

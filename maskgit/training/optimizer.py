@@ -45,9 +45,6 @@ class AveragedWeights(nn.Module):
 
     PyTorch's AveragedModel copies a number from the host to the device at each update, for which the host has to wait.
     State dicts are alike, so either loads the other's.
-
-    Args:
-        model: is copied, with its parameters and buffers.
     """
 
     n_averaged: Tensor  # int64 [], in main memory

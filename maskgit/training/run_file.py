@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import platform
-import subprocess
 import types
 import typing
 import warnings
@@ -15,7 +13,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from maskgit.console import flag
 from maskgit.data import is_shards
+from maskgit.machine import git_revision, package_version
 from maskgit.training.settings import STAGES, LoopConfig, TrainingError
 
 FILE = "run.json"
@@ -29,10 +29,12 @@ ConfigT = TypeVar("ConfigT")
 
 def describe_run(config: LoopConfig) -> dict[str, Any]:
     """What run.json holds, in JSON form: all settings (the seed among them), versions, git revision, device."""
+    found = {name: package_version(name) for name in _PACKAGES}
+    versions = {name: version for name, version in found.items() if version is not None}
     return {
         "stage": next(name for name, kind in STAGES.items() if isinstance(config, kind)),
         "settings": settings_to_json(config),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), **versions},
         "git": git_revision(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
@@ -42,30 +44,6 @@ def settings_to_json(config: Any) -> dict[str, Any]:
     """All fields of a dataclass of settings, nested ones too, as JSON has them: paths as strings, tuples as lists."""
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in _OF_ONE_START}
     return json.loads(json.dumps(values, default=str))
-
-
-def git_revision() -> str | None:
-    """Revision of the repository that this package runs from, with "-dirty" for uncommitted changes; None if none."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # else it is the repository of whoever installed the package
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _versions() -> dict[str, str]:
-    found = {"torch": str(torch.__version__)}  # says which build it is, too
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # run from its folder, or not needed
-            continue
-    return found
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -177,8 +155,7 @@ def changed_settings(theirs: dict[str, Any], config: LoopConfig, folder: Path = 
             old, new = (folder / old).resolve(), Path(new).resolve()
             known = old.parent if is_shards(old) else old  # of archives, there is only a pattern
             if old != new and not known.exists():
-                option = f"--{name.replace('_', '-')}"
-                warnings.warn(f"{option}: {old} is gone; going on with {new} in its place", stacklevel=2)
+                warnings.warn(f"{flag(name)}: {old} is gone; going on with {new} in its place", stacklevel=2)
                 continue
         if old != new:
             changes.append(f"{name} (was {old}, now {new})")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+from maskgit.console import flag
 from maskgit.data import AugmentConfig
 from maskgit.decoding.masking import Count, Per
 from maskgit.decoding.schedules import check_schedule
@@ -28,7 +29,7 @@ def require(config: object, fits: Callable[[Any], bool], wanted: str, *names: st
     for name in names:
         value = getattr(config, name)
         if value is not None and not fits(value):
-            raise TrainingError(f"--{name.replace('_', '-')} {value}: must be {wanted}")
+            raise TrainingError(f"{flag(name)} {value}: must be {wanted}")
 
 
 def require_at_least(config: object, least: float, *names: str) -> None:

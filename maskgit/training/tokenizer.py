@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from maskgit.config import TokenizerConfig, preset
 from maskgit.data import AugmentConfig, ImageDataset
+from maskgit.data.pixels import plain_views, to_signed
 from maskgit.metrics import codebook_usage, psnr, ssim
 from maskgit.metrics.pairs import import_torchmetrics
 from maskgit.network.folder import load_tokenizer, save_tokenizer
@@ -54,23 +55,8 @@ class ViewDataset(Dataset[Tensor]):
         return torch.from_numpy(self.images.view(index, rng, self.augment)).permute(2, 0, 1)
 
 
-def to_signed(images: Tensor) -> Tensor:
-    """uint8 images -> float in [-1, 1], in the layout that convolutions run fastest in."""
-    return images.to(dtype=torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
-
-
-def plain_views(images: ImageDataset, indices: Any) -> Tensor:
-    """The plain views of some images, uint8 [B, 3, S, S]."""
-    return torch.from_numpy(np.stack([images.image(int(i)) for i in indices])).permute(0, 3, 1, 2)
-
-
 class Autoencoder(nn.Module):
-    """A VQGAN's training forward pass, which several processes wrap as one module.
-
-    Args:
-        model: what is trained.
-        compiled: run encoder and decoder through torch.compile.
-    """
+    """A VQGAN's training forward pass, which several processes wrap as one module; if asked, by torch.compile."""
 
     def __init__(self, model: VQGAN, compiled: bool) -> None:
         super().__init__()
@@ -122,6 +108,11 @@ class TokenizerTask(StageTask):
         """A network on the device, in the layout that convolutions run fastest in."""
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def _images(self, batch: Tensor) -> Tensor:
+        """uint8 [b, 3, S, S] -> float32 in [-1, 1], likewise."""
+        batch = batch.to(self.device, non_blocking=True)
+        return to_signed(batch.contiguous(memory_format=torch.channels_last))
+
     def prepare(self) -> None:
         networks = [self.model] if self.discriminator is None else [self.model, self.discriminator]
         self.optimizers = [make_optimizer(network, self.config) for network in networks]
@@ -146,7 +137,7 @@ class TokenizerTask(StageTask):
         is that of a part (over all processes): the only figure that depends on config.accumulate.
         """
         engine, model = self.engine, self.model
-        images = to_signed(batch.to(self.device, non_blocking=True))  # [b, 3, S, S]
+        images = self._images(batch)
         if step == 0 and self.config.decoder_of is None:
             self._start_codebook(images)
         adversarial = self.discriminator is not None and step >= self.config.adversarial_start
@@ -215,7 +206,7 @@ class TokenizerTask(StageTask):
         assert isinstance(model, VQGAN)
         pairs, tokens = [], []
         for batch in self.validation.split(64):
-            images = to_signed(batch.to(self.device))
+            images = self._images(batch)
             tokens.append(model.encode(images))
             pairs.append((images, model.decode(tokens[-1]).clamp(-1, 1)))
         images, decoded = (torch.cat(side).float() for side in zip(*pairs, strict=True))

@@ -24,6 +24,7 @@ from maskgit.data.tokens import (
 )
 from maskgit.network.folder import load_tokenizer
 from maskgit.tokenizer import VQGAN
+from maskgit.training.checkpoint import list_checkpoints
 from maskgit.training.engine import Engine, pick_device
 from maskgit.training.samples import load_splits
 from maskgit.training.settings import TokensConfig, TrainingError, TransformerTraining
@@ -65,14 +66,24 @@ def tokenizer_at(folder: Path, image_size: int | None) -> VQGAN:
 
 
 def training_tokens(config: TransformerTraining, tokenizer: VQGAN, engine: Engine) -> TrainingTokens:
-    """The tokens to train on: opened where --tokens says, or made from the images into the output folder."""
+    """The tokens to train on: opened where --tokens says, or made from the images into the output folder.
+
+    Raises DataError, also where a run that goes on would go on with tokens of other images or of another tokenizer.
+    """
     if config.tokens is not None:
         return open_tokens(config.tokens, tokenizer, config.seed, config.hole_share)
     images, held_out = load_splits(config, tokenizer.config.image_size)
+    goes_on = bool(list_checkpoints(config.output / "checkpoints"))
     with engine.accelerator.main_process_first():  # which writes the shards; the others find them
         _keep_class_numbers(config.output / "tokens", images, held_out)
         shards = _tokenize_splits(
-            config, config.output / "tokens", tokenizer, (images, held_out), engine.device, config.hole_share
+            config,
+            config.output / "tokens",
+            tokenizer,
+            (images, held_out),
+            engine.device,
+            config.hole_share,
+            replace=not goes_on,
         )
     return TrainingTokens(shards[0], shards[1], images.family_numbers(), images.class_names)
 
@@ -113,12 +124,14 @@ def _tokenize_splits(
     device: torch.device,
     hole_share: float,
     processes: int = 0,
+    replace: bool = False,
 ) -> list[TokenShard]:
     """Write the shards of the images to train on and of those held out, of which the plain views and one hole do.
 
     Args:
-        processes: 0 works in this process, compares what the images show with what is there, and writes over that.
-            Otherwise they are told apart by names, sizes and times, and tokens of others are never replaced.
+        processes: 0 works in this process, and tells images apart by what they show; otherwise by names, sizes and
+            times.
+        replace: tokens of others that are there; False: that is a DataError.
     """
     options = ((TRAIN, config.views, config.augment, config.holes), (VAL, PLAIN_VIEWS, AugmentConfig(enabled=False), 1))
     return [
@@ -134,7 +147,7 @@ def _tokenize_splits(
             holes=max(1, holes),
             processes=processes,
             key=images.key() or content_key(images) if processes else None,
-            replace=not processes,
+            replace=replace,
         )
         for images, (name, views, augment, holes) in zip(splits, options, strict=True)
     ]

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from maskgit.console import first_line
+from maskgit.data.pixels import to_bytes
 from maskgit.data.png import png_bytes
 from maskgit.files import write_atomically
 from maskgit.training.run_file import run_settings
@@ -57,8 +59,8 @@ class Speed:
     """Throughput since it was last asked, and memory.
 
     Args:
-        images: images per step, over all processes.
-        tokens: tokens per image; 0 leaves tokens per second out.
+        images: per step, over all processes.
+        tokens: per image; 0 leaves tokens per second out.
         flops: floating-point operations that one image needs, forward and backward.
         peak: FLOP/s of all devices together, None if unknown; see `peak_flops`.
     """
@@ -95,7 +97,6 @@ class Tracker:
     """Where figures and pictures go; enter it to open the logs.
 
     Args:
-        config: of the run; output and wandb are used.
         first_step: TensorBoard drops what a killed run logged from there on: those steps are done again.
         write: False in all processes but one, which then log nothing.
 
@@ -134,8 +135,8 @@ class Tracker:
                 config=run_settings(self.config),
             )
         except Exception as error:  # its own errors, of login, network and settings
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise OSError(f"--wandb: {reason}; WANDB_MODE=offline logs to {self.config.output}/wandb only") from error
+            advice = f"WANDB_MODE=offline logs to {self.config.output}/wandb only"
+            raise OSError(f"--wandb: {first_line(error)}; {advice}") from error
         write_atomically({remembered: json.dumps({"id": run.id}).encode()})
         return run
 
@@ -168,7 +169,7 @@ class Tracker:
 
     def add_pictures(self, name: str, images: Tensor, step: int, *, columns: int, file: str) -> None:
         """Log float images [B, 3, S, S] in [-1, 1] as one picture, row by row, which the run's folder gets too."""
-        pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        pixels = to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()
         missing, size = -len(pixels) % columns, pixels.shape[1]
         pixels = np.concatenate([pixels, np.full((missing, size, size, 3), 255, dtype=np.uint8)])
         grid = pixels.reshape(-1, columns, size, size, 3).swapaxes(1, 2).reshape(-1, columns * size, 3)

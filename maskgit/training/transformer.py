@@ -15,7 +15,7 @@ from maskgit.data import load_dataset
 from maskgit.data.tokens import TokenSample, class_names
 from maskgit.decoding.masking import mvtm_masks
 from maskgit.network.folder import Model, save_model
-from maskgit.network.last_block import masked_rows
+from maskgit.network.partial import masked_rows
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.engine import Engine, Figures

@@ -36,12 +36,7 @@ class Validation:
     sides are decoded from tokens, so the tokenizer has no part in it; pictures, holes and noise are the same at every
     call. Compare it within one run only.
 
-    Args:
-        architecture: of the model.
-        tokenizer: on the engine's device.
-
-    Raises:
-        ImportError: the packages of the features are missing.
+    The tokenizer is on the engine's device. Raises ImportError: the packages of the features are missing.
     """
 
     def __init__(

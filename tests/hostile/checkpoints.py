@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from maskgit.convert import ConvertError, Hints, convert
-from maskgit.convert.cli import main
+from maskgit.convert.__main__ import main
 from maskgit.network.folder import load_model, load_tokenizer
 
 from .bending import NAMES, NESTED, bend_bytes, bend_json, put_odd

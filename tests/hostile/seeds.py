@@ -103,7 +103,7 @@ def preload() -> None:
     import torch.utils.flop_counter  # noqa: F401
 
     import maskgit.cli.inpaint
-    import maskgit.convert.cli
+    import maskgit.convert.__main__
     import maskgit.training.cli  # noqa: F401
 
 

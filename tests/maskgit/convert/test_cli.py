@@ -19,7 +19,7 @@ from PIL import Image
 
 from maskgit import MaskGIT
 from maskgit.convert import conversion, convert
-from maskgit.convert.cli import main
+from maskgit.convert.__main__ import main
 from maskgit.network.folder import load_model, load_tokenizer
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from maskgit.cli.options import Options, decode_config
-from maskgit.decoding import DECODERS, DecodeConfig, decode, decode_plan, decode_steps, remask_counts
+from maskgit.decoding import DECODERS, DecodeConfig, decode, decode_plan, decode_steps
 from maskgit.decoding.loop import _draw
+from maskgit.decoding.plan import remask_counts
 from maskgit.decoding.schedules import halton_order
 
 V, N = 12, 36

@@ -20,9 +20,9 @@ from benchmarks.autoregressive import CausalDecoder
 from maskgit.config import HaltonConfig, Stage, TokenizerConfig, TransformerConfig
 from maskgit.decoding import DECODERS, DecodeConfig
 from maskgit.decoding.graphs import Batch
-from maskgit.network.half import half_copy
+from maskgit.network.copies import half_copy
 from maskgit.network.halton import HaltonTransformer
-from maskgit.network.reuse import Context
+from maskgit.network.partial import Context
 from maskgit.network.transformer import Transformer
 from maskgit.pipeline import MaskGIT, networks
 from maskgit.tokenizer import VQGAN

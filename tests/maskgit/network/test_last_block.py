@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig, preset
 from maskgit.decoding import DECODERS, DecodeConfig, decode_steps, masked_counts
 from maskgit.decoding.schedules import mask_counts
-from maskgit.network.last_block import FEWEST_ROWS, MaskedRowsNetwork, masked_rows
-from maskgit.network.packed import PackedLinear, can_pack
-from maskgit.network.reuse import Context
+from maskgit.network.copies import PackedLinear, can_pack
+from maskgit.network.partial import FEWEST_ROWS, Context, MaskedRowsNetwork, masked_rows
 from maskgit.network.transformer import Transformer
 from maskgit.pipeline import MaskGIT
 from maskgit.tokenizer import VQGAN

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from maskgit.config import HaltonConfig, Stage, TokenizerConfig, TransformerConfig
+from maskgit.network.copies import PackedConv2d, PackedLinear, can_pack, pack
 from maskgit.network.halton import HaltonTransformer
-from maskgit.network.packed import PackedConv2d, PackedLinear, can_pack, pack
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 

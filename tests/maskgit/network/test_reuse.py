@@ -22,9 +22,9 @@ from maskgit.cli.options import Options, decode_config
 from maskgit.config import HaltonConfig, Stage, TokenizerConfig, TransformerConfig
 from maskgit.decoding import DECODERS, DecodeConfig, changed_counts, decode, decode_plan, decode_steps
 from maskgit.decoding.graphs import GraphCache
+from maskgit.network.copies import can_pack, pack
 from maskgit.network.halton import HaltonTransformer
-from maskgit.network.packed import can_pack, pack
-from maskgit.network.reuse import Context, ReusingNetwork
+from maskgit.network.partial import Context, ReusingNetwork
 from maskgit.network.transformer import Transformer
 from maskgit.pipeline import MaskGIT
 from maskgit.tokenizer import VQGAN

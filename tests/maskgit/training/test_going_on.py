@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 from tiny_train import as_words, assert_same_run, curve, make_pictures
 
 import maskgit.data.parts
+from maskgit.data import DataError
 from maskgit.network.folder import save_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import list_checkpoints
@@ -184,6 +186,29 @@ def test_advice_after_other_settings_can_be_followed(project: Path, capsys: Any)
     line = failure(capsys, "tokenizer", *as_words(QUICK | {"data": "pictures", "output": "run"}))
     assert "go on with --resume (and more --steps, if it is through)" in line
     assert main([*RESUME, "--data", "pictures", "--output", "run", "--steps", "4"]) == 0
+
+
+def test_images_that_have_changed(run: Any, unbroken: Any, tmp_path: Path) -> None:
+    """A run never goes on with tokens of others; a new one makes its own."""
+    data, output = few(tmp_path / "data", [f"{i}.png" for i in range(12)]), tmp_path / "run"
+
+    def train(**changes: Any) -> None:
+        run("transformer", output, data=str(data), val_fraction=0.5, save_every=1, **changes)
+
+    def made() -> list[bytes]:
+        return [(output / "tokens" / split / "tokens.json").read_bytes() for split in ("train", "val")]
+
+    train(steps=1)
+    before = made()
+    train(steps=2, resume=True)
+    for path in data.iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    with pytest.raises(DataError, match="tokens.npy: is there already, made with other images; choose another"):
+        train(steps=3, resume=True)
+    assert made() == before and list_checkpoints(output / "checkpoints")[-1][0] == 2
+    shutil.rmtree(output / "checkpoints")
+    train(steps=1, resume=True)  # from the start
+    assert all(new != old for new, old in zip(made(), before, strict=True))
 
 
 def few(folder: Path, names: list[str]) -> Path:

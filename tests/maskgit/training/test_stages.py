@@ -18,8 +18,9 @@ from torch import Tensor
 import maskgit.training.loop as loop
 import maskgit.training.transformer
 from maskgit.config import TokenizerConfig
+from maskgit.data import DataError
 from maskgit.network.folder import load_model, load_tokenizer, save_tokenizer
-from maskgit.network.last_block import masked_rows
+from maskgit.network.partial import masked_rows
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, module_states
@@ -265,6 +266,10 @@ def test_checkpoint_of_other_networks(run: Any, copy: Any, pictures: Path, tmp_p
     third.mkdir()
     try:
         Image.new("RGB", (20, 20)).save(third / "1.png")
+        with pytest.raises(DataError, match=f"made with other images; .* remove {output / 'tokens' / 'train'}"):
+            run("transformer", output, resume=True)
+        for split in ("train", "val"):  # as that says
+            shutil.rmtree(output / "tokens" / split)
         with pytest.raises(
             CheckpointError, match=f"{settings}: does not fit the networks of this run: .*size mismatch"
         ):
