@@ -11,16 +11,15 @@ they have in common. Needs the extras [metrics] and, for the plots, [bench]. See
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 
 import torch
 
-from maskgit.console import run_command
+from maskgit.console import printable_message
 from maskgit.files import write_atomically
 from maskgit.metrics.features import EfficientNetFeatures, FeatureNetwork, WeightsError, inception
-from maskgit.metrics.figures import json_bytes
+from maskgit.metrics.figures import json_bytes, run_measuring
 from maskgit.metrics.held_out import import_opencv
 from maskgit.pipeline import MaskGIT
 from maskgit.sweep.measuring import sweep
@@ -30,16 +29,8 @@ from maskgit.sweep.settings import Options
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (None: the process's) and return its exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "-m", "maskgit.sweep", *argv])
-    return run_command(
-        Options,
-        lambda options: measure(options, command),
-        argv,
-        prog="python -m maskgit.sweep",
-        errors=(ImportError, OSError, RuntimeError, ValueError),
-        interrupted="interrupted: what is finished is kept; the same command goes on from there",
-    )
+    interrupted = "interrupted: what is finished is kept; the same command goes on from there"
+    return run_measuring(Options, measure, argv, "python -m maskgit.sweep", interrupted)
 
 
 def measure(options: Options, command: str) -> None:
@@ -71,7 +62,7 @@ def networks(options: Options, device: torch.device) -> list[FeatureNetwork]:
     except WeightsError as error:
         if options.inception_weights:
             raise
-        print(f"no FID, only the distance that works offline: {error}", file=sys.stderr)
+        print(printable_message(f"no FID, only the distance that works offline: {error}"), file=sys.stderr)
     return [network.to(device, memory_format=torch.channels_last) for network in found]  # type: ignore[call-overload]
 
 

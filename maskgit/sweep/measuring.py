@@ -22,11 +22,13 @@ from torch import Tensor
 from maskgit.console import progress_bar
 from maskgit.files import open_regular
 from maskgit.machine import describe
-from maskgit.metrics import Gaussian, fit_gaussian, frechet_distance, held_out, hole_errors, psnr_of_mean_error
+from maskgit.metrics import held_out
 from maskgit.metrics.features import FeatureNetwork, extract_features
 from maskgit.metrics.figures import spread, weights_digest
 from maskgit.metrics.held_out import from_picture, to_picture, to_signed
-from maskgit.pipeline import MaskGIT, image_seed
+from maskgit.metrics.pairs import hole_errors, psnr_of_mean_error
+from maskgit.metrics.sets import Gaussian, fit_gaussian, frechet_distance
+from maskgit.pipeline import MaskGIT
 from maskgit.sweep.settings import AXES, FEATURES_WORK, Options, Setting, describe_values, settings
 from maskgit_kernels import backend
 
@@ -107,17 +109,9 @@ def inpaint(
     most: int | None = None,
 ) -> list[Image.Image]:
     """The images, or the first `most` of them, with their holes filled."""
-    some = slice(most)
-    results = model.inpaint(
-        [to_picture(image) for image in images.pixels[some]],
-        list(images.masks[some]),
-        config=setting.config,
-        seeds=[image_seed(seed, i) for i in images.numbers[some]],
-        labels=None if images.labels is None else images.labels[some],
-        batch_size=batch_size,
-        progress=progress,
-    )
-    return [result.image for result in results]
+    numbers, pixels, masks, labels = (None if whole is None else whole[:most] for whole in images)
+    options = {"config": setting.config, "labels": labels, "batch_size": batch_size, "progress": progress}
+    return [result.image for result in held_out.inpaint(model, pixels, masks, numbers, seed, **options)]
 
 
 def telea(model: MaskGIT, images: Images) -> list[Image.Image]:

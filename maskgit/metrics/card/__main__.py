@@ -10,7 +10,6 @@ Writes report.json, report.md, inpaintings.png and reconstructions.png. Needs th
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -20,34 +19,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskgit.console import UsageError, printable, run_command
+from maskgit.console import UsageError, printable
 from maskgit.data import DataError, find_images, load_dataset
+from maskgit.data.png import png_bytes
 from maskgit.files import find_replaced, write_atomically
 from maskgit.machine import describe
-from maskgit.metrics import codebook_usage
 from maskgit.metrics.card import measuring
-from maskgit.metrics.card.measuring import Options, timed, tokenize_views
-from maskgit.metrics.card.pictures import draw_inpaintings, draw_reconstructions, shown_indices
-from maskgit.metrics.card.tables import markdown
+from maskgit.metrics.card.measuring import Options, shown_indices, timed, tokenize_views
+from maskgit.metrics.card.report import draw_reconstructions, markdown
 from maskgit.metrics.features import efficientnet_lite0
-from maskgit.metrics.figures import json_bytes, weights_digest
+from maskgit.metrics.figures import json_bytes, run_measuring, weights_digest
 from maskgit.metrics.held_out import import_opencv, load_held_out, make_subsets
 from maskgit.metrics.pairs import SSIM_WINDOW, import_torchmetrics
+from maskgit.metrics.sets import codebook_usage
+from maskgit.pictures.strips import triples
 from maskgit.pipeline import MaskGIT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (None: the process's) and return its exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "-m", "maskgit.metrics.card", *argv])
-    return run_command(
-        Options,
-        lambda options: measure(options, command),
-        argv,
-        prog="python -m maskgit.metrics.card",
-        errors=(ImportError, OSError, RuntimeError, ValueError),
-        interrupted="interrupted: nothing was written",
-    )
+    return run_measuring(Options, measure, argv, "python -m maskgit.metrics.card", "interrupted: nothing was written")
 
 
 def measure(options: Options, command: str) -> None:
@@ -123,7 +114,7 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
         "seconds": seconds,
     }
     files = {
-        "inpaintings.png": draw_inpaintings(shown),
+        "inpaintings.png": png_bytes(triples(shown), optimize=True),
         "reconstructions.png": draw_reconstructions(held_out.pixels, decoded, shown_indices(subsets, options.seed)),
         "report.md": markdown(report).encode(),
         "report.json": json_bytes(report),

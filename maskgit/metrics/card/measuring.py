@@ -15,17 +15,18 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from maskgit import metrics
 from maskgit.console import UsageError, progress_bar, require_at_least
 from maskgit.data import ImageDataset
 from maskgit.decoding import DecodeConfig
 from maskgit.decoding.masking import random_masks
 from maskgit.decoding.schedules import ceil_count, gamma
 from maskgit.metrics import held_out
-from maskgit.metrics.card.pictures import shown_indices
+from maskgit.metrics.features import pooled_features
 from maskgit.metrics.figures import spread
 from maskgit.metrics.held_out import HeldOut, Subsets, from_picture, to_signed
-from maskgit.pipeline import InpaintResult, MaskGIT, Precision, image_seed
+from maskgit.metrics.pairs import hole_errors, psnr, psnr_of_mean_error, ssim
+from maskgit.metrics.sets import codebook_usage, frechet_distance
+from maskgit.pipeline import InpaintResult, MaskGIT, Precision
 
 HOLES = {"center": "center hole, half the side", "boxes": "random boxes"}
 """Mask makers whose holes are filled, and their names in the report."""
@@ -34,6 +35,9 @@ SCHEDULE = "cosine"
 """Mask schedule of the masked-token loss."""
 SMOOTHING = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Pseudo-counts per code that the fixed distribution may choose from."""
+
+PICTURES = 24
+"""Images in each picture."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,12 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(time.perf_counter() - start, 2)
 
 
+def shown_indices(subsets: Subsets, seed: int) -> list[int]:
+    """The images of the pictures: drawn at random from the headline's set, in random order."""
+    indices = next(iter(subsets.values()))
+    return [int(i) for i in np.random.default_rng((seed, 3)).permutation(indices)[:PICTURES]]
+
+
 # --- tokenizer --------------------------------------------------------------------------------------------------------
 
 
@@ -111,14 +121,14 @@ def measure_tokenizer(model: MaskGIT, pixels: Tensor, subsets: Subsets) -> tuple
     """
     tokens, decoded = held_out.reconstruct(model, pixels)
     originals, copies = to_signed(pixels), to_signed(decoded)
-    each_psnr, each_ssim = metrics.psnr(originals, copies), metrics.ssim(originals, copies)
+    each_psnr, each_ssim = psnr(originals, copies), ssim(originals, copies)
     each_error = (originals - copies).square().flatten(1).mean(1)
     figures = {}
     for name, indices in subsets.items():
-        used, perplexity = metrics.codebook_usage(tokens[indices], model.tokenizer.config.codebook_size)
+        used, perplexity = codebook_usage(tokens[indices], model.tokenizer.config.codebook_size)
         figures[name] = {
             "psnr": float(each_psnr[indices].mean()),
-            "psnr_of_mean_error": metrics.psnr_of_mean_error(float(each_error[indices].mean())),
+            "psnr_of_mean_error": psnr_of_mean_error(float(each_error[indices].mean())),
             "ssim": float(each_ssim[indices].mean()),
             "codes_used": used,
             "perplexity": perplexity,
@@ -280,11 +290,13 @@ def measure_holes(
     with timed(seconds, "inpainting"), progress_bar(len(HOLES) * sum(map(len, turns)), "inpainting") as bar:
         for hole, half in zip(HOLES, halves, strict=True):
             for turn, indices in enumerate(turns):
-                results = model.inpaint(
-                    [held_out.to_picture(image) for image in pixels[indices]],
-                    list(masks[hole][indices]),
+                results = held_out.inpaint(
+                    model,
+                    pixels[indices],
+                    masks[hole][indices],
+                    indices,
+                    options.seed + turn,
                     config=config,
-                    seeds=[image_seed(options.seed + turn, int(i)) for i in indices],
                     labels=None if images.labels is None else [images.labels[i] for i in indices],
                     batch_size=options.batch_size,
                     progress=bar.update,
@@ -307,7 +319,7 @@ def measure_holes(
 
         def features(images: Tensor) -> Tensor:
             batches = []
-            for batch in metrics.pooled_features(network, to_signed(images), options.feature_size):
+            for batch in pooled_features(network, to_signed(images), options.feature_size):
                 batches.append(batch)
                 bar.update(len(batch))
             return torch.cat(batches)
@@ -318,15 +330,15 @@ def measure_holes(
             """The figures of those sets that were filled whole."""
             ours = features(fill.images)
             done, hidden = fill.indices, torch.from_numpy(drawn[fill.indices])
-            absolute, square = metrics.hole_errors(to_signed(fill.images), to_signed(pixels[done]), hidden)
+            absolute, square = hole_errors(to_signed(fill.images), to_signed(pixels[done]), hidden)
             figures = {}
             for name, indices in subsets.items():
                 if len(indices) <= len(done):
                     rows = np.searchsorted(done, indices)  # both are sorted
                     figures[name] = {
-                        "frechet": metrics.frechet_distance(ours[rows], reference[indices]),
+                        "frechet": frechet_distance(ours[rows], reference[indices]),
                         # Of the mean error: a hole in plain white filled perfectly has no PSNR that could be averaged.
-                        "psnr_in_hole": metrics.psnr_of_mean_error(float(square[rows].mean())),
+                        "psnr_in_hole": psnr_of_mean_error(float(square[rows].mean())),
                         "l1_in_hole": 127.5 * float(absolute[rows].mean()),
                     }
             return figures

@@ -1,13 +1,19 @@
-"""The report of a model's card as Markdown."""
+"""A model's card as Markdown, and its picture of reconstructions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
+from torch import Tensor
+
 from maskgit.console import markdown_table
+from maskgit.data.png import png_bytes
 from maskgit.metrics.card.measuring import HOLES, SCHEDULE, SMOOTHING
 from maskgit.metrics.figures import number
-from maskgit.metrics.held_out import BALANCED
+from maskgit.metrics.held_out import BALANCED, to_picture
+from maskgit.pictures.strips import grid
 
 TOKENIZER = {
     "psnr": ("PSNR, mean over images (dB)", "{:.2f}"),
@@ -102,3 +108,12 @@ def _hole_table(hole: str, methods: dict[str, Any], sets: dict[str, int]) -> str
         [method, *(number(figures[name][key]) for name in sets for key in HOLE)] for method, figures in methods.items()
     ]
     return "\n".join(markdown_table(head, cells))
+
+
+def draw_reconstructions(pixels: Tensor, decoded: Tensor, indices: Sequence[int]) -> bytes:
+    """A PNG of originals, each with what encoding and decoding makes of it beside it. Both uint8 [n, 3, S, S]."""
+    side = pixels.shape[2] * max(1, 128 // pixels.shape[2])
+    pictures = [to_picture(images[i]) for i in indices for images in (pixels, decoded)]
+    enlarged = [picture.resize((side, side), Image.Resampling.NEAREST) for picture in pictures]
+    pairs = min(6, len(indices))
+    return png_bytes(grid(enlarged, 2 * pairs, ["original", "decoded"] * pairs), optimize=True)
