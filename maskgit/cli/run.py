@@ -11,9 +11,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from maskgit.cli.jobs import OVERVIEW, Job, Target, find_jobs, find_target, query_point, query_token
+from maskgit.cli.jobs import OVERVIEW, Job, Target, check_originals, find_jobs, find_target, query_point, query_token
 from maskgit.cli.options import Options, check_task, class_number, decode_config
-from maskgit.cli.originals import check_originals
 from maskgit.cli.results import write_results
 from maskgit.console import DONE, FAILED, INTERRUPTED, UsageError, printable, progress_bar
 from maskgit.data.carried import read_picture

@@ -109,9 +109,18 @@ def inpaint(
     most: int | None = None,
 ) -> list[Image.Image]:
     """The images, or the first `most` of them, with their holes filled."""
-    numbers, pixels, masks, labels = (None if whole is None else whole[:most] for whole in images)
-    options = {"config": setting.config, "labels": labels, "batch_size": batch_size, "progress": progress}
-    return [result.image for result in held_out.inpaint(model, pixels, masks, numbers, seed, **options)]
+    results = held_out.inpaint(
+        model,
+        images.pixels[:most],
+        images.masks[:most],
+        images.numbers[:most],
+        seed,
+        config=setting.config,
+        labels=images.labels and images.labels[:most],
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return [result.image for result in results]
 
 
 def telea(model: MaskGIT, images: Images) -> list[Image.Image]:
@@ -188,16 +197,9 @@ class Ledger:
 
 
 def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, command: str = "") -> dict[str, Any]:
-    """Measure what is not in the ledger yet, and put all of it together.
+    """Measure what is not in the ledger yet, and put all of it into a report, as JSON can hold it.
 
-    Args:
-        model: as users get it.
-        networks: of the distances.
-        options: those of the command line; `model`, `device` and `precision` are not looked at again.
-        command: noted in the report.
-
-    Returns:
-        The report, as JSON can hold it.
+    Of the options, `model`, `device` and `precision` are not looked at again; `command` is noted in the report.
 
     Raises:
         DataError, ImageError: images that can't be used.

@@ -59,11 +59,8 @@ def measure(options: Options, command: str) -> None:
 def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str = "") -> dict[str, Any]:
     """Measure everything, write the four files, and return the report.
 
-    Args:
-        model: as users get it.
-        network: what `maskgit.metrics.features.efficientnet_lite0` returns, on the device where it shall run.
-        options: those of the command line; `model`, `device` and `precision` are not looked at again.
-        command: noted in the report.
+    `network` is what `maskgit.metrics.features.efficientnet_lite0` returns, on the device where it shall run. Of the
+    options, `device` and `precision` are not looked at again; `command` is noted in the report.
 
     Raises:
         DataError, ImageError: images that can't be used.

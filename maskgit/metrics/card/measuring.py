@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -254,15 +254,6 @@ def measure_loss(
 # --- inpainting -------------------------------------------------------------------------------------------------------
 
 
-class Fill(NamedTuple):
-    """What a method made of some images."""
-
-    indices: np.ndarray
-    """Their positions among the held-out images, sorted."""
-    images: Tensor
-    """uint8 [len(indices), 3, S, S]."""
-
-
 def measure_holes(
     model: MaskGIT,
     network: nn.Module,
@@ -285,7 +276,8 @@ def measure_holes(
     wanted = shown_indices(subsets, options.seed)
     halves = (wanted[: (len(wanted) + 1) // 2], wanted[(len(wanted) + 1) // 2 :])
     masks = {hole: held_out.hole_masks(hole, everything, pixels.shape[2], options.seed) for hole in HOLES}
-    fills: dict[str, dict[str, list[Fill]]] = {hole: {"MaskGIT": []} for hole in HOLES}
+    # Hole, method, positions of the images among the held-out ones (sorted), and what they became, uint8 [n, 3, S, S].
+    fills: list[tuple[str, str, np.ndarray, Tensor]] = []
     shown: list[InpaintResult] = []
     with timed(seconds, "inpainting"), progress_bar(len(HOLES) * sum(map(len, turns)), "inpainting") as bar:
         for hole, half in zip(HOLES, halves, strict=True):
@@ -302,7 +294,7 @@ def measure_holes(
                     progress=bar.update,
                 )
                 filled = torch.stack([from_picture(result.image) for result in results])
-                fills[hole]["MaskGIT"].append(Fill(indices, filled))
+                fills.append((hole, "MaskGIT", indices, filled))
                 if turn == 0:
                     shown += [results[i] for i in half]
     with timed(seconds, "other methods"):
@@ -312,9 +304,9 @@ def measure_holes(
                 "mean colour": map(held_out.fill_mean, pixels, drawn),
                 held_out.TOKENIZER_ONLY: map(held_out.paste_decoded, pixels, decoded, drawn),
             }
-            fills[hole] |= {name: [Fill(everything, torch.stack([*filled]))] for name, filled in others.items()}
+            fills += [(hole, name, everything, torch.stack([*filled])) for name, filled in others.items()]
 
-    total = len(pixels) + sum(len(fill.indices) for methods in fills.values() for fill in sum(methods.values(), []))
+    total = len(pixels) + sum(len(done) for _, _, done, _ in fills)
     with timed(seconds, "Fréchet distance"), progress_bar(total, "features") as bar:
 
         def features(images: Tensor) -> Tensor:
@@ -326,11 +318,10 @@ def measure_holes(
 
         reference = features(pixels)
 
-        def compare(fill: Fill, drawn: np.ndarray) -> dict[str, dict[str, float]]:
+        def compare(done: np.ndarray, filled: Tensor, drawn: np.ndarray) -> dict[str, dict[str, float]]:
             """The figures of those sets that were filled whole."""
-            ours = features(fill.images)
-            done, hidden = fill.indices, torch.from_numpy(drawn[fill.indices])
-            absolute, square = hole_errors(to_signed(fill.images), to_signed(pixels[done]), hidden)
+            ours = features(filled)
+            absolute, square = hole_errors(to_signed(filled), to_signed(pixels[done]), torch.from_numpy(drawn))
             figures = {}
             for name, indices in subsets.items():
                 if len(indices) <= len(done):
@@ -343,11 +334,10 @@ def measure_holes(
                     }
             return figures
 
-        figures = {
-            hole: {method: _spread([compare(fill, masks[hole]) for fill in done]) for method, done in methods.items()}
-            for hole, methods in fills.items()
-        }
-    return figures, shown
+        versions: dict[str, dict[str, list[Any]]] = {hole: {} for hole in HOLES}
+        for hole, method, done, filled in fills:
+            versions[hole].setdefault(method, []).append(compare(done, filled, masks[hole][done]))
+    return {hole: {method: _spread(each[method]) for method in each} for hole, each in versions.items()}, shown
 
 
 def _spread(versions: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
