@@ -11,7 +11,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -148,7 +148,7 @@ def measure(options: Options) -> dict[str, Any]:
     if options.pairwise:
         import_torchmetrics()
     pairs = match_pictures(options.real, options.generated) if options.pairwise else []
-    get_mask = mask_source(options)
+    check_masks(options.masks)
     real = [] if options.real.suffix == ".npz" else find_pictures(options.real)
     generated = find_pictures(options.generated)
     report: dict[str, Any] = {
@@ -177,7 +177,7 @@ def measure(options: Options) -> dict[str, Any]:
         report[name] = compare_sets(network, real, generated, options)
     if options.pairwise:
         where = "picture" if options.masks is None else "hole"
-        report["pairs"] = {"where": where, **compare_pairs(pairs, get_mask, device)}
+        report["pairs"] = {"where": where, **compare_pairs(pairs, options, device)}
     report["seconds"] = round(time.perf_counter() - start, 1)
     return report
 
@@ -230,11 +230,7 @@ def compare_sets(
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
-MaskSource = Callable[[Path, tuple[int, int]], np.ndarray]
-"""Gives the mask bool [H, W] of an original file of a size (W, H): where it is compared."""
-
-
-def compare_pairs(pairs: Sequence[tuple[Path, Path]], get_mask: MaskSource, device: torch.device) -> dict[str, Any]:
+def compare_pairs(pairs: Sequence[tuple[Path, Path]], options: Options, device: torch.device) -> dict[str, Any]:
     """PSNR, SSIM and perceptual distance of pictures where their masks are True.
 
     Raises:
@@ -251,13 +247,12 @@ def compare_pairs(pairs: Sequence[tuple[Path, Path]], get_mask: MaskSource, devi
                 raise DataError(f"{original_path} and {result_path} differ in size: {sizes}")
             if min(original.size) < SSIM_WINDOW:
                 raise DataError(f"{original_path}: smaller than {SSIM_WINDOW} pixels, the window of SSIM")
-            hole = get_mask(original_path, original.size)
+            hole = get_mask(options, original_path, original.size)
             if not hole.any():
                 raise DataError(f"{original_path}: its mask has no hole")
             masks = torch.from_numpy(hole)[None].to(device)
             a, b = (to_signed(from_picture(picture)[None].to(device)) for picture in (original, result))
-            perceptual = perceptual_distance(network, a, b, masks)
-            values = (*hole_errors(a, b, masks), ssim(a, b, masks), perceptual)
+            values = (*hole_errors(a, b, masks), ssim(a, b, masks), perceptual_distance(network, a, b, masks))
             figures.append([float(value) for value in values])
             bar.update()
     absolute, square, similarity, distance = map(statistics.fmean, zip(*figures, strict=True))
@@ -271,30 +266,25 @@ def compare_pairs(pairs: Sequence[tuple[Path, Path]], get_mask: MaskSource, devi
     }
 
 
-def mask_source(options: Options) -> MaskSource:
-    """The masks that --masks names; all of the picture without it.
-
-    Raises:
-        DataError: --masks is none of what it may be.
-    """
-    wanted = options.masks
-    if wanted is None:
-        return lambda path, size: np.ones((size[1], size[0]), dtype=bool)
-    if wanted in FIXED_MASKS:
-        return lambda path, size: make_mask(wanted, size[1], size[0]) ^ options.invert_mask
-    if wanted in MAKERS:
+def check_masks(wanted: str | None) -> None:
+    """Raise DataError if --masks is none of what it may be."""
+    if wanted in MAKERS and wanted not in FIXED_MASKS:
         raise DataError(f"--masks {wanted}: there is chance in it; name a folder of the masks that were used")
-    source = Path(wanted)
-    if not (source.is_dir() or source.is_file()):
+    if wanted and wanted not in FIXED_MASKS and not (Path(wanted).is_dir() or Path(wanted).is_file()):
         raise DataError(f"--masks {wanted}: no such file or folder, and not one of {', '.join(FIXED_MASKS)}")
 
-    def load(path: Path, size: tuple[int, int]) -> np.ndarray:
-        if source.is_file():
-            return load_mask(source, size, options.invert_mask)
-        mirrored = source / path.relative_to(options.real).parent
-        return load_mask(find_mask_for(path, mirrored if mirrored.is_dir() else source), size, options.invert_mask)
 
-    return load
+def get_mask(options: Options, path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Where an original file, of a size (W, H), is compared: bool [H, W]; all of it without --masks."""
+    if options.masks is None:
+        return np.ones(size[::-1], dtype=bool)
+    if options.masks in FIXED_MASKS:
+        return make_mask(options.masks, size[1], size[0]) ^ options.invert_mask
+    source = Path(options.masks)
+    if source.is_dir():
+        mirrored = source / path.relative_to(options.real).parent
+        source = find_mask_for(path, mirrored if mirrored.is_dir() else source)
+    return load_mask(source, size, options.invert_mask)
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from maskgit.metrics.figures import json_bytes, number, run_measuring, weights_d
 from maskgit.metrics.held_out import BALANCED, import_opencv, load_held_out, make_subsets, to_picture
 from maskgit.metrics.pairs import SSIM_WINDOW, import_torchmetrics
 from maskgit.metrics.sets import codebook_usage
-from maskgit.pictures.strips import grid, triples
+from maskgit.pictures.strips import overview, triples
 from maskgit.pipeline import MaskGIT
 
 TOKENIZER = {
@@ -220,10 +220,9 @@ def _hole_table(hole: str, methods: dict[str, Any], sets: dict[str, int]) -> str
 def draw_reconstructions(pixels: Tensor, decoded: Tensor, indices: Sequence[int]) -> bytes:
     """A PNG of originals, each with what encoding and decoding makes of it beside it. Both uint8 [n, 3, S, S]."""
     side = pixels.shape[2] * max(1, 128 // pixels.shape[2])
-    pictures = [to_picture(images[i]) for i in indices for images in (pixels, decoded)]
-    enlarged = [picture.resize((side, side), Image.Resampling.NEAREST) for picture in pictures]
-    pairs = min(6, len(indices))
-    return png_bytes(grid(enlarged, 2 * pairs, ["original", "decoded"] * pairs), optimize=True)
+    pairs = [[to_picture(images[i]) for images in (pixels, decoded)] for i in indices]
+    enlarged = [[picture.resize((side, side), Image.Resampling.NEAREST) for picture in pair] for pair in pairs]
+    return png_bytes(overview(enlarged, ("original", "decoded"), 6), optimize=True)
 
 
 if __name__ == "__main__":
