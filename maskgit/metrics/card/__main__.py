@@ -114,7 +114,7 @@ def measure(options: Options, command: str) -> None:
     import_torchmetrics()
     options.output.mkdir(parents=True, exist_ok=True)
     print(markdown(evaluate(model, network, options, command)))
-    print(f"report and pictures are in {options.output.resolve()}")
+    print(f"report and pictures are in {printable(options.output.resolve())}")
 
 
 def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str = "") -> dict[str, Any]:
