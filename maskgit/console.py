@@ -69,8 +69,7 @@ def run_command(
         with warnings_as_lines():
             return work(chosen) or DONE
     except known as error:
-        # Of line breaks, those before indented lines are the message's own; others may come out of a file's name.
-        print("\n  ".join(map(printable, f"error: {error}".split("\n  "))), file=sys.stderr)
+        print(printable_message(f"error: {error}"), file=sys.stderr)
         return BAD_USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
@@ -108,6 +107,11 @@ def printable(text: object) -> str:
     return "".join(_escape(character) for character in str(text))
 
 
+def printable_message(text: object) -> str:
+    """As `printable`, but for line breaks before indented lines: a message's own, while others are of file names."""
+    return "\n  ".join(map(printable, str(text).split("\n  ")))
+
+
 def printable_lines(text: object) -> str:
     """As `printable`, but for line breaks: of messages that have some of their own."""
     return "\n".join(map(printable, str(text).split("\n")))
@@ -122,11 +126,11 @@ def _escape(character: str) -> str:
 
 @contextlib.contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Within, warnings are lines on stderr, `warning: TEXT`, each once, above any progress bar."""
+    """Within, warnings are messages on stderr, `warning: TEXT`, each once, above any progress bar."""
     shown: set[str] = set()
 
     def show(message: Warning | str, *args: object, **options: object) -> None:
-        text = printable(message)
+        text = printable_message(message)
         if text not in shown:
             shown.add(text)
             tqdm.write(f"warning: {text}", file=sys.stderr)

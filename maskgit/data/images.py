@@ -277,8 +277,8 @@ class KeyedImages(ImageDataset):
             self.skipped += [(self._place(i), why) for i, why in enumerate(problems) if why is not None]
             self._keep([i for i, why in enumerate(problems) if why is None])
         if self.skipped:
-            lines = "\n".join(printable(f"  {place}: {why}") for place, why in self.skipped)
-            warnings.warn(f"{source}: skipped {len(self.skipped)} {self.SKIPPED}:\n{lines}", stacklevel=3)
+            lines = "\n  ".join(printable(f"{place}: {why}") for place, why in self.skipped)
+            warnings.warn(f"{source}: skipped {len(self.skipped)} {self.SKIPPED}:\n  {lines}", stacklevel=3)
         if not self.keys:
             found = f"{len(self.skipped)} {self.SKIPPED}"
             raise DataError(f"{source}: no image for {split!r} can be used ({found}): add others")

@@ -11,7 +11,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,15 +21,23 @@ import torch
 import tyro
 from torch import Tensor
 
-from maskgit import metrics
-from maskgit.console import UsageError, printable, progress_bar, require_at_least, run_command
+from maskgit.console import UsageError, printable, printable_message, progress_bar, require_at_least, run_command
 from maskgit.data import DataError
 from maskgit.data.masks import MAKERS, find_mask_for, load_mask, make_mask
 from maskgit.data.reading import read_image
 from maskgit.metrics.features import EfficientNetFeatures, FeatureNetwork, WeightsError, extract_features, inception
+from maskgit.metrics.figures import ERRORS
 from maskgit.metrics.folders import cache_folder, find_pictures, folder_features, match_pictures, read_statistics
 from maskgit.metrics.held_out import from_picture, to_signed
-from maskgit.metrics.pairs import SSIM_WINDOW, import_torchmetrics
+from maskgit.metrics.pairs import (
+    SSIM_WINDOW,
+    hole_errors,
+    import_torchmetrics,
+    perceptual_distance,
+    psnr_of_mean_error,
+    ssim,
+)
+from maskgit.metrics.sets import Gaussian, Manifold, class_score, frechet_distance, manifold_scores
 from maskgit.pipeline import resolve_device
 from maskgit.tokenizer.losses import PerceptualLoss, efficientnet_stages
 
@@ -45,6 +53,16 @@ NETWORKS = {
     "efficientnet-lite0": ("EfficientNet-Lite0", NOT_COMPARABLE, "Fréchet distance", "class-entropy score"),
 }
 """Of each network: its title, a note, and what the distance and the class score in its features are called."""
+
+SCORE_OF_SPLITS = "{0[mean]:.3f} ± {0[std]:.3f} ({0[splits]} splits)"
+MANIFOLD = {name: (name, "{:.4f}  (k = {neighbors})") for name in Manifold._fields}
+PAIRS = {
+    "psnr": ("PSNR", "{:.2f} dB (of the mean squared error)"),
+    "l1_of_255": ("L1", "{:.2f} of 255"),
+    "ssim": ("SSIM", "{:.4f}"),
+    "perceptual_distance_not_lpips": ("perceptual distance", "{:.4f} (as LPIPS, in EfficientNet-Lite0: not LPIPS)"),
+}
+"""Titles and formats in the table, by the figure's name in the report."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +124,7 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (None: the process's) and return its exit status."""
-    errors = (ImportError, OSError, RuntimeError, ValueError)  # they all say what to do
-    return run_command(Options, compare, argv, prog="python -m maskgit.metrics", errors=errors)
+    return run_command(Options, compare, argv, prog="python -m maskgit.metrics", errors=ERRORS)
 
 
 def compare(options: Options) -> None:
@@ -131,7 +148,7 @@ def measure(options: Options) -> dict[str, Any]:
     if options.pairwise:
         import_torchmetrics()
     pairs = match_pictures(options.real, options.generated) if options.pairwise else []
-    get_mask = mask_source(options)
+    check_masks(options.masks)
     real = [] if options.real.suffix == ".npz" else find_pictures(options.real)
     generated = find_pictures(options.generated)
     report: dict[str, Any] = {
@@ -153,14 +170,14 @@ def measure(options: Options) -> dict[str, Any]:
         except WeightsError as error:
             if options.network == "inception" or options.inception_weights is not None:
                 raise
-            print(f"note: {error}\n  Going on without the FID.", file=sys.stderr)
+            print(printable_message(f"note: {error}\n  Going on without the FID."), file=sys.stderr)
             report[name] = {"missing": str(error)}
             continue
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         report[name] = compare_sets(network, real, generated, options)
     if options.pairwise:
         where = "picture" if options.masks is None else "hole"
-        report["pairs"] = {"where": where, **compare_pairs(pairs, get_mask, device)}
+        report["pairs"] = {"where": where, **compare_pairs(pairs, options, device)}
     report["seconds"] = round(time.perf_counter() - start, 1)
     return report
 
@@ -178,28 +195,28 @@ def compare_sets(
         with progress_bar(len(files), f"{network.name}, {folder.name}") as bar:
             return extract_features(network, files, options.batch_size, bar.update)
 
-    reference: metrics.Gaussian | Tensor
+    reference: Gaussian | Tensor
     if real:
         cache = (options.cache_folder or cache_folder()) if options.cache else None
         reference = folder_features(network, options.real, real, lambda: extract(options.real, real), cache)
     else:
         reference = read_statistics(options.real)
     ours = extract(options.generated, generated)
-    if isinstance(reference, metrics.Gaussian) and len(reference.mean) != ours.shape[1]:
+    if isinstance(reference, Gaussian) and len(reference.mean) != ours.shape[1]:
         raise DataError(
             f"{options.real}: statistics of {len(reference.mean)} features, where {network.name} has {ours.shape[1]}"
         )
     device = next(network.parameters()).device
     splits = SPLITS if len(generated) >= SPLITS * SPLIT_SIZE else 1
-    mean, std = metrics.class_score(network.logits(ours.to(device)), splits)
+    mean, std = class_score(network.logits(ours.to(device)), splits)
     _, note, distance, score = NETWORKS[network.name]
     figures: dict[str, Any] = {
         "note": note or None,
-        key(distance): metrics.frechet_distance(reference, ours),
+        key(distance): frechet_distance(reference, ours),
         key(score): {"mean": mean, "splits": splits, **({"std": std} if splits > 1 else {})},
     }
     if isinstance(reference, Tensor):
-        scores = metrics.manifold_scores(reference.to(device), ours.to(device), options.neighbors)
+        scores = manifold_scores(reference.to(device), ours.to(device), options.neighbors)
         figures |= {"neighbors": options.neighbors, **scores._asdict()}
     smallest, dimensions = min(len(files) for files in (real, generated) if files), ours.shape[1]
     if smallest <= dimensions:
@@ -213,11 +230,7 @@ def compare_sets(
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
-MaskSource = Callable[[Path, tuple[int, int]], np.ndarray]
-"""Gives the mask bool [H, W] of an original file of a size (W, H): where it is compared."""
-
-
-def compare_pairs(pairs: Sequence[tuple[Path, Path]], get_mask: MaskSource, device: torch.device) -> dict[str, Any]:
+def compare_pairs(pairs: Sequence[tuple[Path, Path]], options: Options, device: torch.device) -> dict[str, Any]:
     """PSNR, SSIM and perceptual distance of pictures where their masks are True.
 
     Raises:
@@ -234,50 +247,44 @@ def compare_pairs(pairs: Sequence[tuple[Path, Path]], get_mask: MaskSource, devi
                 raise DataError(f"{original_path} and {result_path} differ in size: {sizes}")
             if min(original.size) < SSIM_WINDOW:
                 raise DataError(f"{original_path}: smaller than {SSIM_WINDOW} pixels, the window of SSIM")
-            hole = get_mask(original_path, original.size)
+            hole = get_mask(options, original_path, original.size)
             if not hole.any():
                 raise DataError(f"{original_path}: its mask has no hole")
             masks = torch.from_numpy(hole)[None].to(device)
             a, b = (to_signed(from_picture(picture)[None].to(device)) for picture in (original, result))
-            perceptual = metrics.perceptual_distance(network, a, b, masks)
-            values = (*metrics.hole_errors(a, b, masks), metrics.ssim(a, b, masks), perceptual)
+            values = (*hole_errors(a, b, masks), ssim(a, b, masks), perceptual_distance(network, a, b, masks))
             figures.append([float(value) for value in values])
             bar.update()
     absolute, square, similarity, distance = map(statistics.fmean, zip(*figures, strict=True))
     return {
         "images": len(pairs),
         # Of the mean error: a hole that is filled perfectly has no PSNR that could be averaged.
-        "psnr": metrics.psnr_of_mean_error(square),
+        "psnr": psnr_of_mean_error(square),
         "l1_of_255": 127.5 * absolute,
         "ssim": similarity,
         "perceptual_distance_not_lpips": distance,
     }
 
 
-def mask_source(options: Options) -> MaskSource:
-    """The masks that --masks names; all of the picture without it.
-
-    Raises:
-        DataError: --masks is none of what it may be.
-    """
-    wanted = options.masks
-    if wanted is None:
-        return lambda path, size: np.ones((size[1], size[0]), dtype=bool)
-    if wanted in FIXED_MASKS:
-        return lambda path, size: make_mask(wanted, size[1], size[0]) ^ options.invert_mask
-    if wanted in MAKERS:
+def check_masks(wanted: str | None) -> None:
+    """Raise DataError if --masks is none of what it may be."""
+    if wanted in MAKERS and wanted not in FIXED_MASKS:
         raise DataError(f"--masks {wanted}: there is chance in it; name a folder of the masks that were used")
-    source = Path(wanted)
-    if not (source.is_dir() or source.is_file()):
+    if wanted and wanted not in FIXED_MASKS and not (Path(wanted).is_dir() or Path(wanted).is_file()):
         raise DataError(f"--masks {wanted}: no such file or folder, and not one of {', '.join(FIXED_MASKS)}")
 
-    def load(path: Path, size: tuple[int, int]) -> np.ndarray:
-        if source.is_file():
-            return load_mask(source, size, options.invert_mask)
-        mirrored = source / path.relative_to(options.real).parent
-        return load_mask(find_mask_for(path, mirrored if mirrored.is_dir() else source), size, options.invert_mask)
 
-    return load
+def get_mask(options: Options, path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Where an original file, of a size (W, H), is compared: bool [H, W]; all of it without --masks."""
+    if options.masks is None:
+        return np.ones(size[::-1], dtype=bool)
+    if options.masks in FIXED_MASKS:
+        return make_mask(options.masks, size[1], size[0]) ^ options.invert_mask
+    source = Path(options.masks)
+    if source.is_dir():
+        mirrored = source / path.relative_to(options.real).parent
+        source = find_mask_for(path, mirrored if mirrored.is_dir() else source)
+    return load_mask(source, size, options.invert_mask)
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
@@ -293,36 +300,26 @@ def table(report: dict[str, Any]) -> str:
     lines = []
     for side in ("real", "generated"):
         count = report[f"{side}_images"]
-        lines.append(f"{side:<10} {report[side]} ({'statistics' if count is None else f'{count} images'})")
+        lines.append(f"{side:<10} {printable(report[side])} ({'statistics' if count is None else f'{count} images'})")
     for name, (title, note, distance, score) in NETWORKS.items():
-        if name not in report:
-            continue
-        figures = report[name]
-        lines += ["", f"{title}: {note}" if note else title]
-        if "missing" in figures:
-            lines.append("  weights missing: no FID")
-            continue
-        spread = figures[key(score)]
-        deviation = f" ± {spread['std']:.3f} ({spread['splits']} splits)" if "std" in spread else ""
-        lines.append(f"  {distance:<22}{figures[key(distance)]:.3f}")
-        lines.append(f"  {score:<22}{spread['mean']:.3f}{deviation}")
-        for figure in metrics.Manifold._fields:
-            if figure in figures:
-                lines.append(f"  {figure:<22}{figures[figure]:.4f}  (k = {figures['neighbors']})")
-        if "caution" in figures:
-            lines.append(f"  ({figures['caution']})")
+        if figures := report.get(name):
+            lines += ["", f"{title}: {note}" if note else title]
+            if "missing" in figures:
+                lines.append("  weights missing: no FID")
+                continue
+            score_form = SCORE_OF_SPLITS if "std" in figures[key(score)] else "{0[mean]:.3f}"
+            lines += rows({key(distance): (distance, "{:.3f}"), key(score): (score, score_form), **MANIFOLD}, figures)
+            lines += [f"  ({figures['caution']})"] if "caution" in figures else []
     if pairs := report.get("pairs"):
         where = "in the hole" if pairs["where"] == "hole" else "whole pictures"
-        lines += [
-            "",
-            f"{pairs['images']} pairs, {where}",
-            f"  {'PSNR':<22}{pairs['psnr']:.2f} dB (of the mean squared error)",
-            f"  {'L1':<22}{pairs['l1_of_255']:.2f} of 255",
-            f"  {'SSIM':<22}{pairs['ssim']:.4f}",
-            f"  {'perceptual distance':<22}{pairs['perceptual_distance_not_lpips']:.4f} "
-            "(as LPIPS, in EfficientNet-Lite0: not LPIPS)",
-        ]
+        lines += ["", f"{pairs['images']} pairs, {where}", *rows(PAIRS, pairs)]
     return "\n".join([*lines, "", f"{report['seconds']} s"])
+
+
+def rows(forms: dict[str, tuple[str, str]], figures: dict[str, Any]) -> list[str]:
+    """A line for each figure that there is, by its title and its format."""
+    found = {name: form for name, form in forms.items() if name in figures}
+    return [f"  {title:<22}{form.format(figures[name], **figures)}" for name, (title, form) in found.items()]
 
 
 if __name__ == "__main__":

@@ -161,16 +161,11 @@ def extract_features(
     batch_size: int = 32,
     progress: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """The features of pictures, read and prepared in threads.
+    """The features, float32 [n, D] on the CPU, of files or RGB pictures, read and prepared in threads.
 
     Args:
-        network: on the device where it shall run.
-        pictures: files, or RGB pictures, of any size each; they are squeezed to the network's square.
-        batch_size: pictures per forward pass.
+        network: on the device where it shall run; pictures of any size are squeezed to its square.
         progress: called with the number of pictures that were done since the last call.
-
-    Returns:
-        float32 [n, D] on the CPU, in order.
 
     Raises:
         ImageError: a file that can't be read as an image.
@@ -197,9 +192,7 @@ def pooled_features(network: nn.Module, images: Tensor, size: int = 224, batch_s
 
     Args:
         network: has `extract_features`, images [B, 3, size, size], normalized as ImageNet's, to [B, D, h, w].
-        images: float [B, 3, S, S] in [-1, 1], on any device.
-        size: images are resized to this, bicubic.
-        batch_size: images per forward pass.
+        images: float [n, 3, S, S] in [-1, 1], on any device; they are resized to `size`, bicubic.
 
     Yields:
         float64 [up to batch_size, D] on the CPU; in order.

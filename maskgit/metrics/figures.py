@@ -1,13 +1,35 @@
-"""Figures that were measured several times, how they are written, and which model they belong to."""
+"""Reports of figures: the commands that make them, how figures are written, which model they belong to."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import statistics
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from maskgit.console import Options, run_command
 from maskgit.pipeline import MaskGIT
+
+ERRORS = (ImportError, OSError, RuntimeError, ValueError)
+"""What measuring raises; they all say what to do."""
+
+
+def run_measuring(
+    options: type[Options],
+    measure: Callable[[Options, str], None],
+    argv: Sequence[str] | None,
+    prog: str,
+    interrupted: str,
+) -> int:
+    """`run_command`, for work that is told its command line too, which reports note."""
+    argv = sys.argv[1:] if argv is None else argv
+    command = shlex.join([*prog.split(), *argv])
+    return run_command(
+        options, lambda chosen: measure(chosen, command), argv, prog=prog, errors=ERRORS, interrupted=interrupted
+    )
 
 
 def spread(numbers: list[float]) -> dict[str, Any]:

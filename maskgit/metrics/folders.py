@@ -94,17 +94,10 @@ def folder_features(
     extract: Callable[[], Tensor],
     cache: Path | None,
 ) -> Tensor:
-    """The features of a folder's files: from the cache if they are there, else extracted and put there.
+    """The features, float32 [n, D], of files below a folder: from the cache (None for no cache) or else from `extract`.
 
     They are filed under the network's digest (weights and preparation) and that of the list of files: their names
     below the folder, sizes and times of change. A folder that was moved keeps its features, one that changed does not.
-
-    Args:
-        network: which network they are features of.
-        folder: that the files lie below.
-        files: in the order of the features.
-        extract: gives the features, float32 [n, D].
-        cache: where features are kept; None for nowhere.
 
     Raises:
         OSError: a file is gone. (A cache that can't be written is a warning.)

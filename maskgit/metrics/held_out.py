@@ -14,7 +14,7 @@ from maskgit.canvas.holes import paste_known
 from maskgit.console import progress_bar
 from maskgit.data import DataError, ImageDataset, load_dataset
 from maskgit.data.masks import make_mask
-from maskgit.pipeline import MaskGIT, image_seed
+from maskgit.pipeline import InpaintResult, MaskGIT, image_seed
 
 BALANCED, ALL = "one per family", "all"
 """Names of the two sets of held-out images that figures are given for."""
@@ -138,6 +138,17 @@ def hole_masks(hole: str, keys: Iterable[int], size: int, seed: int) -> np.ndarr
     """A hole for each image, bool [n, size, size]: of a mask maker, drawn from `seed` and the image's key alone."""
     seeds = [image_seed(seed, f"{hole}/{key}") % 2**64 for key in keys]
     return np.stack([make_mask(hole, size, size, one) for one in seeds])
+
+
+def inpaint(
+    model: MaskGIT, pixels: Tensor, masks: np.ndarray, keys: Iterable[int], seed: int, **options: Any
+) -> list[InpaintResult]:
+    """Images uint8 [n, 3, S, S] with their holes, bool [n, S, S], filled by the model.
+
+    Each image's random numbers come from `seed` and its key alone; `options` are those of `MaskGIT.inpaint`.
+    """
+    pictures = [to_picture(image) for image in pixels]
+    return model.inpaint(pictures, list(masks), seeds=[image_seed(seed, int(key)) for key in keys], **options)
 
 
 def fill_mean(pixels: Tensor, mask: np.ndarray) -> Tensor:

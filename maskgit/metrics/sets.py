@@ -80,8 +80,7 @@ def frechet_distance(a: Tensor | Gaussian, b: Tensor | Gaussian) -> float:
     sampling error is common to both.
 
     Args:
-        a: float [n, D], n >= 2, or what was fitted to them.
-        b: float [m, D], m >= 2, or what was fitted to them.
+        a, b: float [n, D] and [m, D], n and m >= 2, or what was fitted to them.
 
     Raises:
         ValueError: sets of other shapes, or features that aren't finite.
@@ -101,9 +100,9 @@ def frechet_distance(a: Tensor | Gaussian, b: Tensor | Gaussian) -> float:
 def class_score(logits: Tensor, splits: int = 1, seed: int = 0) -> tuple[float, float]:
     """exp of the mean KL(p(class | image), p(class)): how sure the classes of images are, and how varied.
 
-    Salimans et al., "Improved Techniques for Training GANs", NeurIPS 2016. With the logits of
-    `InceptionFeatures` it is the Inception score; with those of another network it is not. It lies
-    between 1 and the number of classes, and falls with the number of images: with n of them it is at most n.
+    Salimans et al., "Improved Techniques for Training GANs", NeurIPS 2016. With the logits of `InceptionFeatures` it is
+    the Inception score; with those of another network it is not. It lies between 1 and the number of classes, and at
+    most at n for n images.
 
     Args:
         logits: float [n, C].
@@ -154,8 +153,7 @@ def manifold_scores(real: Tensor, generated: Tensor, k: int = 3) -> Manifold:
     latter's package prdc. Memory grows with the larger set only, not with the product.
 
     Args:
-        real: float [n, D].
-        generated: float [m, D].
+        real, generated: float [n, D] and [m, D].
         k: at least 1, below n and m.
 
     Raises:

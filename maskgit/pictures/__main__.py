@@ -19,6 +19,7 @@ from maskgit.data.masks import MAKERS, load_mask, make_mask
 from maskgit.data.png import png_bytes
 from maskgit.data.reading import read_image
 from maskgit.decoding import DecodeConfig
+from maskgit.decoding.schedules import SCHEDULES
 from maskgit.files import SAMPLES, find_replaced, write_atomically
 from maskgit.pictures.strips import animation, evolution, strip
 from maskgit.pipeline import MaskGIT
@@ -33,8 +34,11 @@ class Options:
     """The image. Default: a sample."""
     mask: str = "center"
     """A mask image (white is filled), or one of center, boxes, strokes, half, left, right, top, bottom."""
-    schedules: tuple[str, ...] = ("linear", "cosine", "square")
-    """Which to compare: cosine, linear, square, cubic, exponential, sqrt, logarithmic, arccos."""
+    schedules: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Which to compare: {', '.join(SCHEDULES)}.")] = (
+        "linear",
+        "cosine",
+        "square",
+    )
     steps: int = DecodeConfig.steps
     """Decoding steps."""
     seed: int = 0

@@ -75,9 +75,8 @@ def decoding_maps(
     With context reuse (`DecodeConfig.reuse`) they are those of full evaluations.
 
     Args:
-        model: the one that made the result.
+        model, config, label: those that made the result; the model's own decoding by default, and no class.
         result: with its steps kept (`save_steps`).
-        config, label: as they were for `MaskGIT.inpaint`; the model's own decoding by default, and no class.
         query: row and column of the token whose attention is wanted; by default `hole_center`.
 
     Raises:
@@ -177,11 +176,7 @@ def map_picture(result: InpaintResult, maps: Maps) -> Image.Image:
     The first row has the image after each step. The second shows the tokens that were decided at the step, colored by
     confidence, with their number and mean confidence below. Then the attention of one token, which is framed: red where
     it looks, over the image; first the mean of all layers, then each (neighbors together, where there are more than
-    8). Within a row, the same red is the same weight.
-
-    Args:
-        result: with its steps kept.
-        maps: what `decoding_maps` gave for it.
+    8). Within a row, the same red is the same weight. `maps` is what `decoding_maps` gave for the result.
     """
     size = display_size(result.original.size)
     images = [resize(step.image, size) for step in result.steps]

@@ -72,11 +72,7 @@ def pair(original: Image.Image, outpainted: Image.Image) -> tuple[Image.Image, I
 
 
 def overview(groups: Sequence[Sequence[Image.Image]], captions: Sequence[str], columns: int = 4) -> Image.Image:
-    """Groups of pictures that belong together, `columns` of these groups in a row.
-
-    Args:
-        groups: as many pictures each as there are captions.
-        captions: one for each picture of a group.
+    """Groups of pictures that belong together, a caption for each of a group, `columns` of these groups in a row.
 
     Raises:
         ValueError: no groups, or `columns` below 1.
@@ -161,8 +157,7 @@ def grid(images: Sequence[Image.Image | None], columns: int, captions: Sequence[
 
     Args:
         images: of any size; None leaves a cell empty.
-        columns: cells in a row.
-        captions: one for each column, above it; or none.
+        captions: one for each of the `columns`, above it; or none.
 
     Raises:
         ValueError: no images, `columns` below 1, or captions of another number than columns.

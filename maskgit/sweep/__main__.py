@@ -11,35 +11,47 @@ they have in common. Needs the extras [metrics] and, for the plots, [bench]. See
 
 from __future__ import annotations
 
-import shlex
+import io
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from maskgit.console import run_command
+from maskgit.console import markdown_table, printable, printable_message
 from maskgit.files import write_atomically
 from maskgit.metrics.features import EfficientNetFeatures, FeatureNetwork, WeightsError, inception
-from maskgit.metrics.figures import json_bytes
+from maskgit.metrics.figures import json_bytes, number, run_measuring
 from maskgit.metrics.held_out import import_opencv
 from maskgit.pipeline import MaskGIT
-from maskgit.sweep.measuring import sweep
-from maskgit.sweep.report import draw, markdown
-from maskgit.sweep.settings import Options
+from maskgit.sweep.measuring import FIGURES, sweep
+from maskgit.sweep.settings import AXES, Options, describe_values
+
+PAGE = """\
+# Sweep: {study}
+
+{images} held-out images of {data}{families}; hole: {hole}; classes {told}. {fixed}.
+
+{machine[date]}, {machine[device]}, {machine[threads]} threads, torch {machine[torch]}, revision {machine[revision]}, \
+transformer in {precision}. Model {model}, weights {weights_sha256:.12}.
+
+    {command}
+
+{table}
+{reference_table}
+± is the standard deviation over {decodings} decodings of the same holes. Fréchet: distance between originals and \
+filled images in the pooled features of EfficientNet-Lite0 (ImageNet weights). It is **not FID**, and all distances \
+depend on the number of images: compare them within this page only. PSNR is of the mean squared error inside the \
+hole. "Tokenizer only" pastes the decoded tokens of the original: about the best that any transformer over these \
+tokens could do. Times are of everything from picture to picture.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (None: the process's) and return its exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "-m", "maskgit.sweep", *argv])
-    return run_command(
-        Options,
-        lambda options: measure(options, command),
-        argv,
-        prog="python -m maskgit.sweep",
-        errors=(ImportError, OSError, RuntimeError, ValueError),
-        interrupted="interrupted: what is finished is kept; the same command goes on from there",
-    )
+    interrupted = "interrupted: what is finished is kept; the same command goes on from there"
+    return run_measuring(Options, measure, argv, "python -m maskgit.sweep", interrupted)
 
 
 def measure(options: Options, command: str) -> None:
@@ -55,7 +67,7 @@ def measure(options: Options, command: str) -> None:
         draw(report, folder)
     except ImportError:
         print("no plots: matplotlib is missing: pip install 'maskgit-inpaint[bench]', then run this again")
-    print(f"results are in {folder.resolve()}")
+    print(f"results are in {printable(folder.resolve())}")
 
 
 def networks(options: Options, device: torch.device) -> list[FeatureNetwork]:
@@ -71,8 +83,106 @@ def networks(options: Options, device: torch.device) -> list[FeatureNetwork]:
     except WeightsError as error:
         if options.inception_weights:
             raise
-        print(f"no FID, only the distance that works offline: {error}", file=sys.stderr)
+        print(printable_message(f"no FID, only the distance that works offline: {error}"), file=sys.stderr)
     return [network.to(device, memory_format=torch.channels_last) for network in found]  # type: ignore[call-overload]
+
+
+# --- the report as Markdown, and drawings of it -----------------------------------------------------------------------
+
+
+def measured(report: dict[str, Any]) -> list[str]:
+    """The keys of FIGURES that the report has."""
+    return [name for name in FIGURES if name in report["rows"][0]["figures"]]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    rows, varied = report["rows"], report["varied"] or ["decoder"]
+    fixed = [field for field in AXES if field not in varied]
+    names = measured(report)
+    qualities = [name for name in names if name != "milliseconds"]
+    head = [field.replace("_", " ") for field in varied]
+    cells = [
+        [*(str(row["setting"][field]) for field in varied), *(number(row["figures"][name]) for name in names)]
+        for row in rows
+    ]
+    references = [
+        [row["method"], *(number(row["figures"][name]) for name in qualities)] for row in report["references"]
+    ]
+    return PAGE.format(
+        **report,
+        families=", one per family" if report["one_per_family"] else "",
+        told="told" if report["classes"] else "not told",
+        fixed=describe_values(rows[0]["setting"], fixed),
+        table="\n".join(markdown_table([*head, *(FIGURES[name] for name in names)], cells)),
+        reference_table="\n".join(
+            markdown_table(["for comparison", *(FIGURES[name] for name in qualities)], references)
+        ),
+        decodings=len(report["seeds"]),
+    )
+
+
+def draw(report: dict[str, Any], folder: Path) -> list[Path]:
+    """For each axis with several values, AXIS.png: every figure against it; returns the paths.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        OSError: a file can't be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # files only: no display is needed
+    from matplotlib import pyplot
+
+    drawings = {}
+    for field in report["axes"]:
+        figure, picture = draw_axis(pyplot, report, field), io.BytesIO()
+        figure.savefig(picture, dpi=120, format="png")
+        pyplot.close(figure)
+        drawings[folder / f"{field}.png"] = picture.getvalue()
+    write_atomically(drawings)
+    return list(drawings)
+
+
+def draw_axis(pyplot: Any, report: dict[str, Any], field: str) -> Any:
+    """A panel for each figure, with a line for each combination of the other axes; returns matplotlib's figure."""
+    values = list(dict.fromkeys(row["setting"][field] for row in report["rows"]))
+    numeric = not isinstance(values[0], str)
+    if numeric:
+        values.sort()
+    others = [other for other in report["axes"] if other != field]
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(report["rows"], key=lambda row: values.index(row["setting"][field])):
+        lines.setdefault(describe_values(row["setting"], others) or "MaskGIT", []).append(row)
+
+    names = measured(report)
+    figure, panels = pyplot.subplots(1, len(names), figsize=(4.5 * len(names), 4), layout="constrained")
+    for name, panel in zip(names, panels, strict=True):
+        for at, (label, line) in enumerate(lines.items()):
+            places = [row["setting"][field] for row in line]
+            if not numeric:  # names stand beside each other, as points over one name would hide each other
+                shift = 0.6 * ((at + 0.5) / len(lines) - 0.5)
+                places = [values.index(place) + shift for place in places]
+            means = [row["figures"][name]["mean"] for row in line]
+            deviations = [row["figures"][name].get("std", 0.0) for row in line]
+            joined = "-" if numeric else "none"
+            panel.errorbar(places, means, deviations, marker="o", markersize=4, capsize=3, ls=joined, label=label)
+        if name != "milliseconds":
+            for color, reference in zip(("gray", "black"), report["references"], strict=True):
+                level = reference["figures"][name]["mean"]
+                panel.axhline(level, color=color, linestyle="--", linewidth=1, label=reference["method"])
+        if not numeric:
+            panel.set_xticks(range(len(values)), values, rotation=30, ha="right")
+        panel.set(xlabel=field.replace("_", " "), ylabel=FIGURES[name])
+        panel.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
+    figure.suptitle(
+        "{model}, {images} images, hole: {hole}, {n} seeds\n{machine[device]}, {machine[date]:.10}".format(
+            **report, n=len(report["seeds"])
+        ),
+        fontsize=9,
+    )
+    return figure
 
 
 if __name__ == "__main__":

@@ -22,11 +22,13 @@ from torch import Tensor
 from maskgit.console import progress_bar
 from maskgit.files import open_regular
 from maskgit.machine import describe
-from maskgit.metrics import Gaussian, fit_gaussian, frechet_distance, held_out, hole_errors, psnr_of_mean_error
+from maskgit.metrics import held_out
 from maskgit.metrics.features import FeatureNetwork, extract_features
 from maskgit.metrics.figures import spread, weights_digest
 from maskgit.metrics.held_out import from_picture, to_picture, to_signed
-from maskgit.pipeline import MaskGIT, image_seed
+from maskgit.metrics.pairs import hole_errors, psnr_of_mean_error
+from maskgit.metrics.sets import Gaussian, fit_gaussian, frechet_distance
+from maskgit.pipeline import MaskGIT
 from maskgit.sweep.settings import AXES, FEATURES_WORK, Options, Setting, describe_values, settings
 from maskgit_kernels import backend
 
@@ -107,13 +109,14 @@ def inpaint(
     most: int | None = None,
 ) -> list[Image.Image]:
     """The images, or the first `most` of them, with their holes filled."""
-    some = slice(most)
-    results = model.inpaint(
-        [to_picture(image) for image in images.pixels[some]],
-        list(images.masks[some]),
+    results = held_out.inpaint(
+        model,
+        images.pixels[:most],
+        images.masks[:most],
+        images.numbers[:most],
+        seed,
         config=setting.config,
-        seeds=[image_seed(seed, i) for i in images.numbers[some]],
-        labels=None if images.labels is None else images.labels[some],
+        labels=images.labels and images.labels[:most],
         batch_size=batch_size,
         progress=progress,
     )
@@ -194,16 +197,9 @@ class Ledger:
 
 
 def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, command: str = "") -> dict[str, Any]:
-    """Measure what is not in the ledger yet, and put all of it together.
+    """Measure what is not in the ledger yet, and put all of it into a report, as JSON can hold it.
 
-    Args:
-        model: as users get it.
-        networks: of the distances.
-        options: those of the command line; `model`, `device` and `precision` are not looked at again.
-        command: noted in the report.
-
-    Returns:
-        The report, as JSON can hold it.
+    Of the options, `model`, `device` and `precision` are not looked at again; `command` is noted in the report.
 
     Raises:
         DataError, ImageError: images that can't be used.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import io
 import sys
@@ -13,12 +14,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import maskgit
 from maskgit.console import (
     UsageError,
     flag,
     markdown_table,
     printable,
     printable_lines,
+    printable_message,
     progress_bar,
     require_at_least,
     run_command,
@@ -95,6 +98,31 @@ def test_errors_are_one_line(error: type[Exception], status: int, capsys: pytest
 def test_errors_may_have_indented_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(Options, raising(OSError(f"no {EVIL}\n  Download it,\n  or name {EVIL}\n.")), []) == 1
     assert capsys.readouterr().err == f"error: no {SHOWN}\n  Download it,\n  or name {SHOWN}\\n.\n"
+
+
+def messages() -> list[str]:
+    """Every message with a line break of its own that the package raises or warns of, with ? for values."""
+    found = set()
+    for path in Path(maskgit.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            warned = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("warn")
+            for text in ast.walk(node) if isinstance(node, ast.Raise) or warned else ():
+                if isinstance(text, ast.JoinedStr):
+                    parts = [part.value if isinstance(part, ast.Constant) else "?" for part in text.values]
+                    found.add("".join(map(str, parts)))
+    return sorted(text for text in found if "\n" in text)
+
+
+@pytest.mark.parametrize("message", messages())
+@pytest.mark.parametrize("kind", ["error", "warning"])
+def test_messages_keep_lines_of_their_own(kind: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    work = raising(OSError(message)) if kind == "error" else lambda _: warnings.warn(message, stacklevel=1)
+    run_command(Options, work, [])
+    assert capsys.readouterr().err == f"{kind}: {message}\n"
+
+
+def test_there_are_messages_of_several_lines() -> None:
+    assert [text.partition(":")[0] for text in messages()] == ["?", "no Inception weights for the FID"]
 
 
 def test_which_errors_are_known(capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,6 +221,7 @@ def test_printable() -> None:
     assert printable(Path(EVIL)) == SHOWN
     assert printable("a\nb\tc\r\x9b\x7f\u2028\udcff") == r"a\nb\tc\r\x9b\x7f\u2028\udcff"
     assert printable_lines(f"one\ntwo {EVIL}") == f"one\ntwo {SHOWN}"
+    assert printable_message(f"one\n  two\n{EVIL}") == f"one\n  two\\n{SHOWN}"
 
 
 def test_each_warning_is_a_line_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +245,7 @@ def test_errors_of_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert text.count(f"{SHOWN}: ") >= commands and "\x1b[31m" not in text and "\u202e" not in text
 
 
-def test_skipped_files_of_data_sets(tmp_path: Path) -> None:
+def test_skipped_files_of_data_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("good", "good too"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
     (tmp_path / f"{EVIL}\n.png").write_bytes(b"")
@@ -224,3 +253,5 @@ def test_skipped_files_of_data_sets(tmp_path: Path) -> None:
         ImageFolder(tmp_path, 8)
     lines = str(caught[0].message).splitlines()
     assert len(lines) == 2 and lines[1].endswith(rf"/{SHOWN}\n.png: the file is empty")
+    assert run_command(Options, lambda _: warnings.warn(str(caught[0].message), stacklevel=1), []) == 0
+    assert capsys.readouterr().err.splitlines() == [f"warning: {lines[0]}", lines[1]]

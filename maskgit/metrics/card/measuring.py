@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -15,17 +15,18 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from maskgit import metrics
 from maskgit.console import UsageError, progress_bar, require_at_least
 from maskgit.data import ImageDataset
 from maskgit.decoding import DecodeConfig
 from maskgit.decoding.masking import random_masks
 from maskgit.decoding.schedules import ceil_count, gamma
 from maskgit.metrics import held_out
-from maskgit.metrics.card.pictures import shown_indices
+from maskgit.metrics.features import pooled_features
 from maskgit.metrics.figures import spread
 from maskgit.metrics.held_out import HeldOut, Subsets, from_picture, to_signed
-from maskgit.pipeline import InpaintResult, MaskGIT, Precision, image_seed
+from maskgit.metrics.pairs import hole_errors, psnr, psnr_of_mean_error, ssim
+from maskgit.metrics.sets import codebook_usage, frechet_distance
+from maskgit.pipeline import InpaintResult, MaskGIT, Precision
 
 HOLES = {"center": "center hole, half the side", "boxes": "random boxes"}
 """Mask makers whose holes are filled, and their names in the report."""
@@ -34,6 +35,9 @@ SCHEDULE = "cosine"
 """Mask schedule of the masked-token loss."""
 SMOOTHING = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Pseudo-counts per code that the fixed distribution may choose from."""
+
+PICTURES = 24
+"""Images in each picture."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,12 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(time.perf_counter() - start, 2)
 
 
+def shown_indices(subsets: Subsets, seed: int) -> list[int]:
+    """The images of the pictures: drawn at random from the headline's set, in random order."""
+    indices = next(iter(subsets.values()))
+    return [int(i) for i in np.random.default_rng((seed, 3)).permutation(indices)[:PICTURES]]
+
+
 # --- tokenizer --------------------------------------------------------------------------------------------------------
 
 
@@ -111,14 +121,14 @@ def measure_tokenizer(model: MaskGIT, pixels: Tensor, subsets: Subsets) -> tuple
     """
     tokens, decoded = held_out.reconstruct(model, pixels)
     originals, copies = to_signed(pixels), to_signed(decoded)
-    each_psnr, each_ssim = metrics.psnr(originals, copies), metrics.ssim(originals, copies)
+    each_psnr, each_ssim = psnr(originals, copies), ssim(originals, copies)
     each_error = (originals - copies).square().flatten(1).mean(1)
     figures = {}
     for name, indices in subsets.items():
-        used, perplexity = metrics.codebook_usage(tokens[indices], model.tokenizer.config.codebook_size)
+        used, perplexity = codebook_usage(tokens[indices], model.tokenizer.config.codebook_size)
         figures[name] = {
             "psnr": float(each_psnr[indices].mean()),
-            "psnr_of_mean_error": metrics.psnr_of_mean_error(float(each_error[indices].mean())),
+            "psnr_of_mean_error": psnr_of_mean_error(float(each_error[indices].mean())),
             "ssim": float(each_ssim[indices].mean()),
             "codes_used": used,
             "perplexity": perplexity,
@@ -244,15 +254,6 @@ def measure_loss(
 # --- inpainting -------------------------------------------------------------------------------------------------------
 
 
-class Fill(NamedTuple):
-    """What a method made of some images."""
-
-    indices: np.ndarray
-    """Their positions among the held-out images, sorted."""
-    images: Tensor
-    """uint8 [len(indices), 3, S, S]."""
-
-
 def measure_holes(
     model: MaskGIT,
     network: nn.Module,
@@ -275,22 +276,25 @@ def measure_holes(
     wanted = shown_indices(subsets, options.seed)
     halves = (wanted[: (len(wanted) + 1) // 2], wanted[(len(wanted) + 1) // 2 :])
     masks = {hole: held_out.hole_masks(hole, everything, pixels.shape[2], options.seed) for hole in HOLES}
-    fills: dict[str, dict[str, list[Fill]]] = {hole: {"MaskGIT": []} for hole in HOLES}
+    # Hole, method, positions of the images among the held-out ones (sorted), and what they became, uint8 [n, 3, S, S].
+    fills: list[tuple[str, str, np.ndarray, Tensor]] = []
     shown: list[InpaintResult] = []
     with timed(seconds, "inpainting"), progress_bar(len(HOLES) * sum(map(len, turns)), "inpainting") as bar:
         for hole, half in zip(HOLES, halves, strict=True):
             for turn, indices in enumerate(turns):
-                results = model.inpaint(
-                    [held_out.to_picture(image) for image in pixels[indices]],
-                    list(masks[hole][indices]),
+                results = held_out.inpaint(
+                    model,
+                    pixels[indices],
+                    masks[hole][indices],
+                    indices,
+                    options.seed + turn,
                     config=config,
-                    seeds=[image_seed(options.seed + turn, int(i)) for i in indices],
                     labels=None if images.labels is None else [images.labels[i] for i in indices],
                     batch_size=options.batch_size,
                     progress=bar.update,
                 )
                 filled = torch.stack([from_picture(result.image) for result in results])
-                fills[hole]["MaskGIT"].append(Fill(indices, filled))
+                fills.append((hole, "MaskGIT", indices, filled))
                 if turn == 0:
                     shown += [results[i] for i in half]
     with timed(seconds, "other methods"):
@@ -300,42 +304,40 @@ def measure_holes(
                 "mean colour": map(held_out.fill_mean, pixels, drawn),
                 held_out.TOKENIZER_ONLY: map(held_out.paste_decoded, pixels, decoded, drawn),
             }
-            fills[hole] |= {name: [Fill(everything, torch.stack([*filled]))] for name, filled in others.items()}
+            fills += [(hole, name, everything, torch.stack([*filled])) for name, filled in others.items()]
 
-    total = len(pixels) + sum(len(fill.indices) for methods in fills.values() for fill in sum(methods.values(), []))
+    total = len(pixels) + sum(len(done) for _, _, done, _ in fills)
     with timed(seconds, "Fréchet distance"), progress_bar(total, "features") as bar:
 
         def features(images: Tensor) -> Tensor:
             batches = []
-            for batch in metrics.pooled_features(network, to_signed(images), options.feature_size):
+            for batch in pooled_features(network, to_signed(images), options.feature_size):
                 batches.append(batch)
                 bar.update(len(batch))
             return torch.cat(batches)
 
         reference = features(pixels)
 
-        def compare(fill: Fill, drawn: np.ndarray) -> dict[str, dict[str, float]]:
+        def compare(done: np.ndarray, filled: Tensor, drawn: np.ndarray) -> dict[str, dict[str, float]]:
             """The figures of those sets that were filled whole."""
-            ours = features(fill.images)
-            done, hidden = fill.indices, torch.from_numpy(drawn[fill.indices])
-            absolute, square = metrics.hole_errors(to_signed(fill.images), to_signed(pixels[done]), hidden)
+            ours = features(filled)
+            absolute, square = hole_errors(to_signed(filled), to_signed(pixels[done]), torch.from_numpy(drawn))
             figures = {}
             for name, indices in subsets.items():
                 if len(indices) <= len(done):
                     rows = np.searchsorted(done, indices)  # both are sorted
                     figures[name] = {
-                        "frechet": metrics.frechet_distance(ours[rows], reference[indices]),
+                        "frechet": frechet_distance(ours[rows], reference[indices]),
                         # Of the mean error: a hole in plain white filled perfectly has no PSNR that could be averaged.
-                        "psnr_in_hole": metrics.psnr_of_mean_error(float(square[rows].mean())),
+                        "psnr_in_hole": psnr_of_mean_error(float(square[rows].mean())),
                         "l1_in_hole": 127.5 * float(absolute[rows].mean()),
                     }
             return figures
 
-        figures = {
-            hole: {method: _spread([compare(fill, masks[hole]) for fill in done]) for method, done in methods.items()}
-            for hole, methods in fills.items()
-        }
-    return figures, shown
+        versions: dict[str, dict[str, list[Any]]] = {hole: {} for hole in HOLES}
+        for hole, method, done, filled in fills:
+            versions[hole].setdefault(method, []).append(compare(done, filled, masks[hole][done]))
+    return {hole: {method: _spread(each[method]) for method in each} for hole, each in versions.items()}, shown
 
 
 def _spread(versions: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,6 @@ from PIL import Image, ImageCms
 
 from maskgit.cli import inpaint as inpaint_cli
 from maskgit.cli import jobs
-from maskgit.cli import run as run_module
 from maskgit.cli.inpaint import main
 from maskgit.cli.options import Options
 from maskgit.data import reading
@@ -241,7 +240,7 @@ def test_interrupt(
 ) -> None:
     for name in "abc":
         save(images / f"{name}.png")
-    write_results, written = run_module.write_results, []
+    write_results, written = inpaint_cli.write_results, []
 
     def interrupt(*args, **options):
         written.append(args)
@@ -252,7 +251,7 @@ def test_interrupt(
     if when == "loading":
         monkeypatch.setattr(MaskGIT, "from_pretrained", interrupt)
     else:
-        monkeypatch.setattr(run_module, "write_results", interrupt)
+        monkeypatch.setattr(inpaint_cli, "write_results", interrupt)
     assert run(model, tmp_path) == 130
     expected = "interrupted" if when == "loading" else f"interrupted: 1 of 3 images are done, in {tmp_path / 'out'}"
     assert capsys.readouterr().err.splitlines()[-1] == expected
@@ -266,13 +265,13 @@ def test_only_one_batch_is_in_memory(
     for i in range(6):
         save(images / f"{i}.png")
     events: list[str] = []
-    read_picture, write_results = run_module.read_picture, run_module.write_results
-    monkeypatch.setattr(run_module, "read_picture", lambda path: events.append("r") or read_picture(path))
-    monkeypatch.setattr(run_module, "write_results", lambda *args: events.append("w") or write_results(*args))
+    read_picture, write_results = inpaint_cli.read_picture, inpaint_cli.write_results
+    monkeypatch.setattr(inpaint_cli, "read_picture", lambda path: events.append("r") or read_picture(path))
+    monkeypatch.setattr(inpaint_cli, "write_results", lambda *args: events.append("w") or write_results(*args))
     assert run(model, tmp_path, "--batch-size", "2") == 0
     assert "".join(events) == "rrww" * 3 + "w"  # the overview
     # Huge images make the batches smaller.
-    monkeypatch.setattr(run_module, "_BATCH_PIXELS", 100)
+    monkeypatch.setattr(inpaint_cli, "_BATCH_PIXELS", 100)
     events.clear()
     assert run(model, tmp_path, "--batch-size", "2") == 0
     assert "".join(events) == "rw" * 6 + "w"
@@ -386,7 +385,7 @@ def test_overview(model: Path, tmp_path: Path, images: Path, capsys: pytest.Capt
 def test_overview_of_many(
     model: Path, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_module, "_SHOWN", 2)
+    monkeypatch.setattr(inpaint_cli, "_SHOWN", 2)
     for name in "abc":
         save(images / f"{name}.png")
     assert run(model, tmp_path) == 0

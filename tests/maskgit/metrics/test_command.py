@@ -13,17 +13,10 @@ from tiny_metrics import TinyNetwork, picture, save_pictures, two_stages
 
 from maskgit.data import ImageError
 from maskgit.metrics import __main__ as command
-from maskgit.metrics import (
-    class_score,
-    frechet_distance,
-    hole_errors,
-    manifold_scores,
-    perceptual_distance,
-    psnr_of_mean_error,
-    ssim,
-)
 from maskgit.metrics.features import INCEPTION_URL, extract_features
 from maskgit.metrics.folders import find_pictures
+from maskgit.metrics.pairs import hole_errors, perceptual_distance, psnr_of_mean_error, ssim
+from maskgit.metrics.sets import class_score, frechet_distance, manifold_scores
 
 
 @pytest.fixture

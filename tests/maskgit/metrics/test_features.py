@@ -13,11 +13,8 @@ from torch import Tensor, nn
 
 import maskgit.metrics.features
 import maskgit.metrics.sets
-from maskgit.metrics import (
-    frechet_distance,
-    pooled_features,
-)
-from maskgit.metrics.features import INCEPTION_URL, WeightsError, extract_features, inception
+from maskgit.metrics.features import INCEPTION_URL, WeightsError, extract_features, inception, pooled_features
+from maskgit.metrics.sets import frechet_distance
 
 
 class Copy(nn.Module):

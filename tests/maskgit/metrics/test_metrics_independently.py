@@ -12,18 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskgit.metrics import (
-    class_score,
-    codebook_usage,
-    frechet_distance,
-    gaussian_of_moments,
-    hole_errors,
-    manifold_scores,
-    perceptual_distance,
-    psnr,
-    psnr_of_mean_error,
-    ssim,
-)
+from maskgit.metrics.pairs import hole_errors, perceptual_distance, psnr, psnr_of_mean_error, ssim
+from maskgit.metrics.sets import class_score, codebook_usage, frechet_distance, gaussian_of_moments, manifold_scores
 
 pytest.importorskip("torchmetrics")
 ndimage = pytest.importorskip("scipy.ndimage")

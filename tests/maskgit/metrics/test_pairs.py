@@ -9,13 +9,7 @@ import pytest
 import torch
 from tiny_metrics import images, two_stages
 
-from maskgit.metrics import (
-    hole_errors,
-    perceptual_distance,
-    psnr,
-    psnr_of_mean_error,
-    ssim,
-)
+from maskgit.metrics.pairs import hole_errors, perceptual_distance, psnr, psnr_of_mean_error, ssim
 
 
 def test_psnr_of_a_known_error():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import maskgit.metrics.features
 import maskgit.metrics.sets
-from maskgit.metrics import (
+from maskgit.metrics.sets import (
     class_score,
     codebook_usage,
     fit_gaussian,

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from maskgit.decoding.schedules import SCHEDULES
 from maskgit.pictures import __main__ as command
+
+
+def test_help_names_all_schedules(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert command.main(["--help"]) == 0
+    assert f"Which to compare: {', '.join(SCHEDULES)}. (default:" in " ".join(capsys.readouterr().out.split())
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 from tiny_sweep import arguments
 
-from maskgit.sweep.__main__ import main
+from maskgit.sweep.__main__ import draw, draw_axis, main, markdown
 from maskgit.sweep.measuring import FIGURES, REFERENCES
-from maskgit.sweep.report import draw, draw_axis, markdown
 from maskgit.sweep.settings import CUSTOM
 
 pytest.importorskip("cv2", reason="OpenCV is not installed")
