@@ -63,8 +63,7 @@ class EmojiDataset(ImageDataset):
         self.entries = [entries[i] for i in chosen]
         self.names = [entry.name for entry in self.entries]
         self.families = [entry.family for entry in self.entries]
-        self.groups = [entry.group for entry in self.entries]
-        self.labels = np.array([self.class_names.index(group) for group in self.groups], dtype=np.int64)
+        self.labels = np.array([self.class_names.index(entry.group) for entry in self.entries], dtype=np.int64)
         self.pixels = pixels[chosen]
 
     def picture(self, index: int) -> Image.Image:

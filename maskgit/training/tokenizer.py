@@ -55,6 +55,11 @@ class ViewDataset(Dataset[Tensor]):
         return torch.from_numpy(self.images.view(index, rng, self.augment)).permute(2, 0, 1)
 
 
+def _signed(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 [B, 3, S, S] -> float32 in [-1, 1] on the device, in the layout that convolutions run fastest in."""
+    return to_signed(images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last))
+
+
 class Autoencoder(nn.Module):
     """A VQGAN's training forward pass, which several processes wrap as one module; if asked, by torch.compile."""
 
@@ -108,11 +113,6 @@ class TokenizerTask(StageTask):
         """A network on the device, in the layout that convolutions run fastest in."""
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _images(self, batch: Tensor) -> Tensor:
-        """uint8 [b, 3, S, S] -> float32 in [-1, 1], likewise."""
-        batch = batch.to(self.device, non_blocking=True)
-        return to_signed(batch.contiguous(memory_format=torch.channels_last))
-
     def prepare(self) -> None:
         networks = [self.model] if self.discriminator is None else [self.model, self.discriminator]
         self.optimizers = [make_optimizer(network, self.config) for network in networks]
@@ -137,7 +137,7 @@ class TokenizerTask(StageTask):
         is that of a part (over all processes): the only figure that depends on config.accumulate.
         """
         engine, model = self.engine, self.model
-        images = self._images(batch)
+        images = _signed(batch, self.device)
         if step == 0 and self.config.decoder_of is None:
             self._start_codebook(images)
         adversarial = self.discriminator is not None and step >= self.config.adversarial_start
@@ -206,7 +206,7 @@ class TokenizerTask(StageTask):
         assert isinstance(model, VQGAN)
         pairs, tokens = [], []
         for batch in self.validation.split(64):
-            images = self._images(batch)
+            images = _signed(batch, self.device)
             tokens.append(model.encode(images))
             pairs.append((images, model.decode(tokens[-1]).clamp(-1, 1)))
         images, decoded = (torch.cat(side).float() for side in zip(*pairs, strict=True))

@@ -38,7 +38,7 @@ def test_names_groups_and_labels(emoji):
         "Smileys & Emotion", "People & Body", "Component", "Animals & Nature", "Food & Drink", "Travel & Places",
         "Activities", "Objects", "Symbols", "Flags",
     ]  # fmt: skip
-    assert [emoji.class_names[label] for label in emoji.labels] == emoji.groups
+    assert [emoji.class_names[label] for label in emoji.labels] == [entry.group for entry in emoji.entries]
     assert emoji.labels.dtype == np.int64
 
 
