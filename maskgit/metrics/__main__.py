@@ -192,7 +192,7 @@ def compare_sets(
     """The figures of one network; `real` is empty where there are statistics only."""
 
     def extract(folder: Path, files: Sequence[Path]) -> Tensor:
-        with progress_bar(len(files), f"{network.name}, {folder.name}") as bar:
+        with progress_bar(len(files), f"{network.name}, {printable(folder.name)}") as bar:
             return extract_features(network, files, options.batch_size, bar.update)
 
     reference: Gaussian | Tensor

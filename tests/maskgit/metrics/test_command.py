@@ -72,6 +72,21 @@ def test_command_on_two_sets(
     assert not list((tmp_path / "cache" / "maskgit").iterdir())
 
 
+def test_the_table_escapes_names(
+    two_folders: tuple[Path, Path],
+    tiny_networks: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    evil = two_folders[0].rename(tmp_path / "a\x1b[31m\nb")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub\x1b[31m"))
+    status, out, err = run(capsys, evil, two_folders[1], "--neighbors", 2)
+    assert status == 0 and "\x1b[31m" not in out + err and r"a\x1b[31m\nb (8 images)" in out
+    note = err[err.index("note: ") :].splitlines()
+    assert r"hub\x1b[31m" in note[0] and note[1].startswith("  Download") and note[3] == "  Going on without the FID."
+
+
 def test_command_on_pairs_in_holes(
     two_folders: tuple[Path, Path], tiny_networks: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
