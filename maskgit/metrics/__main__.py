@@ -24,11 +24,12 @@ from torch import Tensor
 from maskgit.console import UsageError, printable, printable_message, progress_bar, require_at_least, run_command
 from maskgit.data import DataError
 from maskgit.data.masks import MAKERS, find_mask_for, load_mask, make_mask
+from maskgit.data.pixels import to_signed
 from maskgit.data.reading import read_image
 from maskgit.metrics.features import EfficientNetFeatures, FeatureNetwork, WeightsError, extract_features, inception
 from maskgit.metrics.figures import ERRORS
 from maskgit.metrics.folders import cache_folder, find_pictures, folder_features, match_pictures, read_statistics
-from maskgit.metrics.held_out import from_picture, to_signed
+from maskgit.metrics.held_out import from_picture
 from maskgit.metrics.pairs import (
     SSIM_WINDOW,
     hole_errors,

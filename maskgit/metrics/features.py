@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from maskgit.data.pixels import to_signed
 from maskgit.data.reading import read_image
 from maskgit.tokenizer.imagenet import IMAGENET_MEAN, IMAGENET_STD, efficientnet_lite0
 
@@ -74,7 +75,7 @@ class EfficientNetFeatures(FeatureNetwork):
         self.network: Any = efficientnet_lite0().requires_grad_(False)
 
     def prepare(self, picture: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+        pixels = to_signed(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
         return _imagenet_input(pixels[None], self.size)[0]
 
     def forward(self, batch: Tensor) -> Tensor:

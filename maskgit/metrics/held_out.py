@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from maskgit.canvas.holes import paste_known
 from maskgit.console import progress_bar
 from maskgit.data import DataError, ImageDataset, load_dataset
 from maskgit.data.masks import make_mask
+from maskgit.data.pixels import plain_views, to_bytes, to_signed
 from maskgit.pipeline import InpaintResult, MaskGIT, image_seed
 
 BALANCED, ALL = "one per family", "all"
@@ -61,7 +62,7 @@ def load_held_out(
     candidates = next(iter(subsets.values()))
     numbers = candidates[choose_images(len(candidates), max_images, seed)].tolist()
     labels = images.labels[numbers].tolist() if classes else None
-    return HeldOut(images, numbers, torch.cat(list(plain_views(images, numbers))), labels)
+    return HeldOut(images, numbers, plain_views(images, numbers), labels)
 
 
 def choose_images(count: int, max_images: int | None, seed: int) -> np.ndarray:
@@ -89,24 +90,7 @@ def make_subsets(families: Sequence[int] | np.ndarray, seed: int) -> Subsets:
     return {BALANCED: np.sort(np.array(list(first.values()))), ALL: everything}
 
 
-def plain_views(images: ImageDataset, indices: Sequence[int] | np.ndarray, batch_size: int = 64) -> Iterator[Tensor]:
-    """Unaugmented images as uint8 [up to batch_size, 3, S, S], in order."""
-    for start in range(0, len(indices), batch_size):
-        batch = np.stack([images.image(int(i)) for i in indices[start : start + batch_size]])
-        yield torch.from_numpy(batch).permute(0, 3, 1, 2)
-
-
 # --- pixels -----------------------------------------------------------------------------------------------------------
-
-
-def to_signed(pixels: Tensor) -> Tensor:
-    """uint8 [B, 3, S, S] -> float32 in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """float [B, 3, S, S] in about [-1, 1] -> uint8: what is measured is what a file would hold."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
@@ -126,7 +110,7 @@ def reconstruct(model: MaskGIT, pixels: Tensor) -> tuple[Tensor, Tensor]:
     with progress_bar(len(pixels), "reconstructing") as bar:
         for batch in pixels.split(64):
             tokens.append(model.tokenizer.encode(to_signed(batch).to(model.device)))
-            decoded.append(to_pixels(model.tokenizer.decode(tokens[-1])).cpu())
+            decoded.append(to_bytes(model.tokenizer.decode(tokens[-1])).cpu())
             bar.update(len(batch))
     return torch.cat(tokens).cpu(), torch.cat(decoded)
 

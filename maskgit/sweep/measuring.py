@@ -20,12 +20,13 @@ from PIL import Image
 from torch import Tensor
 
 from maskgit.console import progress_bar
+from maskgit.data.pixels import to_signed
 from maskgit.files import open_regular
 from maskgit.machine import describe
 from maskgit.metrics import held_out
 from maskgit.metrics.features import FeatureNetwork, extract_features
 from maskgit.metrics.figures import spread, weights_digest
-from maskgit.metrics.held_out import from_picture, to_picture, to_signed
+from maskgit.metrics.held_out import from_picture, to_picture
 from maskgit.metrics.pairs import hole_errors, psnr_of_mean_error
 from maskgit.metrics.sets import Gaussian, fit_gaussian, frechet_distance
 from maskgit.pipeline import MaskGIT

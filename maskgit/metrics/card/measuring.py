@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from maskgit.console import UsageError, progress_bar, require_at_least
 from maskgit.data import ImageDataset
+from maskgit.data.pixels import plain_views, to_signed
 from maskgit.decoding import DecodeConfig
 from maskgit.decoding.masking import random_masks
 from maskgit.decoding.schedules import ceil_count, gamma
 from maskgit.metrics import held_out
 from maskgit.metrics.features import pooled_features
 from maskgit.metrics.figures import spread
-from maskgit.metrics.held_out import HeldOut, Subsets, from_picture, to_signed
+from maskgit.metrics.held_out import HeldOut, Subsets, from_picture
 from maskgit.metrics.pairs import hole_errors, psnr, psnr_of_mean_error, ssim
 from maskgit.metrics.sets import codebook_usage, frechet_distance
 from maskgit.pipeline import InpaintResult, MaskGIT, Precision
@@ -102,7 +103,8 @@ def tokenize_views(model: MaskGIT, images: ImageDataset, flip: bool = True) -> T
     """Tokens int64 [n, N] of all images, on the CPU; with `flip` [2 n, N], the mirrored ones after the plain ones."""
     views: list[list[Tensor]] = [[], []]
     with progress_bar(len(images), "encoding the data set") as bar:
-        for batch in held_out.plain_views(images, range(len(images))):
+        for numbers in torch.arange(len(images)).split(64):
+            batch = plain_views(images, numbers)
             for i in range(1 + flip):
                 pixels = batch.flip(3) if i else batch
                 views[i].append(model.tokenizer.encode(to_signed(pixels).to(model.device)).cpu())
