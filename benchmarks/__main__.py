@@ -1,6 +1,6 @@
 """Measure the kernels, the models and the baselines; from a checkout of the repository.
 
-    python -m benchmarks                                 # everything: about half an hour on a 2-core CPU
+    python -m benchmarks                                 # everything: most of an hour on a 2-core CPU
     python -m benchmarks --quick                         # shows that it runs: tiny shapes, about a minute
     python -m benchmarks --only decode-step lab          # some groups
     python -m benchmarks --compare outputs/benchmarks/OLD/results.json
