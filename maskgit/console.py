@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 import unicodedata
 import warnings
@@ -64,6 +65,9 @@ def run_command(
         chosen = tyro.cli(options, args=argv, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
     except SystemExit as stop:  # --help, or options that tyro could not read
         return int(stop.code or 0)
+    except BrokenPipeError:  # of --help, whose reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it ends
+        return DONE
     known: tuple[type[BaseException], ...] = (UsageError, *errors)
     try:
         with warnings_as_lines():

@@ -271,7 +271,7 @@ class Encoder:
 
     def to(self, device: torch.device) -> None:
         """Work there from now on."""
-        self.tokenizer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.tokenizer.to(device).to(memory_format=torch.channels_last)
 
     def __call__(self, leading: tuple[int, ...], chosen: range) -> np.ndarray:
         """The tokens of the chosen images, uint16 [n, N].

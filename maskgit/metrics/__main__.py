@@ -174,7 +174,7 @@ def measure(options: Options) -> dict[str, Any]:
             print(printable_message(f"note: {error}\n  Going on without the FID."), file=sys.stderr)
             report[name] = {"missing": str(error)}
             continue
-        network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(device).to(memory_format=torch.channels_last)
         report[name] = compare_sets(network, real, generated, options)
     if options.pairwise:
         where = "picture" if options.masks is None else "hole"

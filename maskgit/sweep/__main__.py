@@ -84,7 +84,7 @@ def networks(options: Options, device: torch.device) -> list[FeatureNetwork]:
         if options.inception_weights:
             raise
         print(printable_message(f"no FID, only the distance that works offline: {error}"), file=sys.stderr)
-    return [network.to(device, memory_format=torch.channels_last) for network in found]  # type: ignore[call-overload]
+    return [network.to(device).to(memory_format=torch.channels_last) for network in found]
 
 
 # --- the report as Markdown, and drawings of it -----------------------------------------------------------------------

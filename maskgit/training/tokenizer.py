@@ -111,7 +111,7 @@ class TokenizerTask(StageTask):
 
     def _place(self, network: ModuleT) -> ModuleT:
         """A network on the device, in the layout that convolutions run fastest in."""
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network.to(self.device).to(memory_format=torch.channels_last)
 
     def prepare(self) -> None:
         networks = [self.model] if self.discriminator is None else [self.model, self.discriminator]

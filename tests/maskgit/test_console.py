@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import io
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -76,6 +77,16 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: python -m count " in out and "Count things." in out and "So many." in out
     assert run_command(Options, work, ["--help"], description="Counts.") == 0
     assert "Counts." in capsys.readouterr().out
+
+
+def test_help_whose_reader_has_gone() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "maskgit.metrics", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    process.stderr.close()
 
 
 @pytest.mark.parametrize("words", [["--batch-size", "many"], ["--size", "1"], ["--most", "None"], ["word"]])

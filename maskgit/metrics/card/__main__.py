@@ -109,7 +109,7 @@ def measure(options: Options, command: str) -> None:
     if Path(options.data).is_dir() and (replaced := find_replaced(pictures, find_images(options.data))):
         raise UsageError(f"{printable(replaced[0][1])} would be replaced: choose another --output")
     model = MaskGIT.from_pretrained(options.model, device=options.device, precision=options.precision)
-    network = efficientnet_lite0().to(model.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = efficientnet_lite0().to(model.device).to(memory_format=torch.channels_last)
     import_opencv()
     import_torchmetrics()
     options.output.mkdir(parents=True, exist_ok=True)

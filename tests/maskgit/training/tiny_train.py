@@ -20,6 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.update(globals().get("ENVIRONMENT", {}))  # what runpy was given by `start`
 
 import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -29,6 +30,8 @@ from maskgit.config import PRESETS, ModelConfig, Stage, TokenizerConfig, Transfo
 from maskgit.tokenizer.losses import PatchDiscriminator  # noqa: E402
 from maskgit.training.checkpoint import list_checkpoints, load_checkpoint  # noqa: E402
 from maskgit.training.cli import main  # noqa: E402
+from maskgit.training.tokenizer import TokenizerTask  # noqa: E402
+from maskgit.training.transformer import TransformerTask  # noqa: E402
 
 TOKENIZER = TokenizerConfig(
     image_size=16,
@@ -51,6 +54,26 @@ TRANSFORMER = TransformerConfig(
     attention_dropout=0.1,
     num_classes=1000,
 )
+
+
+STAGES = ("tokenizer", "transformer")
+STEPS, SAVED = 8, 5  # as in conftest.py
+TASKS: dict[str, Any] = {"tokenizer": TokenizerTask, "transformer": TransformerTask}
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+def interrupt_at(step: int, stage: str, patch: pytest.MonkeyPatch) -> None:
+    real = TASKS[stage].training_step
+
+    def training_step(self: Any, batch: Any, now: int) -> dict[str, Tensor]:
+        if now == step:
+            raise Interrupted
+        return real(self, batch, now)
+
+    patch.setattr(TASKS[stage], "training_step", training_step)
 
 
 def run(arguments: list[str]) -> int:
