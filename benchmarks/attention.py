@@ -27,7 +27,7 @@ from benchmarks.hardware import label
 from benchmarks.harness import Case, Comparison, WrongResultError
 from benchmarks.setting import Setting
 from maskgit.config import preset
-from maskgit_kernels import attention
+from maskgit_kernels.attention import attention
 from maskgit_kernels.attention.reference import attention_reference
 
 SEED = 20220208  # of dropout

@@ -24,7 +24,7 @@ from benchmarks.setting import Setting
 from maskgit import MaskGIT
 from maskgit.decoding import DecodeConfig
 from maskgit.network.transformer import Attention, Block, Transformer
-from maskgit_kernels import decode_step
+from maskgit_kernels.decode_step import decode_step
 
 STEPS = (8, 12)
 ROUNDS = 5

@@ -26,7 +26,7 @@ from benchmarks.harness import Case, Comparison, WrongResultError
 from benchmarks.naive_decode import eager_decode_step, multinomial_decode_step
 from benchmarks.setting import Setting
 from maskgit.config import preset
-from maskgit_kernels import decode_step
+from maskgit_kernels.decode_step import decode_step
 from maskgit_kernels.decode_step.reference import decode_step_reference
 from maskgit_kernels.head_sample import head_sample
 from maskgit_kernels.head_sample.reference import head_sample_reference

@@ -20,7 +20,7 @@ from maskgit.console import markdown_table
 
 # Of which a quick run compiles the kernels: one architecture, and of that the sampler only.
 QUICK_OPTIONS = ["--capability", "90", "--kernel", "decode"]
-CANNOT_COMPILE = 2  # exit status of maskgit_kernels.aot where there is no compiler
+CANNOT_COMPILE = 2  # exit status of benchmarks.compiled where there is no compiler
 
 
 def measure(quick: bool) -> tuple[str, list[str]]:
@@ -44,10 +44,10 @@ def measure(quick: bool) -> tuple[str, list[str]]:
 
 
 def _compile(quick: bool) -> tuple[list[dict[str, Any]], str, bool]:
-    """The reports of `python -m maskgit_kernels.aot`, why there are none, and whether there should be some."""
+    """The reports of `python -m benchmarks.compiled`, why there are none, and whether there should be some."""
     # Its own process: this one may have Triton set to interpret, or a GPU context that the compiler needn't share.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "maskgit_kernels.aot", "--json", *(QUICK_OPTIONS if quick else [])]
+    command = [sys.executable, "-m", "benchmarks.compiled", "--json", *(QUICK_OPTIONS if quick else [])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     try:
         return json.loads(done.stdout), "", False
@@ -69,12 +69,12 @@ def chain_counts() -> Iterator[tuple[str, str, int, float, float]]:
 
 
 def _kernel_table(kernels: list[dict[str, Any]]) -> str:
-    from maskgit_kernels import aot
+    from benchmarks.compiled import command
 
-    rows: list[aot.Report | aot.Failure] = []
+    rows: list[command.Report | command.Failure] = []
     for kernel in kernels:
         if "registers" in kernel:
-            rows.append(aot.Report(**{name: value for name, value in kernel.items() if name != "faults"}))
+            rows.append(command.Report(**{name: value for name, value in kernel.items() if name != "faults"}))
         else:
-            rows.append(aot.Failure(**kernel))
-    return aot.table(rows)
+            rows.append(command.Failure(**kernel))
+    return command.table(rows)

@@ -26,7 +26,7 @@ from benchmarks.setting import Setting
 from maskgit.config import PRESETS
 from maskgit.network.copies import can_pack
 from maskgit.pipeline import Precision
-from maskgit_kernels import decode_step
+from maskgit_kernels.decode_step import decode_step
 
 CEILING_BATCH = 8
 CHOICE_TEMPERATURE = 4.5

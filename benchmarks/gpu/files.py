@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.hardware import ROOT
-from maskgit_kernels import files
+from maskgit.files import write_atomically
 
 
 def write(path: Path, value: Any) -> None:
     """Write JSON; a process that is killed meanwhile leaves the older file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, clean(json.dumps(value, indent=1, ensure_ascii=False)) + "\n")
+    write_atomically({path: (clean(json.dumps(value, indent=1, ensure_ascii=False)) + "\n").encode()})
 
 
 def read(path: Path) -> Any:

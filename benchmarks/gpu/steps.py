@@ -77,7 +77,7 @@ def _all_steps(out: Path, *, on_gpu: bool, quick: bool) -> list[Step]:
         Step(
             "verify",
             "every operator, forward and backward, agrees with its reference",
-            ["-m", "maskgit_kernels.verify", "--json", str(verify), *small],
+            ["-m", "benchmarks.verify", "--json", str(verify), *small],
             85,
             verify,
             interpreted,
@@ -96,7 +96,7 @@ def _all_steps(out: Path, *, on_gpu: bool, quick: bool) -> list[Step]:
         Step(
             "tuning",
             "which tiles are fastest here" if on_gpu else "the command that times tiles starts",
-            ["-m", "maskgit_kernels.tune"] + (["--output", str(tuned), "--seconds", SECONDS] if on_gpu else ["--help"]),
+            ["-m", "benchmarks.tune"] + (["--output", str(tuned), "--seconds", SECONDS] if on_gpu else ["--help"]),
             60,
             tuned if on_gpu else None,
             kept=True,

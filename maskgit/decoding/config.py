@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from maskgit.decoding.schedules import COUNTS, PROGRESSES, SCHEDULES, gamma, require_one_of
-from maskgit_kernels import check_draw
+from maskgit_kernels.decode_step import check_draw
 
 ORDERS = ("confidence", "halton")
 _CHOICES: dict[str, Collection[str]] = {  # of fields; `check_draw` knows the others

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from maskgit.decoding.config import DecodeConfig
 from maskgit.decoding.plan import DecodePlan, decode_plan
-from maskgit_kernels import decode_step, head_sample
+from maskgit_kernels.decode_step import decode_step
+from maskgit_kernels.head_sample import head_sample
 from maskgit_kernels.philox import STREAM_REMASK, random_words
 
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from maskgit.config import HaltonConfig, TransformerConfig
 from maskgit.network.dropout import Dropout
-from maskgit_kernels import attention
+from maskgit_kernels.attention import attention
 
 if TYPE_CHECKING:
     from maskgit.network.partial import Context

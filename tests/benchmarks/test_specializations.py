@@ -47,7 +47,9 @@ def test_only_what_changes_the_code_is_compiled_anew() -> None:
 
 def count_new() -> dict[str, int]:
     """Kernels that each call would compile which those before it have not."""
-    from maskgit_kernels import attention, decode_step, head_sample
+    from maskgit_kernels.attention import attention
+    from maskgit_kernels.decode_step import decode_step
+    from maskgit_kernels.head_sample import head_sample
 
     compiled = replace_the_gpu()
     counts = {}

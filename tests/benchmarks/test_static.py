@@ -14,7 +14,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, code: int, out: str = "", err: str
     """Stand in for the process."""
 
     def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        assert command[1:4] == ["-m", "maskgit_kernels.aot", "--json"]
+        assert command[1:4] == ["-m", "benchmarks.compiled", "--json"]
         environment = options["env"]
         assert isinstance(environment, dict) and "TRITON_INTERPRET" not in environment
         return subprocess.CompletedProcess(command, code, out, err)
@@ -36,9 +36,9 @@ def test_counts_of_the_chains() -> None:
 
 def test_no_compiler_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    compiler(monkeypatch, static.CANNOT_COMPILE, err="usage: ...\naot: error: no compiler")
+    compiler(monkeypatch, static.CANNOT_COMPILE, err="usage: ...\ncompiled: error: no compiler")
     text, failures = static.measure(quick=True)
-    assert "not compiled: aot: error: no compiler" in text and not failures
+    assert "not compiled: compiled: error: no compiler" in text and not failures
 
 
 def test_kernels_that_are_unfit_or_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:

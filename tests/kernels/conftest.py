@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,18 +12,10 @@ import pytest
 import torch
 from torch._dynamo.trace_rules import get_torch_obj_rule_map
 
-HERE = Path(__file__).resolve().parent
-
 # PyTorch keeps lists of its functions: these are to hold the true torch.empty, not ours.
 get_torch_obj_rule_map()  # what a compiler knows
 with torch.device("cpu"):  # what such a context concerns
     torch.empty(0)
-
-
-@pytest.fixture
-def device() -> torch.device:
-    """Where Triton's kernels run: a GPU, or the CPU under the interpreter."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture
@@ -137,56 +123,3 @@ def launched_under(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor | None]
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     elements = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     return tensor.data_ptr(), tensor.data_ptr() + elements * tensor.element_size()
-
-
-# --- kernels as GPUs get them -----------------------------------------------------------------------------------------
-
-
-def command_line(*options: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m maskgit_kernels.aot` where Triton compiles, with the modules beside this one."""
-    paths = [str(HERE.parents[1] / "kernels"), str(HERE), os.environ.get("PYTHONPATH", "")]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, "-m", "maskgit_kernels.aot", "--jobs", "1", *options],
-        env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-
-def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[], str]) -> Any:
-    """The JSON that `make` returns, made only once however many processes run the tests."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    file = folder / f"{name}.json"
-    with open(file.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not file.exists():
-            file.write_text(make())
-    return json.loads(file.read_text())
-
-
-@pytest.fixture(scope="session")
-def run_aot() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`command_line`."""
-    return command_line
-
-
-@pytest.fixture(scope="session")
-def reports_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[], str]], Any]:
-    """`once`, by a name and what makes the JSON."""
-    return functools.partial(once, tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], dict[str, Any]]:
-    """The reports on sample_kernels.py, by name and architecture."""
-
-    def make() -> str:
-        options = ("--module", "sample_kernels", "--capability", "80", "90", "100", "--json")
-        run = command_line(*options)
-        assert run.returncode == 1, run.stderr  # because some of them are faulty
-        return run.stdout
-
-    return {(row["name"], row["capability"]): row for row in once(tmp_path_factory, "aot_samples", make)}

@@ -3,7 +3,7 @@ import importlib
 import pytest
 import torch
 
-from maskgit_kernels import attention
+from maskgit_kernels.attention import attention
 from maskgit_kernels.attention.eager import attention_in_pieces, attention_in_pieces_backward
 from maskgit_kernels.attention.reference import attention_reference, drops_in_256, keep_mask
 

@@ -16,11 +16,11 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from maskgit_kernels import attention
+from maskgit_kernels.attention import attention
 from maskgit_kernels.attention.reference import drops_in_256, keep_mask
 from maskgit_kernels.attention.tiling import fixed
 
-KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -86,8 +86,10 @@ def test_compiled_kernels_round_each_factor_once(tmp_path):
     """Conversions in the code of a thread, of which there are 128: for the rows that a program has of its own, and, in
     each of two loops, for the rows it goes through and for the weights and what else is made of the two."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(KERNELS), environment.get("PYTHONPATH", "")])}
-    command = "-m maskgit_kernels.aot --capability 80 --kernel".split()
+    environment |= {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), environment.get("PYTHONPATH", "")])
+    }
+    command = "-m benchmarks.compiled --capability 80 --kernel".split()
     subprocess.run(
         [sys.executable, *command, "head_dim 48, tf32", "--jobs", "1"],
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},  # so that it is this that is compiled, and nothing else

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from maskgit_kernels import attention as any_attention
+from maskgit_kernels.attention import attention as any_attention
 from maskgit_kernels.attention.reference import attention_reference, drops_in_256, keep_mask
 from maskgit_kernels.attention.tiling import HEAD_DIMS, KERNELS, MATH, candidates, fixed
 from maskgit_kernels.attention.triton_op import attention_backward, attention_forward

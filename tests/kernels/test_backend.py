@@ -4,7 +4,8 @@ import sys
 import pytest
 import torch
 
-from maskgit_kernels import attention, backend
+from maskgit_kernels import backend
+from maskgit_kernels.attention import attention
 
 CPU = torch.device("cpu")
 

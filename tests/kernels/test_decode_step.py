@@ -3,7 +3,7 @@ import importlib
 import pytest
 import torch
 
-from maskgit_kernels import decode_step
+from maskgit_kernels.decode_step import decode_step
 from maskgit_kernels.decode_step.reference import decode_step_reference
 
 MODES = [("categorical", "log_prob"), ("categorical", "prob"), ("greedy", "log_prob"), ("perturbed", "prob")]

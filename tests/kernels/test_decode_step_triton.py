@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from maskgit_kernels import backend, decode_step, philox
+from maskgit_kernels import backend, philox
+from maskgit_kernels.decode_step import decode_step
 from maskgit_kernels.decode_step.reference import decode_step_reference
 
 triton = pytest.importorskip("triton")

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from maskgit_kernels import backend, decode_step, head_sample, philox
+from maskgit_kernels import backend, philox
+from maskgit_kernels.decode_step import decode_step
+from maskgit_kernels.head_sample import head_sample
 from maskgit_kernels.head_sample.reference import head_sample_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")  # NumPy's, when interpreted

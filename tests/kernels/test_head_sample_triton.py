@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from maskgit_kernels import backend, head_sample, philox
+from maskgit_kernels import backend, philox
+from maskgit_kernels.head_sample import head_sample
 from maskgit_kernels.head_sample.eager import head_sample_eager
 from maskgit_kernels.head_sample.reference import head_sample_reference
 

@@ -1,6 +1,6 @@
 """Starts the attention kernels: grid, constants, and the tiles to use, tuned or fixed.
 
-And says how they are compiled, for `maskgit_kernels.aot`.
+And says how they are compiled, for `benchmarks.compiled`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 import triton
 from torch import Tensor
 
-from maskgit_kernels.aot import Build
 from maskgit_kernels.attention import tuned
 from maskgit_kernels.attention.reference import drops_in_256
 from maskgit_kernels.attention.tiling import Tiling, candidates, fixed
 from maskgit_kernels.attention.triton_tiles import Parts, few_left, programs
 from maskgit_kernels.backend import capability_of, interpreting
+from maskgit_kernels.build import Build
 
 
 def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale: float, *arguments: Any) -> None:

@@ -1,6 +1,6 @@
 """How the kernels cut their work: the tile sizes of each architecture, and those that autotuning tries.
 
-The fixed choices come from what the kernels compile to (`python -m maskgit_kernels.aot`). First, no spilled registers.
+The fixed choices come from what the kernels compile to (`python -m benchmarks.compiled`). First, no spilled registers.
 Then what limits the main loop, the longest of the times in `architectures.bounds`: issued instructions, exponentials,
 bytes from the L2 cache, tensor cores. Then warps per multiprocessor, which hide what that reckoning leaves out; and of
 equals, fewer instructions. So tiles of 64 rows, whose keys and values come from the L2 cache too often for Hopper, are

@@ -19,7 +19,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maskgit_kernels.aot import Build
 from maskgit_kernels.attention.launch import builds_of, launch
 from maskgit_kernels.attention.triton_tiles import (
     FEW_COLUMNS,
@@ -39,6 +38,7 @@ from maskgit_kernels.attention.triton_tiles import (
     store_rows,
     zeros,
 )
+from maskgit_kernels.build import Build
 
 
 @triton.jit

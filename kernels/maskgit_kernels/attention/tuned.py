@@ -1,6 +1,7 @@
 """Tilings that were timed on a GPU, and are used on GPUs of the same name without timing anything again.
 
-The table lies beside this file. `python -m maskgit_kernels.tune` makes a new one; what is not in it is `tiling.fixed`.
+The table lies beside this file. `python -m benchmarks.tune` in the repository makes a new one; what is not in it is
+`tiling.fixed`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from maskgit_kernels import files
 from maskgit_kernels.attention.tiling import Tiling
 
 TABLE = Path(__file__).with_name("tuned.json")
@@ -34,13 +34,8 @@ def key(kernel: str, head_dim: int, math: str, dropout: bool, length: int) -> di
 
 
 def load(file: Path) -> Table:
-    """A table that `save` has written."""
+    """A table from its file."""
     return json.loads(file.read_text())
-
-
-def save(table: Table, file: Path) -> None:
-    """Write a table, whole or not at all."""
-    files.write(file, json.dumps(table, indent=1) + "\n")
 
 
 def lookup(device_name: str, sought: dict[str, Any]) -> Tiling | None:

@@ -24,8 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maskgit_kernels.aot import Build
 from maskgit_kernels.backend import interpreting
+from maskgit_kernels.build import Build
 from maskgit_kernels.philox import STREAM_CONFIDENCE, STREAM_TOKEN
 from maskgit_kernels.philox_triton import exponential, gumbel, philox_4x32, seed_halves
 

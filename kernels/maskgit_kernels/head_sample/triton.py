@@ -26,9 +26,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maskgit_kernels.aot import Build
 from maskgit_kernels.attention.launch import math_for
 from maskgit_kernels.backend import capability_of, interpreting
+from maskgit_kernels.build import Build
 from maskgit_kernels.decode_step.triton import select
 from maskgit_kernels.philox import STREAM_TOKEN
 from maskgit_kernels.philox_triton import gumbel, philox_4x32, seed_halves

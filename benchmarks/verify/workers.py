@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.verify.catalogue import Task
+from benchmarks.verify.measure import Measurement
 from maskgit_kernels.backend import interpreting
-from maskgit_kernels.verify.catalogue import Task
-from maskgit_kernels.verify.measure import Measurement
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def run(tasks: list[Task], jobs: int, device: torch.device, patience: float) -> 
 
     # CUDA can't be forked: all processes are copies of one that has imported everything but not started it.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["maskgit_kernels.verify.catalogue"])
+    context.set_forkserver_preload(["benchmarks.verify.catalogue"])
     for _ in range(min(jobs, len(tasks))):
         start()
     while running:

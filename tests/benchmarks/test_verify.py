@@ -1,4 +1,4 @@
-"""`python -m maskgit_kernels.verify`: it passes, and faults of every kind make it fail."""
+"""`python -m benchmarks.verify`: it passes, and faults of every kind make it fail."""
 
 import functools
 import importlib.util
@@ -15,12 +15,12 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
+from benchmarks.verify import attention, catalogue, noise, samplers, workers
+from benchmarks.verify.__main__ import main
+from benchmarks.verify.catalogue import Task
+from benchmarks.verify.measure import Measurement, chi_square, chi_square_limit
+from benchmarks.verify.samplers import Drawing
 from maskgit_kernels.attention import triton_backward, triton_forward
-from maskgit_kernels.verify import attention, catalogue, noise, samplers, workers
-from maskgit_kernels.verify.__main__ import main
-from maskgit_kernels.verify.catalogue import Task
-from maskgit_kernels.verify.measure import Measurement, chi_square, chi_square_limit
-from maskgit_kernels.verify.samplers import Drawing
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")  # NumPy's, when interpreted
 
@@ -226,7 +226,7 @@ def test_the_catalogue():
 
 def test_where_nothing_can_run():
     environment = os.environ | {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "maskgit_kernels.verify"]
+    command = [sys.executable, "-m", "benchmarks.verify"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "TRITON_INTERPRET=1" in done.stderr
 

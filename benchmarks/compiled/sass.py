@@ -1,6 +1,6 @@
 """Reads NVIDIA machine code (SASS) as `cuobjdump -sass` prints it: instructions, loops, tensor-core work.
 
-Pure text analysis, without Triton or a GPU; `maskgit_kernels.aot` puts it to use.
+Pure text analysis, without Triton or a GPU; `benchmarks.compiled` puts it to use.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from maskgit_kernels import sass
+from benchmarks.compiled import sass
 
 
 def listing(*lines: str) -> str:

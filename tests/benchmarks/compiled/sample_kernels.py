@@ -1,4 +1,4 @@
-"""Kernels of which it is known what must be found in their machine code: for `maskgit_kernels.aot --module`."""
+"""Kernels of which it is known what must be found in their machine code: for `benchmarks.compiled --module`."""
 
 from dataclasses import replace
 from importlib import import_module
@@ -6,7 +6,7 @@ from importlib import import_module
 import triton
 import triton.language as tl
 
-from maskgit_kernels.aot import Build
+from maskgit_kernels.build import Build
 
 
 @triton.jit

@@ -1,10 +1,10 @@
 """Compiles the kernels for GPUs that need not be there, and reads from the machine code what they will cost.
 
-    python -m maskgit_kernels.aot                                 # every shipped kernel on every architecture
-    python -m maskgit_kernels.aot --kernel forward dq --capability 80 90
-    python -m maskgit_kernels.aot --json > report.json
+    python -m benchmarks.compiled                                 # every shipped kernel on every architecture
+    python -m benchmarks.compiled --kernel forward dq --capability 80 90
+    python -m benchmarks.compiled --json > report.json
 
-A kernel module says what it ships in a function `builds(capability) -> list[Build]`. `maskgit_kernels.compiled`
+A kernel module says what it ships in a function `builds(capability) -> list[Build]`. `benchmarks.compiled.report`
 compiles and analyses each.
 """
 
@@ -21,10 +21,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 
-from maskgit_kernels.architectures import ARCHITECTURES, why_not_analysed
-from maskgit_kernels.compiled import Build, Failure, Report, report, require_compiler
-
-__all__ = ["ARCHITECTURES", "Build", "Failure", "Report", "main", "report", "table"]
+from benchmarks.compiled.architectures import ARCHITECTURES, why_not_analysed
+from benchmarks.compiled.report import Failure, Report, report, require_compiler
+from maskgit_kernels.build import Build
 
 MODULES = (
     "maskgit_kernels.attention.triton_forward",
@@ -130,7 +129,7 @@ columns of the table:
   bytes/el.             read from global memory in the main loop, padding included
   limit/el.             how long the main loop must take by what it issues, by special functions (exp2, log2), by bytes
                         from the L2 cache and by tensor cores, the longest first, in instructions that could have been
-                        issued in that time: see maskgit_kernels.architectures.bounds
+                        issued in that time: see benchmarks.compiled.architectures.bounds
   matrix instructions   tensor-core instructions in one pass of the main loop
   MACs/ideal            multiply-adds that they do, against those that would do if no tile were padded
   atomics               in the PTX
@@ -152,7 +151,7 @@ def _architecture(text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The command line; see `--help`."""
     parser = argparse.ArgumentParser(
-        prog="python -m maskgit_kernels.aot",
+        prog="python -m benchmarks.compiled",
         description="Compile the Triton kernels for GPUs that need not be there, and report what they will cost.",
         epilog=_LEGEND,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -195,9 +194,3 @@ def main(argv: list[str] | None = None) -> int:
     else:
         print(table(rows))
     return int(any(row.faults for row in rows))
-
-
-if __name__ == "__main__":
-    from maskgit_kernels import aot
-
-    sys.exit(aot.main())  # not this module's own: under the name __main__ its classes would exist a second time

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from maskgit_kernels import aot
-from maskgit_kernels.architectures import ARCHITECTURES
+from benchmarks.compiled import command
+from benchmarks.compiled.architectures import ARCHITECTURES
 
 triton = pytest.importorskip("triton")
 
@@ -46,20 +46,20 @@ FAULTY = {
 }
 
 
-def as_report(row: dict[str, Any]) -> aot.Report | aot.Failure:
+def as_report(row: dict[str, Any]) -> command.Report | command.Failure:
     if "registers" not in row:
-        return aot.Failure(**row)
-    return aot.Report(**{name: value for name, value in row.items() if name != "faults"})
+        return command.Failure(**row)
+    return command.Report(**{name: value for name, value in row.items() if name != "faults"})
 
 
 Rows = dict[str, Any]  # of the JSON report, by the build's name
 
 
-RunAot = Callable[..., subprocess.CompletedProcess[str]]
+RunCompiled = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def compiled(run_aot: RunAot, *options: str) -> str:
-    run = run_aot("--json", *options)
+def compiled(run_compiled: RunCompiled, *options: str) -> str:
+    run = run_compiled("--json", *options)
     assert run.returncode in (0, 1), run.stderr
     return run.stdout
 
@@ -78,13 +78,13 @@ REPRESENTATIVE = (
 
 
 @pytest.fixture(scope="session")
-def shipped(run_aot: RunAot, reports_once: Any) -> Callable[[int], Rows]:
+def shipped(run_compiled: RunCompiled, reports_once: Any) -> Callable[[int], Rows]:
     """The reports on REPRESENTATIVE for an architecture."""
 
     @functools.cache
     def of(capability: int) -> Rows:
         options = ("--capability", str(capability), "--kernel", *REPRESENTATIVE)
-        rows = reports_once(f"aot_{capability}", lambda: compiled(run_aot, *options))
+        rows = reports_once(f"compiled_{capability}", lambda: compiled(run_compiled, *options))
         return {row["name"]: row for row in rows}
 
     return of
@@ -106,7 +106,7 @@ class TestCommandLine:
         self, text: str, reason: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(SystemExit) as exit:
-            aot.main(["--capability", text])
+            command.main(["--capability", text])
         assert exit.value.code == 2
         assert reason in capsys.readouterr().err
 
@@ -115,7 +115,7 @@ class TestCommandLine:
     ) -> None:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         with pytest.raises(SystemExit) as exit:
-            aot.main([])
+            command.main([])
         assert exit.value.code == 2
         assert "TRITON_INTERPRET is set" in capsys.readouterr().err
 
@@ -124,7 +124,7 @@ class TestCommandLine:
     ) -> None:
         monkeypatch.setitem(sys.modules, "triton", None)
         with pytest.raises(SystemExit) as exit:
-            aot.main([])
+            command.main([])
         assert exit.value.code == 2
         assert "triton, which is not installed" in capsys.readouterr().err
 
@@ -132,14 +132,14 @@ class TestCommandLine:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-        monkeypatch.setattr(aot, "_builds", lambda module, capability: [])
+        monkeypatch.setattr(command, "_builds", lambda module, capability: [])
         with pytest.raises(SystemExit) as exit:
-            aot.main(["--kernel", "nonesuch"])
+            command.main(["--kernel", "nonesuch"])
         assert exit.value.code == 2
         assert "nonesuch" in capsys.readouterr().err
 
     def test_table_has_a_row_for_each_report_and_a_line_for_each_fault(self, samples: Any) -> None:
-        lines = aot.table(map(as_report, samples.values())).splitlines()
+        lines = command.table(map(as_report, samples.values())).splitlines()
         rows = [line for line in lines if line.startswith("| ")]
         failures = [row for row in samples.values() if "registers" not in row]
         assert len(rows) == 1 + len(samples) - len(failures)
@@ -162,14 +162,14 @@ class TestShippedKernels:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("capability", ARCHITECTURES)
-    def test_are_all_fit(self, run_aot: RunAot, capability: int) -> None:
-        rows = json.loads(compiled(run_aot, "--capability", str(capability)))
+    def test_are_all_fit(self, run_compiled: RunCompiled, capability: int) -> None:
+        rows = json.loads(compiled(run_compiled, "--capability", str(capability)))
         self.check(rows)
         known = {name for version, other, name in FAULTY if (version, other) == (VERSION, capability)}
         assert known <= {row["name"] for row in rows}
 
     def check(self, rows: Collection[dict[str, Any]]) -> None:
-        print(aot.table(map(as_report, rows)))
+        print(command.table(map(as_report, rows)))
         operators = {"attention forward", "attention dq", "attention dk_dv", "decode step", "head sample"}
         assert {row["name"].split(",")[0] for row in rows} == operators
         faults = {row["name"]: row["faults"] for row in rows if row["faults"]}
@@ -194,8 +194,8 @@ class TestShippedKernels:
 
 
 @pytest.mark.slow
-def test_what_tuning_tries_is_fit_for_hopper(run_aot: RunAot) -> None:
-    run = run_aot("--module", "candidate_builds", "--capability", "90", "--json")
+def test_what_tuning_tries_is_fit_for_hopper(run_compiled: RunCompiled) -> None:
+    run = run_compiled("--module", "candidate_builds", "--capability", "90", "--json")
     assert run.stdout, run.stderr
     assert {row["name"]: row["faults"] for row in json.loads(run.stdout) if row["faults"]} == {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from maskgit_kernels import ptx
+from benchmarks.compiled import ptx
 
 STORE = "st.global.b32 [ %rd2 + 0 ], { %r1 };"
 LOAD = "@%p1 ld.global.b32 { %r2 }, [ %rd3 + 4 ];"

@@ -3,7 +3,7 @@
 One thread's store can be read by another only behind a barrier of the block. It may be published to other blocks, by
 an atomic operation that releases, only behind one too: that operation orders what its own thread has done, not what the
 others have. The interpreter, which has no threads, can't see a missing barrier. Pure text analysis;
-`maskgit_kernels.compiled` puts it to use.
+`benchmarks.compiled.report` puts it to use.
 """
 
 from __future__ import annotations

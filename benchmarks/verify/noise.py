@@ -8,10 +8,10 @@ import torch
 import triton
 import triton.language as tl
 
+from benchmarks.verify.measure import Measurement, poisoned
 from maskgit_kernels import philox
 from maskgit_kernels.backend import interpreting
 from maskgit_kernels.philox_triton import exponential, gumbel, philox_4x32, seed_halves
-from maskgit_kernels.verify.measure import Measurement, poisoned
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 A kernel can compile and still be a bad one: registers spilled to memory, tensor cores that do the same work in several
 warps, a body that Triton has replaced by a trap because the tensor memory did not suffice, a barrier that is missing.
 `Report.faults` names what no shipped kernel may have; the rest is for people to weigh, and for the limits in
-tests/kernels/test_aot.py. `maskgit_kernels.aot` is the command.
+tests/benchmarks/compiled/test_shipped.py. `benchmarks.compiled` is the command.
 """
 
 from __future__ import annotations
@@ -17,25 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskgit_kernels import ptx, sass, ttgir
-from maskgit_kernels.architectures import ARCHITECTURES, bounds, occupancy, why_not_analysed
+from benchmarks.compiled import ptx, sass, ttgir
+from benchmarks.compiled.architectures import ARCHITECTURES, bounds, occupancy, why_not_analysed
 from maskgit_kernels.backend import interpreting
-
-
-@dataclass(frozen=True)
-class Build:
-    """One kernel as it is shipped: what is compiled, and with which options."""
-
-    name: str  # "attention forward, head_dim 48, bf16"
-    kernel: Any  # the @triton.jit function, without an autotuner around it
-    signature: dict[str, str]  # type of each argument that is not constexpr: "*bf16", "i32", "fp32", ...
-    constants: dict[str, Any]  # value of each constexpr argument
-    num_warps: int = 4
-    num_stages: int = 2
-    max_registers: int | None = None  # per thread; None leaves them to the compiler
-    aligned: tuple[str, ...] = ()  # integer arguments that are multiples of 16; pointers always are
-    elements: int = 0  # scores, logits, ... that one pass of the main loop works on, or of the loop around it
-    ideal_macs: int = 0  # multiply-adds of one pass of the main loop if nothing were padded; 0: no tensor-core work
+from maskgit_kernels.build import Build
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Reads Triton's intermediate code (TTIR, TTGIR): what is multiplied and loaded in its loops.
 
 Machine code alone does not say what was asked for: whether a loop was unrolled, whether warps do the same work over and
-over, and, on sm_100, which shapes the tensor cores multiply. Pure text analysis; `maskgit_kernels.aot` puts it to use.
+over, and, on sm_100, which shapes the tensor cores multiply. Pure text analysis; `benchmarks.compiled` puts it to use.
 """
 
 from __future__ import annotations

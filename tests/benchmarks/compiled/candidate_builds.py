@@ -1,6 +1,6 @@
-"""What `python -m maskgit_kernels.tune` tries: for `maskgit_kernels.aot --module`."""
+"""What `python -m benchmarks.tune` tries: for `benchmarks.compiled --module`."""
 
-from maskgit_kernels import tune
+from benchmarks import tune
 from maskgit_kernels.attention import launch, triton_backward, triton_forward
 
 KERNELS = {

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
-from maskgit_kernels.verify.workers import Outcome
+from benchmarks.verify.workers import Outcome
 
 _COLUMNS = "{:<18} {:>9} {:>9} {:>8} {:>9}  {:<4} {:>5}  {}"
 HEADING = _COLUMNS.format("operator", "error", "PyTorch's", "ratio", "limit", "", "s", "case")
@@ -86,7 +86,7 @@ class Report:
 
     def as_junit(self) -> str:
         suite = ElementTree.Element(
-            "testsuite", name="maskgit_kernels.verify", tests=str(len(self.checks)), failures=str(self.failed)
+            "testsuite", name="benchmarks.verify", tests=str(len(self.checks)), failures=str(self.failed)
         )
         properties = ElementTree.SubElement(suite, "properties")
         for name in ("device", "torch", "triton"):

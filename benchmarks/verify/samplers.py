@@ -14,11 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskgit_kernels.decode_step.op import decode_step
-from maskgit_kernels.decode_step.reference import decode_step_reference
-from maskgit_kernels.head_sample.op import head_sample
-from maskgit_kernels.philox import STREAM_CONFIDENCE, STREAM_TOKEN, random_words, uniform
-from maskgit_kernels.verify.measure import (
+from benchmarks.verify.measure import (
     DTYPES,
     Measurement,
     chi_square,
@@ -27,6 +23,10 @@ from maskgit_kernels.verify.measure import (
     poisoned,
     rounded_to_tf32,
 )
+from maskgit_kernels.decode_step.op import decode_step
+from maskgit_kernels.decode_step.reference import decode_step_reference
+from maskgit_kernels.head_sample.op import head_sample
+from maskgit_kernels.philox import STREAM_CONFIDENCE, STREAM_TOKEN, random_words, uniform
 
 # Closer scores than this may come out either way: noise up to 23, to 1e-6 of its size, and logits of size 10, exact or
 # summed up by tensor cores.

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.verify.measure import DTYPES, Measurement, RoundingToTf32, multiplying, poisoned, rms
 from maskgit_kernels.attention.op import attention
 from maskgit_kernels.attention.reference import attention_reference, drops_in_256, keep_mask
-from maskgit_kernels.verify.measure import DTYPES, Measurement, RoundingToTf32, multiplying, poisoned, rms
 
 SEED = 2**40 + 3
 FLOOR = 2e-7  # what rounding alone may leave of an output where plain PyTorch is exact

@@ -1,6 +1,6 @@
 """Times the attention kernels' tilings on the GPU at hand, and writes the fastest into a table.
 
-    python -m maskgit_kernels.tune --output tuned.json --seconds 60
+    python -m benchmarks.tune --output tuned.json --seconds 60
 
 The table is the package's own, maskgit_kernels/attention/tuned.json, with the rows of this GPU renewed: copied over it,
 GPUs of the same name use what was found without timing anything. A tiling must first give what the reference gives.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import multiprocessing
 import os
 import statistics
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskgit.files import write_atomically
 from maskgit_kernels.attention import tuned
 from maskgit_kernels.attention.reference import attention_reference
 from maskgit_kernels.attention.tiling import Tiling, candidates
@@ -219,14 +221,14 @@ def tune(
         row = fastest(case, tilings, device, time_calls)
         others = [row for row in table.get(gpu, []) if not row.items() >= case.key.items()]
         table[gpu] = [*others, row]
-        tuned.save(table, output)
+        write_atomically({output: f"{json.dumps(table, indent=1)}\n".encode()})
         print(f"{case}: {row['microseconds']} us, {tilings[0]} takes {row['others'][0][1]}", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; see `--help`."""
     parser = argparse.ArgumentParser(
-        prog="python -m maskgit_kernels.tune",
+        prog="python -m benchmarks.tune",
         description="Time the attention kernels' tilings on this GPU, and write a table with the fastest.",
         epilog="exit status: 0 if a table was written, 1 if the time was too short for that, 2 if there is no GPU",
     )
@@ -244,6 +246,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from maskgit_kernels import tune as module
+    from benchmarks import tune as module
 
     sys.exit(module.main())  # not this module's own: under the name __main__ other processes would not know its classes

@@ -1,15 +1,15 @@
 """Checks the Triton kernels on the machine at hand: each operator against its reference, beside plain PyTorch.
 
-    python -m maskgit_kernels.verify                              # on an NVIDIA GPU
-    TRITON_INTERPRET=1 python -m maskgit_kernels.verify --quick   # without one, in Triton's interpreter
-    python -m maskgit_kernels.verify --only attention --json report.json --junit report.xml
+    python -m benchmarks.verify                              # on an NVIDIA GPU
+    TRITON_INTERPRET=1 python -m benchmarks.verify --quick   # without one, in Triton's interpreter
+    python -m benchmarks.verify --only attention --json report.json --junit report.xml
 
 A line for each check: our error against the exact result (root mean square), PyTorch's own in the same precision, their
 ratio, and the most that ours may be: twice PyTorch's. For samplers an error is the share of positions that differ from
 the reference although no near tie excuses them, or a chi-square statistic. Memory is filled with NaN before a kernel
 runs, so what it leaves unwritten shows.
 
-Needs PyTorch and Triton only. Exit status: 0 if all is well, 1 if something failed, 2 if nothing can run here.
+Exit status: 0 if all is well, 1 if something failed, 2 if nothing can run here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from maskgit_kernels import files
+from maskgit.files import write_atomically
 from maskgit_kernels.backend import interpreting, why_not_triton
 
 _PATIENCE = {"cuda": 60.0, "cpu": 600.0}  # seconds for one task: minutes are usual where kernels are interpreted
@@ -37,9 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
     # Not before: these import Triton.
-    from maskgit_kernels.verify.catalogue import OPERATORS, tasks
-    from maskgit_kernels.verify.report import HEADING, Report
-    from maskgit_kernels.verify.workers import run
+    from benchmarks.verify.catalogue import OPERATORS, tasks
+    from benchmarks.verify.report import HEADING, Report
+    from benchmarks.verify.workers import run
 
     unknown = set(options.only) - set(OPERATORS)
     if unknown:
@@ -61,9 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
         for check in report.add(outcome):
             print(check, flush=True)
         if options.json:
-            files.write(options.json, report.as_json())
+            write_atomically({options.json: report.as_json().encode()})
         if options.junit:
-            files.write(options.junit, report.as_junit())
+            write_atomically({options.junit: report.as_junit().encode()})
     seconds = time.perf_counter() - start
     print(
         f"{report.passed} passed, {report.failed} failed in {seconds:.0f} s, "
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m maskgit_kernels.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m benchmarks.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="OPERATOR", help="these operators only")
     parser.add_argument("--quick", action="store_true", help="a few checks of each operator")

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.verify import attention, noise, samplers
+from benchmarks.verify.measure import Measurement
+from benchmarks.verify.samplers import Drawing
 from maskgit_kernels.philox import DROPOUT_ROUNDS, ROUNDS
-from maskgit_kernels.verify import attention, noise, samplers
-from maskgit_kernels.verify.measure import Measurement
-from maskgit_kernels.verify.samplers import Drawing
 
 OPERATORS = ("attention", "decode_step", "head_sample", "philox")
 

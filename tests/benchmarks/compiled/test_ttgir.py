@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from maskgit_kernels import ttgir
+from benchmarks.compiled import ttgir
 
 LAYOUTS = """\
 #blocked = #ttg.blocked<{sizePerThread = [1, 8], threadsPerWarp = [8, 4], warpsPerCTA = [4, 1], order = [1, 0]}>

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from maskgit_kernels.architectures import ARCHITECTURES, bounds, occupancy, standing_for, why_not_analysed
+from benchmarks.compiled.architectures import ARCHITECTURES, bounds, occupancy, standing_for, why_not_analysed
 
 triton = pytest.importorskip("triton")
 

@@ -1,0 +1,1 @@
+"""Checks the Triton kernels on the machine at hand: `python -m benchmarks.verify --help`."""
