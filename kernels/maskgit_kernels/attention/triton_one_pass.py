@@ -39,6 +39,7 @@ from maskgit_kernels.build import Build
 
 _BLOCK_M, _BLOCK_N = 128, 64  # queries of a block, keys at a time
 _MOST_BLOCKS = 2  # of queries: for dq of more there are no registers
+_MOST_KEYS = 320  # for more, two kernels have more programs, and as few bytes
 _NUM_WARPS = 8
 
 
@@ -288,7 +289,13 @@ def attention_one_pass_kernel(
     grad_head,
     grad_row,
     grad_column,
+    out_image,
+    out_head,
+    out_row,
+    out_column,
+    dq_image,
     dq_row,
+    dk_image,
     dk_row,
     heads,
     num_queries,
@@ -308,23 +315,24 @@ def attention_one_pass_kernel(
     """dq, dk and dv of one (image, head) pair.
 
     Args: as of `attention_dq_kernel` and `attention_dk_dv_kernel`, and
-        dq_ptr: [B, Nq, H, D] within rows of dq_row elements. dk_ptr, dv_ptr: [B, Nk, H, D] within rows of dk_row.
+        out_ptr: [B, H, Nq, D], with the four strides of its name.
+        dq_ptr: [B, Nq, H, D], strides dq_image, dq_row, D, 1. dk_ptr, dv_ptr: [B, Nk, H, D], dk_image, dk_row, D, 1.
         PARTS, WIDE: the parts of the head_dim (see `triton_tiles`) where it is summed over, and for dk and dv.
         BLOCKS: blocks of BLOCK_M queries. FEW: whether there are up to TAIL queries more than these hold.
     """
     pair = tl.program_id(0)
     theirs = (
         (q_ptr, q_image, q_head, q_row, q_column),
-        (out_ptr, tl.cast(num_queries, tl.int64) * heads * D, D, heads * D, 1),
+        (out_ptr, out_image, out_head, out_row, out_column),
         (grad_ptr, grad_image, grad_head, grad_row, grad_column),
     )
     keys = (
         (k_ptr, k_image, k_head, k_row, k_column),
         (v_ptr, v_image, v_head, v_row, v_column),
-        (dk_ptr, tl.cast(num_keys, tl.int64) * dk_row, D, dk_row, 1),
-        (dv_ptr, tl.cast(num_keys, tl.int64) * dk_row, D, dk_row, 1),
+        (dk_ptr, dk_image, D, dk_row, 1),
+        (dv_ptr, dk_image, D, dk_row, 1),
     )
-    dq_matrix = ((dq_ptr, tl.cast(num_queries, tl.int64) * dq_row, D, dq_row, 1),)
+    dq_matrix = ((dq_ptr, dq_image, D, dq_row, 1),)
     noise = noise_of(seed_ptr, pair, last_dropped) if DROPOUT else None
     numbers = (num_keys, scale, keep_scale)
 
@@ -357,7 +365,7 @@ def attention_one_pass_kernel(
         given = _matrices(theirs, pair, heads)
         lse = lse_ptr + pair.to(tl.int64) * num_queries
         few = _held(given, lse, num_queries, keep_scale, BLOCKS * BLOCK_M, PARTS, WIDE, D, TAIL)
-        given = _matrices(keys, pair, heads)
+        given, numbers = _matrices(keys, pair, heads), (num_keys + tl.minimum(num_queries, 0), scale, keep_scale)
         _few_queries(few, given, dq_matrix, numbers, num_queries, noise, PARTS, WIDE, D, BLOCK_M)
 
 
@@ -369,18 +377,24 @@ def _blocks(num_queries: int) -> tuple[int, bool]:
 
 
 def takes(capability: int, head_dim: int, math: str, dropout: bool, num_queries: int, num_keys: int) -> bool:
-    """Whether `backward_one_pass` can take these arguments, and is to be preferred to the two kernels there.
+    """Whether `backward_one_pass` can take these arguments and, by what it compiles to, needs less than two kernels.
+
+    Instructions for each score of 256 by 256, of the two kernels together and of this one, with dropout in brackets:
+
+        capability 9.0, head_dim 48: 18.5 and 12.4 (32.6 and 18.7)
+        capability 9.0, head_dim 96: 23.4 and over 20 (39.3 and over 27), queries and dk, dv taken in halves; spills
+        capability 8.0, head_dim 48: 21.0 and 18.4 (35.3 and 26.4), and 20 (50) registers are spilled
+        capability 10.0, head_dim 48: 21.2 and 20.7 (33.5 and 28.8): each product waits for the one before it
 
     Args: see `tiling.fixed`, and
         num_queries, num_keys: lengths.
     """
-    blocks, few = _blocks(num_queries)
-    if math != "half" or not 0 < blocks <= _MOST_BLOCKS or num_keys > num_queries + _BLOCK_N:
+    blocks, _ = _blocks(num_queries)
+    if math != "half" or head_dim > 48 or not 0 < blocks <= _MOST_BLOCKS or not 0 < num_keys <= _MOST_KEYS:
         return False
     if interpreting():  # whatever is faster
-        return head_dim <= 48
-    rows = blocks * _BLOCK_M
-    return 90 <= capability < 100 and head_dim <= 48 and not few and rows <= 1.25 * num_queries
+        return True
+    return 90 <= capability < 100 and head_dim == 48 and blocks * _BLOCK_M <= 1.25 * num_queries
 
 
 def backward_one_pass(
@@ -408,7 +422,8 @@ def backward_one_pass(
     batch, heads, num_queries, head_dim = q.shape
     num_keys = k.shape[2]
     dropped = drops_in_256(dropout_p)
-    strides = (*q.stride(), *k.stride(), *v.stride(), *grad.stride(), dq.stride(2), dk.stride(2))
+    strides = (*q.stride(), *k.stride(), *v.stride(), *grad.stride(), *out.stride())
+    strides += (dq.stride(0), dq.stride(2), dk.stride(0), dk.stride(2))
     numbers = (heads, num_queries, num_keys, scale, 1 / (1 - dropout_p), max(0, dropped - 1))
     blocks, few = _blocks(num_queries)
     with torch.cuda.device_of(q):
@@ -445,7 +460,7 @@ def _build(head_dim: int, num_queries: int, dropout: bool) -> Build:
     constants |= {argument: 1 for argument in kernel.arg_names if argument.endswith("_column")}
     constants |= {} if dropout else {"seed_ptr": None}
     types = {"lse_ptr": "*fp32", "seed_ptr": "*i64", "scale": "fp32", "keep_scale": "fp32"}
-    elements = _BLOCK_N * (blocks * _BLOCK_M + TAIL.value * few)
+    elements = _BLOCK_N * blocks * _BLOCK_M  # of a pass of the main loop, which knows nothing of the few
     remark = f", N={num_queries}" if few else ""
     return Build(
         f"attention one pass, head_dim {head_dim}{remark}, half{', dropout' if dropout else ''}",
