@@ -117,9 +117,10 @@ def test_extreme_scores(device, size):
         assert rms(x, truth) <= 2 * rms(y, truth) + 2e-7, name
 
 
-def test_negative_scores_leave_absent_keys_without_weight(device):
+@pytest.mark.parametrize("length", [40, 130])
+def test_negative_scores_leave_absent_keys_without_weight(device, length):
     """All scores are far below 0, where an absent key, whose score would be 0, outweighs all that are there."""
-    q = torch.full((1, 1, 40, 16), 30.0, dtype=torch.float16, device=device)
+    q = torch.full((1, 1, length, 16), 30.0, dtype=torch.float16, device=device)
     k = -q[:, :, :21] + torch.randn(1, 1, 21, 16, device=device).half() / 8
     v, grad = torch.randn_like(k), torch.randn_like(q)
     check([q, k, v, grad])

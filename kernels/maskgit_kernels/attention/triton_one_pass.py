@@ -111,8 +111,8 @@ def _held(
     delta = tl.zeros([BLOCK_M], tl.float32)
     for i in tl.static_range(len(PARTS)):
         delta += tl.sum(out[i].to(tl.float32) * grad[i].to(tl.float32), 1)
-    # An infinite log-sum-exp makes the weights of queries that are not there zero.
-    lse = tl.load(lse_ptr + queries, mask=queries < num_queries, other=float("inf"))  # [BLOCK_M]
+    # Queries that are not there have weights, of 1, but no share in any sum: their q, grad and delta are zeros.
+    lse = tl.load(lse_ptr + queries, mask=queries < num_queries, other=0.0)  # [BLOCK_M]
     q_wide = q if WIDE == PARTS else load_rows(q_matrix, queries, num_queries, WIDE, D, True)
     grad_wide = grad if WIDE == PARTS else load_rows(grad_matrix, queries, num_queries, WIDE, D, True)
     return q, grad, q_wide, grad_wide, lse, delta / keep_scale, queries
@@ -382,9 +382,10 @@ def takes(capability: int, head_dim: int, math: str, dropout: bool, num_queries:
     Instructions for each score of 256 by 256, of the two kernels together and of this one, with dropout in brackets:
 
         capability 9.0, head_dim 48: 18.5 and 12.4 (32.6 and 18.7)
-        capability 9.0, head_dim 96: 23.4 and over 20 (39.3 and over 27), queries and dk, dv taken in halves; spills
-        capability 8.0, head_dim 48: 21.0 and 18.4 (35.3 and 26.4), and 20 (50) registers are spilled
-        capability 10.0, head_dim 48: 21.2 and 20.7 (33.5 and 28.8): each product waits for the one before it
+        capability 8.0, head_dim 48: 21.0 and 23.3 (35.3 and 31.0), and 85 (101) registers are spilled
+        capability 10.0, head_dim 48: 21.2 (33.5), and here more tensor memory is asked for than there is
+
+    At head_dim 96, dq of 256 queries leaves no registers for the rest.
 
     Args: see `tiling.fixed`, and
         num_queries, num_keys: lengths.
