@@ -91,9 +91,9 @@ def attention_in_pieces_backward(
     return gradients
 
 
-def _save(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor, Tensor]) -> None:
-    q, k, v, keep, ctx.keep_scale, ctx.scale, _ = arguments
-    weights = results[1]
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, keep, ctx.keep_scale, ctx.scale, _ = inputs
+    weights = output[1]
     ctx.mark_non_differentiable(weights)
     ctx.set_materialize_grads(False)  # or PyTorch makes zeros for it
     ctx.save_for_backward(q, k, v, weights, keep)

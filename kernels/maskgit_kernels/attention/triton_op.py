@@ -58,9 +58,9 @@ def attention_backward(
     return gradients
 
 
-def _save(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor, Tensor]) -> None:
-    q, k, v, seed, ctx.dropout_p, ctx.scale = arguments
-    out, lse = results
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, seed, ctx.dropout_p, ctx.scale = inputs
+    out, lse = output
     ctx.mark_non_differentiable(lse)
     ctx.set_materialize_grads(False)  # or PyTorch makes zeros for it
     ctx.save_for_backward(q, k, v, out, lse, seed)
