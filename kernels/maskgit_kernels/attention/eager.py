@@ -102,7 +102,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _differentiate(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
-    gradients = attention_in_pieces_backward(grad, *ctx.saved_tensors, ctx.keep_scale, ctx.scale)
+    q, k, v, weights, keep = ctx.saved_tensors
+    gradients = attention_in_pieces_backward(grad, q, k, v, weights, keep, ctx.keep_scale, ctx.scale)
     return (*gradients, *[None] * (7 - len(gradients)))
 
 

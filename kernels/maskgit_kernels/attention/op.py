@@ -113,7 +113,7 @@ def _attention(
     dropout_p = drops_in_256(dropout_p) / 256
     # On an H200 exact products take Triton's kernels 2 to 2.7 times as long as SDPA (docs/benchmarks.md).
     slower = dropout_p == 0 and q.dtype == torch.float32 and _exact_float32()
-    if resolve(backend, q.device, _why_not_triton(q), slower) == "triton":
+    if resolve(backend, q.device, _why_not_triton(q.dtype, q.shape[-1]), slower) == "triton":
         return _triton(q, k, v, dropout_p, seed, scale)
     with torch.autocast(device_type, enabled=False) if autocast else contextlib.nullcontext():
         # On a CPU, SDPA in bfloat16 converts to float32 and misses the matrix instructions. Written out it takes 0.4
@@ -141,12 +141,12 @@ def _triton(
     return out
 
 
-def _why_not_triton(q: Tensor) -> str | None:
-    """What of q, if anything, the kernels can't take."""
-    if q.dtype == torch.float64:
+def _why_not_triton(dtype: torch.dtype, head_dim: int) -> str | None:
+    """What, if anything, the kernels can't take."""
+    if dtype == torch.float64:
         return "it has no kernel for float64"
-    if q.shape[-1] not in HEAD_DIMS:
-        return f"D must be a multiple of 16 up to {HEAD_DIMS[-1]}, and q is {tuple(q.shape)}"
+    if head_dim not in HEAD_DIMS:
+        return f"D must be a multiple of 16 up to {HEAD_DIMS[-1]}, not {head_dim}"
     return None
 
 

@@ -17,7 +17,7 @@ from maskgit_kernels.operators import operator
 def parts(q: Tensor, k: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, [B, H, N, D] each: as they are, or views of a packed q, [B, N, 3, H, D]."""
     if k is None or v is None:
-        q, k, v = q.transpose(1, 3).unbind(2)
+        q, k, v = (x.transpose(1, 2) for x in q.unbind(2))  # this way round, autograd's gradient is contiguous
     return q, k, v
 
 
@@ -72,7 +72,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _differentiate(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 6
-    gradients = attention_backward(grad, *ctx.saved_tensors, ctx.dropout_p, ctx.scale)
+    q, k, v, out, lse, seed = ctx.saved_tensors
+    gradients = attention_backward(grad, q, k, v, out, lse, seed, ctx.dropout_p, ctx.scale)
     return (*gradients, *[None] * (6 - len(gradients)))
 
 
