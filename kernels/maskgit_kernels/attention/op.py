@@ -73,15 +73,15 @@ def attention_packed(
     """`attention` of one sequence to itself, from a packed projection to merged heads.
 
     It equals `attention(*qkv.transpose(1, 3).unbind(2)).transpose(1, 2)`, but for the backward pass: that makes three
-    gradients, which autograd then copies into one. Here the kernels write into that one, but for a `scale` that isn't
-    positive.
+    gradients, which autograd then copies into one. Here they are written there, but by SDPA, and by Triton's kernels for
+    a `scale` that isn't positive.
 
     Args:
         qkv: queries, keys and values, [B, N, 3, H, D] with any strides; dtypes as for `attention`.
         dropout_p, seed, scale, backend: see `attention`.
 
     Returns:
-        [B, N, H, D] in qkv's dtype, contiguous. The gradient of qkv is too.
+        [B, N, H, D] in qkv's dtype, contiguous.
 
     Raises: as `attention`.
     """
@@ -120,7 +120,8 @@ def _attention(
         # times as long forward and backward (batch 32, 8 heads of 48, 256 tokens); in float32 SDPA is the faster one.
         if device_type == "cpu" and (dropout_p > 0 or q.dtype == torch.bfloat16):
             return in_pieces(q, k, v, dropout_p, seed, scale)
-        q, k, v = parts(q, k, v)
+        if k is None or v is None:
+            q, k, v = (x.transpose(1, 2) for x in q.unbind(2))  # this way round autograd's gradient is contiguous
         if dropout_p > 0:
             return written_out(q, k, v, dropout_p, seed, scale).transpose(1, 2)
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)

@@ -17,7 +17,7 @@ from maskgit_kernels.operators import operator
 def parts(q: Tensor, k: Tensor | None = None, v: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, [B, H, N, D] each: as they are, or views of a packed q, [B, N, 3, H, D]."""
     if k is None or v is None:
-        q, k, v = (x.transpose(1, 2) for x in q.unbind(2))  # this way round, autograd's gradient is contiguous
+        q, k, v = q.transpose(1, 3).unbind(2)
     return q, k, v
 
 
