@@ -73,8 +73,8 @@ def attention_packed(
     """`attention` of one sequence to itself, from a packed projection to merged heads.
 
     It equals `attention(*qkv.transpose(1, 3).unbind(2)).transpose(1, 2)`, but for the backward pass: that makes three
-    gradients, which autograd then copies into one. Here they are written there, but by SDPA, and by Triton's kernels for
-    a `scale` that isn't positive.
+    gradients, which autograd then copies into one. Here they are written there at once, but by SDPA, and by Triton's
+    kernels for a `scale` that isn't positive.
 
     Args:
         qkv: queries, keys and values, [B, N, 3, H, D] with any strides; dtypes as for `attention`.
