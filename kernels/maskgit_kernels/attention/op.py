@@ -118,12 +118,10 @@ def _attention(
     with torch.autocast(device_type, enabled=False) if autocast else contextlib.nullcontext():
         # On a CPU, SDPA in bfloat16 converts to float32 and misses the matrix instructions. Written out it takes 0.4
         # times as long forward and backward (batch 32, 8 heads of 48, 256 tokens); in float32 SDPA is the faster one.
-        if device_type == "cpu" and (dropout_p > 0 or q.dtype == torch.bfloat16):
-            return in_pieces(q, k, v, dropout_p, seed, scale)
+        if dropout_p > 0 or (device_type == "cpu" and q.dtype == torch.bfloat16):
+            return (in_pieces if device_type == "cpu" else written_out)(q, k, v, dropout_p, seed, scale)
         if k is None or v is None:
             q, k, v = (x.transpose(1, 2) for x in q.unbind(2))  # this way round autograd's gradient is contiguous
-        if dropout_p > 0:
-            return written_out(q, k, v, dropout_p, seed, scale).transpose(1, 2)
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
