@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,15 @@ def test_the_table_that_ships_has_rows_that_can_be_read() -> None:
     for rows in tuned.load(tuned.TABLE).values():
         for row in rows:
             Tiling(**row["tiling"])
+
+
+def test_what_is_fixed_for_hopper_is_what_an_h200_timed() -> None:
+    """In no row of the table does it take more than 5 % longer than the fastest that was tried."""
+    for row in tuned.load(tuned.TABLE)["NVIDIA H200"]:
+        length = int(re.search(r"N=(\d+)", row["case"])[1])
+        choice = fixed(row["kernel"], 90, row["head_dim"], row["math"], row["dropout"], length)
+        timed = {Tiling(**tiling): microseconds for tiling, microseconds in row["others"]}
+        assert timed[choice] <= 1.05 * row["microseconds"], row["case"]
 
 
 def test_a_row_is_used_on_its_device_for_its_sizes(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
