@@ -1,14 +1,14 @@
 """How the kernels cut their work: the tile sizes of each architecture, and those that autotuning tries.
 
-What was timed comes before what was reckoned. For 16-bit numbers up to a head_dim of 64 on Hopper, the fixed choices are
-what an H200 taught (docs/benchmarks.md has the command and the figures); a rule that holds in all its rows within 5 %,
-not each row's winner, which is `tuned`'s business.
+What was timed comes before what was reckoned. For 16-bit numbers up to a head_dim of 64 on Hopper, the fixed choices
+are what an H200 taught (`tuned.json`; docs/benchmarks.md): rules that hold within 5 % in all its rows, not each row's
+own winner, which is the business of `tuned`.
 
-Elsewhere they come from what the kernels compile to (`python -m benchmarks.compiled`). First, no spilled registers. Then
-what limits the main loop, the longest of the times in `architectures.bounds`: issued instructions, exponentials, bytes
-from the L2 cache, tensor cores. Then warps per multiprocessor, which hide what that reckoning leaves out; and of equals,
-fewer instructions. So tiles of 64 rows, whose keys and values come from the L2 cache too often, are doubled where two
-blocks of 8 warps still fit on a multiprocessor. The H200 was slower with that wherever it was tried forward.
+Elsewhere they come from what the kernels compile to (`python -m benchmarks.compiled`). First, no spilled registers.
+Then what limits the main loop, the longest of the times in `architectures.bounds`: issued instructions, exponentials,
+bytes from the L2 cache, tensor cores. Then warps per multiprocessor, which hide what that reckoning leaves out; and of
+equals, fewer instructions. So tiles of 64 rows, whose keys and values come from the L2 cache too often, are doubled
+where two blocks of 8 warps still fit on a multiprocessor. The H200 was slower with that wherever it was tried forward.
 """
 
 from __future__ import annotations

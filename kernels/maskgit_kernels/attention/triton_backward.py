@@ -26,7 +26,6 @@ from maskgit_kernels.attention.triton_tiles import (
     TAIL,
     add_products,
     factors,
-    few_left,
     keep_by_columns,
     keep_by_rows,
     keys_as_columns,
@@ -128,7 +127,6 @@ def _dq_rows(
     store_rows(dq_matrix, offsets, num_queries - first_query, dq, PARTS, D)
 
 
-@triton.heuristics({"FEW_LEFT": lambda given: few_left(given["num_queries"], given["BLOCK_M"], given["PARTS"])})
 @triton.jit(do_not_specialize=["heads", "num_queries", "num_keys", "last_dropped"])
 def attention_dq_kernel(
     q_ptr,
@@ -292,7 +290,6 @@ def _dk_dv_rows(
     store_rows(dv_matrix, keys, num_keys - first_key, dv, PARTS, D)
 
 
-@triton.heuristics({"FEW_LEFT": lambda given: few_left(given["num_keys"], given["BLOCK_N"], given["PARTS"])})
 @triton.jit(do_not_specialize=["heads", "num_queries", "num_keys", "last_dropped"])
 def attention_dk_dv_kernel(
     q_ptr,
@@ -385,9 +382,10 @@ def backward(
     """
     delta = torch.empty_like(lse)
     strides = (*q.stride(), *k.stride(), *v.stride(), *grad.stride())
-    common = (q, k, dropout_p, scale)
-    launch("dq", attention_dq_kernel, *common, q, k, v, out, grad, lse, delta, dq, seed, *strides, dq.stride(2))
-    launch("dk_dv", attention_dk_dv_kernel, *common, q, k, v, grad, lse, delta, dk, dv, seed, *strides, dk.stride(2))
+    tensors = (q, k, v, out, grad, lse, delta, dq, seed)
+    launch("dq", attention_dq_kernel, q, k, dropout_p, scale, tensors, (*strides, dq.stride(2)))
+    tensors = (q, k, v, grad, lse, delta, dk, dv, seed)
+    launch("dk_dv", attention_dk_dv_kernel, q, k, dropout_p, scale, tensors, (*strides, dk.stride(2)))
 
 
 def builds(capability: int) -> list[Build]:

@@ -17,7 +17,6 @@ from maskgit_kernels.attention.triton_tiles import (
     TAIL,
     add_products,
     factors,
-    few_left,
     keep_by_columns,
     keys_as_columns,
     load_rows,
@@ -126,7 +125,6 @@ def _forward_rows(
     tl.store(lse_ptr + queries, top + tl.log2(total), mask=queries < num_queries)
 
 
-@triton.heuristics({"FEW_LEFT": lambda given: few_left(given["num_queries"], given["BLOCK_M"], given["PARTS"])})
 @triton.jit(do_not_specialize=["heads", "num_queries", "num_keys", "last_dropped"])
 def attention_forward_kernel(
     q_ptr,
@@ -201,7 +199,7 @@ def forward(
         lse: float32 [B, H, Nq], contiguous; see the kernel.
     """
     strides = (*q.stride(), *k.stride(), *v.stride())
-    launch("forward", attention_forward_kernel, q, k, dropout_p, scale, q, k, v, out, lse, seed, *strides)
+    launch("forward", attention_forward_kernel, q, k, dropout_p, scale, (q, k, v, out, lse, seed), strides)
 
 
 def builds(capability: int) -> list[Build]:

@@ -12,7 +12,7 @@ KERNELS = {
 
 def builds(capability):
     return [
-        launch.build(case.kernel, KERNELS[case.kernel], tiling, None, *size, f": {tiling}")
+        launch.build(case.kernel, KERNELS[case.kernel], tiling, case.length, *size, f": {tiling}")
         for case in tune.CASES
         for size in [(case.head_dim, "half", case.dropout)]
         for tiling in case.candidates(capability)
