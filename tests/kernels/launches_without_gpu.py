@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -14,6 +15,7 @@ from triton.compiler import CompilationError
 from triton.runtime import driver
 
 from maskgit_kernels.attention import launch, triton_backward, triton_forward
+from maskgit_kernels.attention.tiling import Tiling
 
 noted: list[tuple[Any, ...]] = []  # hash of the compiled kernel, grid, arguments
 
@@ -131,7 +133,15 @@ def main() -> None:
     different = {alone[0][0] for alone in together.values()}
     assert len(different) >= 9, different
 
-    # Nor must what was started for a gradient of one layout or dtype decide for another.
+    # A tiling that is imposed comes before what was started without it, and leaves no trace.
+    noted.clear()
+    for tiling in (None, Tiling(num_warps=8), None):
+        with launch.impose("forward", tiling) if tiling else contextlib.nullcontext():
+            triton_forward.forward(**given("as usual"))
+    first, imposed, last = (started for started, *_ in noted)
+    assert first == last != imposed
+
+    # What was started for a gradient of one layout or dtype must not decide for another.
     arguments = given("as usual")
     forward = [arguments[x] for x in ("q", "k", "v", "out", "lse", "seed", "dropout_p", "scale")]
     q = arguments["q"]

@@ -34,11 +34,12 @@ def test_as_exact_as_plain_pytorch(device, length, dtype, dim):
     check(*torch.randn(3, 2, 2, length, dim, device=device).to(dtype))
 
 
-def test_scores_that_grow(device):
-    """The largest score comes last, and is far beyond what exp can take."""
+@pytest.mark.parametrize("largest", [300, -300])
+def test_extreme_scores(device, largest):
+    """Far beyond what exp can take, in either direction; the largest in size come last."""
     q, k, v = torch.randn(3, 1, 1, 70, 16, device=device)
-    k *= torch.linspace(0, 300, 70, device=device)[:, None]
-    check(q.abs(), k.abs(), v)
+    k = k.abs() * torch.linspace(largest / 2, largest, 70, device=device)[:, None]
+    check(q.abs(), k, v)
 
 
 def test_strides_do_not_matter(device):
