@@ -123,9 +123,9 @@ def without_pointers(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 def main() -> None:
     # One after another, and each by itself: what came before must not decide what is started.
     together = {case: run(case) for case in CASES}
-    assert len(launch._started) == len(CASES) - 1, len(launch._started)  # the scale is no part of what is compiled
+    assert len(launch._kept) == len(CASES) - 1, len(launch._kept)  # the scale is no part of what is compiled
     for case in CASES:
-        launch._started.clear()
+        launch._kept.clear()
         alone = run(case)
         assert len(alone) == 2, case
         assert alone[0] == alone[1], case
@@ -145,7 +145,7 @@ def main() -> None:
     arguments = given("as usual")
     forward = [arguments[x] for x in ("q", "k", "v", "out", "lse", "seed", "dropout_p", "scale")]
     q = arguments["q"]
-    launch._started.clear()
+    launch._kept.clear()
     seen = set()
     for grad, row in itertools.product((q, q.mT.contiguous().mT), (32, 96)):
         results = [torch.zeros(2 * 64 * row).bfloat16().as_strided(q.shape, (64 * row, 16, row, 1)) for _ in range(3)]

@@ -24,6 +24,50 @@ from maskgit_kernels.backend import capability_of, interpreting
 from maskgit_kernels.build import Build
 from maskgit_kernels.common import math_for, precision
 
+# To find which compiled form of a kernel a call needs takes Triton longer than all else that the host does. So what it
+# found is kept, with the grid and the constexpr arguments, by everything that it went by.
+_kept: dict[tuple[Any, ...], tuple[Any, tuple[int, int, int], tuple[Any, ...]]] = {}
+
+
+def key_of(name: str, q: Tensor, tensors: tuple[Tensor | None, ...], *numbers: Any) -> tuple[Any, ...]:
+    """What a call's compiled kernel is kept by.
+
+    Args:
+        name: of the kernel.
+        q: on the GPU that is to run it.
+        tensors: all that the kernel is given.
+        numbers: its integers, strides too, and what else grid and constants depend on.
+    """
+    return (name, q.device, numbers, *[x is None or (x.dtype, x.data_ptr() % 16) for x in tensors])
+
+
+def start(
+    key: tuple[Any, ...] | None,
+    kernel: Any,
+    arguments: tuple[Any, ...],
+    grid: tuple[int, int, int],
+    constants: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    """Run a kernel on the current GPU (or in Triton's interpreter), and keep its compiled form if there is a key."""
+    compiled = kernel[grid](*arguments, *constants.values(), **options)
+    if key is not None and not interpreting():
+        _kept[key] = compiled, grid, tuple(constants.values())
+
+
+def restart(key: tuple[Any, ...], arguments: tuple[Any, ...]) -> bool:
+    """Run what was kept on the current GPU, if anything was. Returns whether."""
+    if key not in _kept:
+        return False
+    compiled, grid, constants = _kept[key]
+    compiled[grid](*arguments, *constants)
+    return True
+
+
+def numbers_of(q: Tensor, k: Tensor, dropout_p: float, scale: float) -> tuple[int | float, ...]:
+    """The kernels' arguments from `heads` to `last_dropped`."""
+    return q.shape[1], q.shape[2], k.shape[2], float(scale), 1 / (1 - dropout_p), max(0, drops_in_256(dropout_p) - 1)
+
 
 def launch(
     name: str,
@@ -35,54 +79,37 @@ def launch(
     tensors: tuple[Tensor | None, ...],
     strides: tuple[int, ...],
 ) -> None:
-    """Run a kernel on the GPU of q (or in Triton's interpreter), one program for each tile of each (image, head) pair.
-
-    To find which compiled form of a kernel a call needs takes Triton longer than all else that the host has to do. So
-    what it found is kept, by everything that it went by.
+    """Run a kernel that has a program for each tile of each (image, head) pair, on the GPU of q.
 
     Args:
         name: "forward", "dq" or "dk_dv".
         q: [B, H, Nq, D]. k: [B, H, Nk, D].
+        dropout_p: a multiple of 1/256.
         tensors, strides: the kernel's arguments up to its `heads`.
     """
     batch, heads, num_queries, head_dim = q.shape
     num_keys = k.shape[2]
-    dropped = drops_in_256(dropout_p)
-    numbers = (heads, num_queries, num_keys, float(scale), 1 / (1 - dropout_p), max(0, dropped - 1))
-    size = head_dim, math_for(q.dtype), dropped > 0
-    specialized = [x is None or (x.dtype, x.data_ptr() % 16) for x in tensors]
-    key = (name, q.device, batch, *numbers[:3], *size, strides, *specialized)
+    size = head_dim, math_for(q.dtype), dropout_p > 0
+    arguments = (*tensors, *strides, *numbers_of(q, k, dropout_p, scale))
+    key = key_of(name, q, tensors, *strides, batch, heads, num_queries, num_keys, *size)
     with torch.cuda.device_of(q):
-        if key in _started and name not in _imposed:
-            compiled, grid, constants = _started[key]
-            compiled[grid](*tensors, *strides, *numbers, *constants)
+        if name not in _imposed and restart(key, arguments):
             return
-
         length = num_keys if name == "dk_dv" else num_queries
 
-        def start(tiling: Tiling) -> _Started:
-            constants = tuple(_constants(name, tiling, *size, length).values())
+        def run(tiling: Tiling, key: tuple[Any, ...] | None = None) -> None:
             grid = (batch * heads * programs(length, _rows(name, tiling)), 1, 1)
-            compiled = kernel[grid](*tensors, *strides, *numbers, *constants, **_options(tiling))
-            return compiled, grid, constants
+            start(key, kernel, arguments, grid, _constants(name, tiling, *size, length), _options(tiling))
 
         if name in _imposed:
-            start(_imposed[name])
-            return
-        if os.environ.get("MASKGIT_AUTOTUNE") == "1" and not interpreting():
+            run(_imposed[name])
+        elif os.environ.get("MASKGIT_AUTOTUNE") == "1" and not interpreting():
             place = (name, q.device, *size, tuned.bucket(num_queries), tuned.bucket(num_keys))
             if place not in _timed:
-                _timed[place] = _fastest(candidates(name, capability_of(q.device), *size, length), start)
-            tiling = _timed[place]
+                _timed[place] = _fastest(candidates(name, capability_of(q.device), *size, length), run)
+            run(_timed[place], key)
         else:
-            tiling = choose(q.device, name, *size, length)
-        started = start(tiling)
-        if not interpreting():
-            _started[key] = started
-
-
-_Started = tuple[Any, tuple[int, int, int], tuple[Any, ...]]  # a compiled kernel, its grid and its constants
-_started: dict[tuple[Any, ...], _Started] = {}
+            run(choose(q.device, name, *size, length), key)
 
 
 @functools.cache
@@ -96,6 +123,11 @@ def choose(device: torch.device, name: str, head_dim: int, math: str, dropout: b
 
 
 _imposed: dict[str, Tiling] = {}
+
+
+def imposed(name: str) -> bool:
+    """Whether a kernel is being timed: see `impose`."""
+    return name in _imposed
 
 
 @contextlib.contextmanager
