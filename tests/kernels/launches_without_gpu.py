@@ -79,15 +79,16 @@ def given(case: str) -> dict[str, Any]:
         case "a scale of one":
             scale = 1
     torch.set_float32_matmul_precision("high" if case == "tf32" else "highest")
-    size = (batch, heads, max(queries, keys), dim)
-    memory = torch.zeros(4 * size[0] * size[1] * size[2] * dim + 64, dtype=dtype)
+    # The same strides whatever the sizes, as views of something larger have them: they must not tell cases apart.
+    image, head, row = 4 * 65 * 64, 65 * 64, 64
     strides = {
-        "heads together": (heads * size[2] * dim, dim, heads * dim, 1),
-        "columns apart": (size[1] * size[2] * dim * 2, size[2] * dim * 2, dim * 2, 2),
-        "rows not aligned": (size[1] * size[2] * (dim + 1), size[2] * (dim + 1), dim + 1, 1),
-    }.get(case, (heads * size[2] * dim, size[2] * dim, dim, 1))
-    view = memory.as_strided(size, strides, 1 if case == "not aligned" else 0)
-    q, kv = view[:, :, :queries], view[:, :, :keys]
+        "heads together": (image, dim, heads * dim, 1),
+        "columns apart": (image, head, row, 2),
+        "rows not aligned": (image, head, dim + 1, 1),
+    }.get(case, (image, head, row, 1))
+    memory = torch.zeros(3 * image, dtype=dtype)
+    at = 1 if case == "not aligned" else 0
+    q, kv = (memory.as_strided((batch, heads, length, dim), strides, at) for length in (queries, keys))
     return {
         "q": q,
         "k": kv,
