@@ -28,21 +28,15 @@ _FOR_TWO_BLOCKS = (
     "spills up to 13 registers for 128 rows to fit twice on a multiprocessor, as they do without spills before 3.9. "
     "64 rows would not spill, and wait for twice the bytes: 24 instructions' time a score at head_dim 96 instead of 12"
 )
-_FOR_A_THIRD_BLOCK = "spills a register or two for a third block to fit"
 # What is faulty all the same, and why, by version of Triton, architecture and build.
 FAULTY = {
-    ("3.6", 120, "attention dq, head_dim 48, half, dropout"): _FOR_A_THIRD_BLOCK,
-    ("3.6", 120, "attention dq, head_dim 48, N=257, half, dropout"): _FOR_A_THIRD_BLOCK,
     ("3.6", 100, "attention forward, head_dim 96, N=257, half, dropout"): "spills four registers",
-    ("3.8", 86, "attention dq, head_dim 48, N=257, half, dropout"): _FOR_A_THIRD_BLOCK,
-    ("3.8", 89, "attention dq, head_dim 48, N=257, half, dropout"): _FOR_A_THIRD_BLOCK,
     ("3.6", 120, "head sample, categorical, V=1024, fp32"): "spills one register",
     ("3.8", 120, "head sample, categorical, V=1024, tf32"): "spills one register",
     ("3.9", 120, "head sample, categorical, V=1024, tf32"): "spills one register",
     ("3.9", 90, "attention forward, head_dim 96, half"): _FOR_TWO_BLOCKS,
     ("3.9", 90, "attention forward, head_dim 96, N=257, half"): _FOR_TWO_BLOCKS,
     ("3.9", 90, "attention forward, head_dim 128, half"): _FOR_TWO_BLOCKS,
-    ("3.9", 120, "attention dq, head_dim 48, N=257, half, dropout"): _FOR_A_THIRD_BLOCK,
 }
 
 
