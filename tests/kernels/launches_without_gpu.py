@@ -52,7 +52,8 @@ class Driver:
 
 
 driver.set_active(Driver())
-launch.capability_of = lambda device: 90  # type: ignore[assignment]
+for module in (launch, triton_backward):
+    module.capability_of = lambda device: 90  # type: ignore[attr-defined]
 
 
 def given(case: str) -> dict[str, Any]:
@@ -64,6 +65,10 @@ def given(case: str) -> dict[str, Any]:
             batch = 3
         case "other heads":
             heads = 3
+        case "short":
+            queries = keys = 128
+        case "long":
+            queries = keys = 300
         case "a query more":
             queries = 65
         case "a key more":
@@ -80,7 +85,7 @@ def given(case: str) -> dict[str, Any]:
             scale = 1
     torch.set_float32_matmul_precision("high" if case == "tf32" else "highest")
     # The same strides whatever the sizes, as views of something larger have them: they must not tell cases apart.
-    image, head, row = 4 * 65 * 64, 65 * 64, 64
+    image, head, row = 4 * 300 * 64, 300 * 64, 64
     strides = {
         "heads together": (image, dim, heads * dim, 1),
         "columns apart": (image, head, row, 2),
@@ -143,21 +148,28 @@ def main() -> None:
     assert first == last != imposed
 
     # What was started for a gradient of one layout or dtype must not decide for another.
-    arguments = given("as usual")
-    forward = [arguments[x] for x in ("q", "k", "v", "out", "lse", "seed", "dropout_p", "scale")]
-    q = arguments["q"]
-    launch._kept.clear()
-    seen = set()
-    for grad, row in itertools.product((q, q.mT.contiguous().mT), (32, 96)):
-        results = [torch.zeros(2 * 64 * row).bfloat16().as_strided(q.shape, (64 * row, 16, row, 1)) for _ in range(3)]
-        noted.clear()
-        for _ in range(2):
-            triton_backward.backward(grad, *forward, *results)
-        (dq, dk_dv), again = noted[:2], noted[2:]
-        assert [x[:2] for x in again] == [x[:2] for x in (dq, dk_dv)]
-        assert all(row in values for _, _, values in noted)
-        seen.add((dq[0], dk_dv[0]))
-    assert len(seen) == 2, seen  # for any row the same
+    for case, kernels in (("short", 1), ("long", 2)):
+        arguments = given(case)
+        forward = [arguments[x] for x in ("q", "k", "v", "out", "lse", "seed", "dropout_p", "scale")]
+        q = arguments["q"]
+        length = q.shape[2]
+        seen = set()
+        for grad, row in itertools.product((q, q.mT.contiguous().mT), (32, 96)):
+            memory = [torch.zeros(2 * length * row).bfloat16() for _ in range(3)]
+            results = [x.as_strided(q.shape, (length * row, 16, row, 1)) for x in memory]
+            noted.clear()
+            for _ in range(2):
+                triton_backward.backward(grad, *forward, *results)
+            assert len(noted) == 2 * kernels
+            assert [x[:2] for x in noted[:kernels]] == [x[:2] for x in noted[kernels:]]
+            assert all(row in values for _, _, values in noted)
+            seen.add(tuple(started for started, *_ in noted[:kernels]))
+        assert len(seen) == 2, seen  # for any row the same
+        for name in ("dq", "dk_dv"):
+            noted.clear()
+            with launch.impose(name, Tiling(block_m=32, block_n=32)):
+                triton_backward.backward(grad, *forward, *results)
+            assert len(noted) == 2  # what is to be timed runs
     try:
         triton_backward.backward(q.half(), *forward, *results)
     except CompilationError:  # float16 times bfloat16

@@ -49,10 +49,14 @@ def start(
     constants: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
-    """Run a kernel on the current GPU (or in Triton's interpreter), and keep its compiled form if there is a key."""
-    compiled = kernel[grid](*arguments, *constants.values(), **options)
+    """Run a kernel on the current GPU (or in Triton's interpreter), and keep its compiled form if there is a key.
+
+    Args:
+        arguments: the kernel's first; `constants` names the others.
+    """
+    compiled = kernel[grid](*arguments, **constants, **options)
     if key is not None and not interpreting():
-        _kept[key] = compiled, grid, tuple(constants.values())
+        _kept[key] = compiled, grid, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
 
 
 def restart(key: tuple[Any, ...], arguments: tuple[Any, ...]) -> bool:
@@ -191,7 +195,7 @@ def _rows(name: str, tiling: Tiling) -> int:
 
 
 def _constants(name: str, tiling: Tiling, head_dim: int, math: str, dropout: bool, length: int) -> dict[str, Any]:
-    """The kernels' constexpr arguments, in their order."""
+    """The kernels' constexpr arguments."""
     parts = tiling.parts(head_dim)
     return {
         "PARTS": parts,

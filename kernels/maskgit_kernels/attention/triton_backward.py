@@ -17,10 +17,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskgit_kernels.attention.launch import builds_of, launch
+from maskgit_kernels.attention import triton_one_pass
+from maskgit_kernels.attention.launch import builds_of, imposed, launch
 from maskgit_kernels.attention.triton_dk_dv import attention_dk_dv_kernel
 from maskgit_kernels.attention.triton_dq import attention_dq_kernel
+from maskgit_kernels.backend import capability_of
 from maskgit_kernels.build import Build
+from maskgit_kernels.common import math_for
 
 
 def backward(
@@ -37,7 +40,7 @@ def backward(
     dk: Tensor,
     dv: Tensor,
 ) -> None:
-    """Write the gradients.
+    """Write the gradients: in one pass where `triton_one_pass.takes` that, else with the two kernels.
 
     Args:
         grad: that of out, [B, H, Nq, D], any strides.
@@ -45,6 +48,10 @@ def backward(
         dq: [B, H, Nq, D]; dk, dv: [B, H, Nk, D]; strides (N * row, D, row, 1) with a `row` of at least H * D, which dk
             and dv share: a transposed contiguous [B, N, H, D], or a part of a packed [B, N, 3, H, D].
     """
+    given = capability_of(q.device), q.shape[3], math_for(q.dtype), dropout_p > 0, q.shape[2], k.shape[2]
+    if triton_one_pass.takes(*given) and not (imposed("dq") or imposed("dk_dv")):
+        triton_one_pass.backward_one_pass(grad, q, k, v, out, lse, seed, dropout_p, scale, dq, dk, dv)
+        return
     delta = torch.empty_like(lse)
     strides = (*q.stride(), *k.stride(), *v.stride(), *grad.stride())
     tensors = (q, k, v, out, grad, lse, delta, dq, seed)

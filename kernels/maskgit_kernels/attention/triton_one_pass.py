@@ -18,8 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maskgit_kernels.attention.launch import math_for
-from maskgit_kernels.attention.reference import drops_in_256
+from maskgit_kernels.attention.launch import key_of, numbers_of, restart, start
 from maskgit_kernels.attention.tiling import Tiling
 from maskgit_kernels.attention.triton_tiles import (
     LOG2_E,
@@ -357,17 +356,15 @@ def backward_one_pass(
         dq: [B, H, Nq, D]; dk, dv: [B, H, Nk, D]; with strides (N * row, D, row, 1), where row >= H * D is the same for
             dk and dv: each a transposed contiguous [B, N, H, D], or a part of a packed [B, N, 3, H, D].
     """
-    batch, heads, num_queries, head_dim = q.shape
-    num_keys = k.shape[2]
-    dropped = drops_in_256(dropout_p)
+    tensors = (q, k, v, out, grad, lse, dq, dk, dv, seed)
     strides = (*q.stride(), *k.stride(), *v.stride(), *grad.stride(), dq.stride(2), dk.stride(2))
-    numbers = (heads, num_queries, num_keys, scale, 1 / (1 - dropout_p), max(0, dropped - 1))
-    blocks, few = _blocks(num_queries)
+    arguments = (*tensors, *strides, *numbers_of(q, k, dropout_p, scale))
+    key = key_of("one pass", q, tensors, *strides, *q.shape, k.shape[2], dropout_p > 0)
     with torch.cuda.device_of(q):
-        attention_one_pass_kernel[(batch * heads,)](
-            q, k, v, out, grad, lse, dq, dk, dv, seed, *strides, *numbers,
-            **_constants(head_dim, blocks, few, dropped > 0), **_OPTIONS,
-        )  # fmt: skip
+        if not restart(key, arguments):
+            batch, heads, num_queries, head_dim = q.shape
+            constants = _constants(head_dim, *_blocks(num_queries), dropout_p > 0)
+            start(key, attention_one_pass_kernel, arguments, (batch * heads, 1, 1), constants, _OPTIONS)
 
 
 _OPTIONS = {"num_warps": _NUM_WARPS, "num_stages": 2, "maxnreg": 255}
