@@ -161,7 +161,8 @@ def main() -> None:
             for _ in range(2):
                 triton_backward.backward(grad, *forward, *results)
             assert len(noted) == 2 * kernels
-            assert [x[:2] for x in noted[:kernels]] == [x[:2] for x in noted[kernels:]]
+            first, again = ([(*x[:2], *x[2][9:]) for x in half] for half in (noted[:kernels], noted[kernels:]))
+            assert first == again  # but for pointers
             assert all(row in values for _, _, values in noted)
             seen.add(tuple(started for started, *_ in noted[:kernels]))
         assert len(seen) == 2, seen  # for any row the same
