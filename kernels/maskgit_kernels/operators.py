@@ -5,8 +5,8 @@ for each of its layers and looks for aliases among the results (pytorch/pytorch#
 
 `torch.library.triton_op` would show compilers the kernels and let them launch these themselves. But its fake is the
 launch: where kernels are interpreted, on memory that fake tensors don't have, it can be neither exported nor compiled
-nor pass opcheck, and without a GPU's driver it can't be compiled for one. And `torch.library.wrap_triton` takes no
-`triton.heuristics`, and in PyTorch 2.11 nothing that is interpreted (pytorch/pytorch#152868).
+nor pass opcheck, and without a GPU's driver it can't be compiled for a GPU. `torch.library.wrap_triton` takes nothing
+that is interpreted in PyTorch 2.11 (pytorch/pytorch#152868).
 """
 
 from __future__ import annotations
