@@ -21,6 +21,7 @@ from maskgit_kernels.attention.tiling import Tiling, candidates, fixed
 from maskgit_kernels.attention.triton_tiles import Parts, few_left, programs
 from maskgit_kernels.backend import capability_of, interpreting
 from maskgit_kernels.build import Build
+from maskgit_kernels.common import math_for, precision
 
 
 def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale: float, *arguments: Any) -> None:
@@ -36,7 +37,7 @@ def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale
     dropped = drops_in_256(dropout_p)
     math = math_for(q.dtype)
     numbers = (heads, num_queries, num_keys, scale, 1 / (1 - dropout_p), max(0, dropped - 1))
-    constants = {"D": head_dim, "DROPOUT": dropped > 0, "PRECISION": _precision(math)}
+    constants = {"D": head_dim, "DROPOUT": dropped > 0, "PRECISION": precision(math)}
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
         length, block = (num_keys, meta["BLOCK_N"]) if name == "dk_dv" else (num_queries, meta["BLOCK_M"])
@@ -100,7 +101,7 @@ def build(
 ) -> Build:
     """What `launch` compiles for packed projections; `remark` goes into the build's name. For `few` see `few_left`."""
     kernel = kernel.fn  # without the heuristics
-    constants = {"D": head_dim, "DROPOUT": dropout, "PRECISION": _precision(math), **_blocks(tiling, head_dim)}
+    constants = {"D": head_dim, "DROPOUT": dropout, "PRECISION": precision(math), **_blocks(tiling, head_dim)}
     constants["FEW_LEFT"] = few
     constants |= {argument: 1 for argument in kernel.arg_names if argument.endswith("_column")}
     constants |= {} if dropout else {"seed_ptr": None}
@@ -131,20 +132,6 @@ def _blocks(tiling: Tiling, head_dim: int) -> dict[str, Any]:
 
 def _options(tiling: Tiling) -> dict[str, Any]:
     return {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages, "maxnreg": tiling.max_registers}
-
-
-def math_for(dtype: torch.dtype) -> str:
-    """What multiplies: see `tiling.MATH`. float32 follows PyTorch's own setting for matrix products."""
-    if dtype != torch.float32:
-        return "half"
-    matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):  # since PyTorch 2.9, where reading the older setting may raise
-        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
-    return "tf32" if matmul.allow_tf32 else "ieee"
-
-
-def _precision(math: str) -> str:
-    return "tf32" if math == "tf32" else "ieee"
 
 
 def name_of(device: torch.device) -> str:

@@ -156,6 +156,7 @@ def attention_dq_kernel(
     grad_head,
     grad_row,
     grad_column,
+    dq_row,
     heads,
     num_queries,
     num_keys,
@@ -175,7 +176,7 @@ def attention_dq_kernel(
     Args: as of `attention_forward_kernel`, and
         grad_ptr: [B, H, Nq, D], the gradient of out, with the four strides of its name.
         delta_ptr: float32 [B, H, Nq], contiguous.
-        dq_ptr: [B, Nq, H, D], contiguous like out_ptr.
+        dq_ptr: [B, Nq, H, D], tokens dq_row apart, the rest contiguous.
     """
     pair, first_query, first_left, few = own_rows(num_queries, BLOCK_M, FEW_LEFT)
     image, head = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)
@@ -183,9 +184,8 @@ def attention_dq_kernel(
     k_matrix = (k_ptr + image * k_image + head * k_head, k_row, k_column)
     v_matrix = (v_ptr + image * v_image + head * v_head, v_row, v_column)
     grad_matrix = (grad_ptr + image * grad_image + head * grad_head, grad_row, grad_column)
-    own = (image * num_queries * heads + head) * D
-    out_matrix = (out_ptr + own, heads * D, 1)
-    dq_matrix = (dq_ptr + own, heads * D, 1)
+    out_matrix = (out_ptr + (image * num_queries * heads + head) * D, heads * D, 1)
+    dq_matrix = (dq_ptr + image * num_queries * dq_row + head * D, dq_row, 1)
     lse_ptr += pair.to(tl.int64) * num_queries
     delta_ptr += pair.to(tl.int64) * num_queries
     noise = noise_of(seed_ptr, pair, last_dropped) if DROPOUT else None
@@ -320,6 +320,7 @@ def attention_dk_dv_kernel(
     grad_head,
     grad_row,
     grad_column,
+    dkv_row,
     heads,
     num_queries,
     num_keys,
@@ -337,7 +338,7 @@ def attention_dk_dv_kernel(
     """dk and dv, by programs for BLOCK_N keys or few; see `own_rows`. Runs after `attention_dq_kernel`.
 
     Args: as of `attention_dq_kernel`, and
-        dk_ptr, dv_ptr: [B, Nk, H, D], contiguous.
+        dk_ptr, dv_ptr: [B, Nk, H, D], tokens dkv_row apart, the rest contiguous.
     """
     pair, first_key, first_left, few = own_rows(num_keys, BLOCK_N, FEW_LEFT)
     image, head = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)
@@ -345,9 +346,9 @@ def attention_dk_dv_kernel(
     k_matrix = (k_ptr + image * k_image + head * k_head, k_row, k_column)
     v_matrix = (v_ptr + image * v_image + head * v_head, v_row, v_column)
     grad_matrix = (grad_ptr + image * grad_image + head * grad_head, grad_row, grad_column)
-    own = (image * num_keys * heads + head) * D
-    dk_matrix = (dk_ptr + own, heads * D, 1)
-    dv_matrix = (dv_ptr + own, heads * D, 1)
+    own = image * num_keys * dkv_row + head * D
+    dk_matrix = (dk_ptr + own, dkv_row, 1)
+    dv_matrix = (dv_ptr + own, dkv_row, 1)
     lse_ptr += pair.to(tl.int64) * num_queries
     delta_ptr += pair.to(tl.int64) * num_queries
     noise = noise_of(seed_ptr, pair, last_dropped) if DROPOUT else None
@@ -379,13 +380,14 @@ def backward(
     Args:
         grad: that of out, [B, H, Nq, D], any strides.
         q, k, v, out, lse, seed, dropout_p, scale: what `triton_forward.forward` was given and has written.
-        dq: [B, H, Nq, D]; dk, dv: [B, H, Nk, D]; each a transposed contiguous [B, N, H, D].
+        dq: [B, H, Nq, D]; dk, dv: [B, H, Nk, D]; strides (N * row, D, row, 1) with a `row` of at least H * D, which dk
+            and dv share: a transposed contiguous [B, N, H, D], or a part of a packed [B, N, 3, H, D].
     """
     delta = torch.empty_like(lse)
     strides = (*q.stride(), *k.stride(), *v.stride(), *grad.stride())
     common = (q, k, dropout_p, scale)
-    launch("dq", attention_dq_kernel, *common, q, k, v, out, grad, lse, delta, dq, seed, *strides)
-    launch("dk_dv", attention_dk_dv_kernel, *common, q, k, v, grad, lse, delta, dk, dv, seed, *strides)
+    launch("dq", attention_dq_kernel, *common, q, k, v, out, grad, lse, delta, dq, seed, *strides, dq.stride(2))
+    launch("dk_dv", attention_dk_dv_kernel, *common, q, k, v, grad, lse, delta, dk, dv, seed, *strides, dk.stride(2))
 
 
 def builds(capability: int) -> list[Build]:
