@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.checks import check_decoding, check_inpainting
@@ -177,8 +178,12 @@ class PlainTraining(Training):
 
     ENGINE = PlainEngine
 
-    def _logits(self, tokens: Tensor, labels: Tensor | None, _: Tensor) -> Tensor:
-        return self.wrapped(tokens, labels)
+    def _loss(
+        self, held: Tensor, labels: Tensor | None, tokens: Tensor, counted: Tensor, masked: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits = self.wrapped(held, labels).float()
+        losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+        return (losses * counted.flatten()).sum(), ((logits.argmax(-1) == tokens) & masked).sum()
 
 
 def training_comparisons(setting: Setting) -> Iterator[Comparison]:

@@ -28,6 +28,7 @@ from torch import Tensor  # noqa: E402
 import maskgit.training.tokenizer  # noqa: E402
 from maskgit.config import PRESETS, ModelConfig, Stage, TokenizerConfig, TransformerConfig  # noqa: E402
 from maskgit.tokenizer.losses import PatchDiscriminator  # noqa: E402
+from maskgit.network.transformer import Transformer  # noqa: E402
 from maskgit.training.checkpoint import list_checkpoints, load_checkpoint  # noqa: E402
 from maskgit.training.cli import main  # noqa: E402
 from maskgit.training.tokenizer import TokenizerTask  # noqa: E402
@@ -74,6 +75,31 @@ def interrupt_at(step: int, stage: str, patch: pytest.MonkeyPatch) -> None:
         return real(self, batch, now)
 
     patch.setattr(TASKS[stage], "training_step", training_step)
+
+
+def watch_training(patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Of the last step: tokens and held, int64 [b, N] each, the loss, and logits of the transformer, float64 [b, N, V].
+
+    Where the last block isn't evaluated, the logits are the bias.
+    """
+    seen: dict[str, Any] = {}
+    hidden, step = Transformer.hidden, TransformerTask.training_step
+
+    def watched_hidden(self: Transformer, tokens: Tensor, *arguments: Any) -> Tensor:
+        states = hidden(self, tokens, *arguments)
+        if self.training:
+            weight, bias = (x.detach().double() for x in self.output_weights())
+            seen.update(held=tokens, logits=states.detach().double() @ weight.T + bias)
+        return states
+
+    def watched_step(self: TransformerTask, batch: Any, now: int) -> dict[str, Tensor]:
+        logged = step(self, batch, now)
+        seen.update(tokens=batch[0], loss=logged["loss"])
+        return logged
+
+    patch.setattr(Transformer, "hidden", watched_hidden)
+    patch.setattr(TransformerTask, "training_step", watched_step)
+    return seen
 
 
 def run(arguments: list[str]) -> int:
