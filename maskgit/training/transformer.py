@@ -18,6 +18,7 @@ from maskgit.network.partial import masked_rows
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.engine import Engine, Figures
+from maskgit.training.graphs import check_graphs
 from maskgit.training.loop import StageTask, train
 from maskgit.training.optimizer import make_optimizer
 from maskgit.training.settings import TransformerTraining
@@ -47,7 +48,7 @@ class TransformerTask(StageTask):
         torch.manual_seed(config.seed)
         self.model = Transformer(architecture).to(self.device)
         self.model.checkpoint_blocks = config.activation_checkpointing
-        self.tokens_per_image = architecture.num_tokens
+        self.tokens_per_image, self.graphs = architecture.num_tokens, config.graphs
         if config.init is not None:
             weights, names = initial_weights(config.init, architecture, tokenizer, config.interpolate)
             self.model.load_state_dict(weights)
@@ -184,6 +185,7 @@ def train_transformer(config: TransformerTraining) -> dict[str, float]:
     Raises TrainingError, DataError, ModelError and ConfigError: what is wrong with the settings or the files.
     """
     engine = Engine(config, shard=config.fsdp)
+    check_graphs(config, engine)
     tokenizer = tokenizer_at(config.tokenizer, config.image_size).to(engine.device)
     architecture = make_architecture(config, tokenizer.config)
     return train(

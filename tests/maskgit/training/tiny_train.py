@@ -31,6 +31,7 @@ from maskgit.tokenizer.losses import PatchDiscriminator  # noqa: E402
 from maskgit.network.transformer import Transformer  # noqa: E402
 from maskgit.training.checkpoint import list_checkpoints, load_checkpoint  # noqa: E402
 from maskgit.training.cli import main  # noqa: E402
+from maskgit.training.engine import Engine  # noqa: E402
 from maskgit.training.tokenizer import TokenizerTask  # noqa: E402
 from maskgit.training.transformer import TransformerTask  # noqa: E402
 
@@ -75,6 +76,22 @@ def interrupt_at(step: int, stage: str, patch: pytest.MonkeyPatch) -> None:
         return real(self, batch, now)
 
     patch.setattr(TASKS[stage], "training_step", training_step)
+
+
+def break_steps(patch: pytest.MonkeyPatch, chosen: Any, what: str) -> None:
+    """Make the loss, or else its gradients, NaN in the steps that `chosen(step)` names."""
+    begin, backward, update = Engine.begin, Engine.backward, Engine.update
+    bad = torch.tensor(1.0)
+
+    def begin_and_look(self: Engine, step: int) -> None:
+        bad.fill_(float("nan") if chosen(step) else 1.0)
+        begin(self, step)
+
+    patch.setattr(Engine, "begin", begin_and_look)
+    if what == "gradient":
+        patch.setattr(Engine, "backward", lambda self, loss: backward(self, loss * bad))
+    else:
+        patch.setattr(Engine, "update", lambda self, optimizer, loss: update(self, optimizer, loss * bad))
 
 
 def watch_training(patch: pytest.MonkeyPatch) -> dict[str, Any]:
