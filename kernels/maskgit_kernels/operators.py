@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-Save = Callable[[Any, tuple[Any, ...], Any], None]
+Save = Callable[..., None]
 Differentiate = Callable[..., tuple[Tensor | None, ...]]
 
 
@@ -34,8 +34,8 @@ def operator(
     Args:
         name: "namespace::name".
         fake: gives empty results of the right shape, strides and dtype for the function's arguments.
-        save: what the backward pass needs, as `setup_context` of `torch.library.register_autograd`: (ctx, the
-            arguments, the results). None, and without `differentiate`: the operator has no gradient.
+        save: keeps what the backward pass needs: (ctx, inputs, output), which are the arguments and the results, as
+            `setup_context` of `torch.library.register_autograd`. Without, the operator has no gradient.
         differentiate: (ctx, the results' gradients) to those of the arguments.
     """
 

@@ -15,7 +15,7 @@ if importlib.util.find_spec("triton") is None:
 from maskgit_kernels.attention import attention as any_attention
 from maskgit_kernels.attention.reference import attention_reference, drops_in_256, keep_mask
 from maskgit_kernels.attention.tiling import HEAD_DIMS, KERNELS, MATH, candidates, fixed
-from maskgit_kernels.attention.triton_op import attention_backward, attention_forward
+from maskgit_kernels.attention.triton_op import attention_forward
 from maskgit_kernels.attention.triton_tiles import programs
 
 attention = functools.partial(any_attention, backend="triton")
@@ -237,9 +237,11 @@ def test_operators_pass_opcheck(device, dropout_p):
     if dropout_p:
         q, k, v = torch.randn(1, 5, 3, 2, 16, device=device).permute(2, 0, 3, 1, 4).unbind(0)
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(attention_forward, (*leaves, seed, dropout_p, 0.25))
+    operators = torch.ops.maskgit_kernels
+    torch.library.opcheck(operators.attention_forward.default, (*leaves, seed, dropout_p, 0.25))
     out, lse = attention_forward(q, k, v, seed, dropout_p, 0.25)
-    torch.library.opcheck(attention_backward, (grad, q, k, v, out, lse, seed, dropout_p, 0.25))
+    grad = grad.transpose(1, 2)
+    torch.library.opcheck(operators.attention_backward.default, (grad, q, k, v, out, lse, seed, dropout_p, 0.25))
 
 
 def test_log_sum_exp(device):
