@@ -60,7 +60,9 @@ class StepGraph:
     def __init__(self, work: Work, device: torch.device, output: Path) -> None:
         self._work, self._device, self._output = work, device, output
         self._rate = torch.zeros((), device=device)
-        self._decay = torch.zeros((), dtype=torch.float64, device=device)  # so that 1 - decay is as exact as on the host
+        self._decay = torch.zeros(
+            (), dtype=torch.float64, device=device
+        )  # so that 1 - decay is as exact as on the host
         self._warm = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         with torch.cuda.device(device):
