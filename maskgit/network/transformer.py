@@ -154,7 +154,7 @@ class Transformer(nn.Module):
             rows: int64 [R], each number in [0, B * N) at most once: the positions b * N + n whose logits are wanted,
                 which saves the others the last block and the head. Not together with a context.
             targets: int64 [B, N], the codes that were to be predicted.
-            counted, label_smoothing, hits_among: with targets, as for `head_loss`. What is counted must be among `rows`.
+            counted, label_smoothing, hits_among: with targets, as for `head_loss`. `rows` must hold what is counted.
 
         Returns:
             [B, N, V]: the mask token has no column, so it can't be predicted. Where nothing is evaluated, the bias.

@@ -81,8 +81,8 @@ class Engine:
             self.hosts: Any = dist.new_group(backend="gloo") if self.device.type != "cpu" else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
-        """bool []: whether this step has met a loss or gradient that isn't finite. It changes nothing from there on. This
-        tensor and `skipped` stay where they are, for CUDA graphs."""
+        """bool []: whether this step has met a loss or gradient that isn't finite. It changes nothing from there on. It
+        and `skipped` stay where they are, for CUDA graphs."""
         self.skipped = torch.zeros(3, dtype=torch.int64, device=self.device)
         """int64 [3]: steps skipped for that in all, in a row now, and in a row at most."""
 

@@ -28,8 +28,8 @@ from maskgit.training.settings import TrainingError, TransformerTraining
 WARM_UP = 3  # steps before the capture, in which libraries are set up, kernels compiled and the optimizer's state made
 
 Work = Callable[[TokenSample, int, Tensor, Tensor], Figures]
-"""All that the device does in a step, from a batch on the device, the step's number, which must not matter, and the
-learning rate and the average's decay, float32 [] and float64 []. It must neither read from the device nor copy to it."""
+"""All that the device does in a step, from a batch on the device, the step's number, which must not matter, the rate of
+learning, float32 [], and the decay of the average, float64 []. It must neither read from the device nor copy to it."""
 
 
 def check_graphs(config: TransformerTraining, engine: Engine) -> None:

@@ -27,8 +27,8 @@ from torch import Tensor  # noqa: E402
 
 import maskgit.training.tokenizer  # noqa: E402
 from maskgit.config import PRESETS, ModelConfig, Stage, TokenizerConfig, TransformerConfig  # noqa: E402
-from maskgit.tokenizer.losses import PatchDiscriminator  # noqa: E402
 from maskgit.network.transformer import Transformer  # noqa: E402
+from maskgit.tokenizer.losses import PatchDiscriminator  # noqa: E402
 from maskgit.training.checkpoint import list_checkpoints, load_checkpoint  # noqa: E402
 from maskgit.training.cli import main  # noqa: E402
 from maskgit.training.engine import Engine  # noqa: E402
