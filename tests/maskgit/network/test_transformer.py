@@ -145,17 +145,17 @@ def test_initialisation(tiny_transformer_config: TransformerConfig) -> None:
 
 def test_dropout_is_for_training(tiny_transformer_config: TransformerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict] = []
-    real = maskgit.network.transformer.attention
+    real = maskgit.network.transformer.attention_packed
 
     def spy(*args: Tensor, **options: object) -> Tensor:
         asked.append(options)
         return real(*args, **options)
 
-    monkeypatch.setattr(maskgit.network.transformer, "attention", spy)
+    monkeypatch.setattr(maskgit.network.transformer, "attention_packed", spy)
     model = make(tiny_transformer_config, dropout=0.0, attention_dropout=0.5)
     tokens = torch.randint(17, (1, 16))
     assert torch.equal(model(tokens), model(tokens))
-    assert all(not options for options in asked)
+    assert [options for options in asked] == [{"dropout_p": 0.0, "seed": None}] * 4
     asked.clear()
     model.train()
     torch.manual_seed(1)
