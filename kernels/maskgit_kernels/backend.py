@@ -36,7 +36,10 @@ def use(backend: str) -> None:
 
 
 def resolve(
-    backend: str | None = None, device: torch.device | str | None = None, unsupported: str | None = None
+    backend: str | None = None,
+    device: torch.device | str | None = None,
+    unsupported: str | None = None,
+    slower: bool = False,
 ) -> str:
     """The implementation, "torch" or "triton", that `backend` stands for.
 
@@ -44,6 +47,7 @@ def resolve(
         backend: by default what `use` or MASKGIT_KERNELS asked for.
         device: where the tensors are; None asks for the GPU if there is one, else for the CPU.
         unsupported: why the Triton kernel can't take the arguments at hand, if it can't: "auto" then means PyTorch.
+        slower: whether the Triton kernel is the slower one for them: "auto" then means PyTorch too.
 
     Raises:
         ValueError: no such implementation.
@@ -57,7 +61,7 @@ def resolve(
         return wanted
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if wanted == "auto":
-        possible = device.type == "cuda" and not unsupported and why_not_triton(device) is None
+        possible = device.type == "cuda" and not unsupported and not slower and why_not_triton(device) is None
         return "triton" if possible else "torch"
     reason = why_not_triton(device) or unsupported
     if reason is not None:
