@@ -93,11 +93,13 @@ def _chunks(counted: Tensor, num_codes: int, looks: bool) -> Iterator[tuple[Tens
     Where the host may look, the counted ones. Elsewhere all, and those of a position are in one chunk.
     """
     batch, length = counted.shape
+    if not counted.numel():
+        return iter(())
     if looks:
         positions, images = counted.T.nonzero(as_tuple=True)
         rows = max(1, _CPU_CHUNK // num_codes)
     else:
         numbers = torch.arange(batch * length, device=counted.device)
-        positions, images = numbers // max(1, batch), numbers % max(1, batch)
-        rows = max(1, _GPU_CHUNK // (num_codes * max(1, batch))) * max(1, batch)
+        positions, images = numbers // batch, numbers % batch
+        rows = max(1, _GPU_CHUNK // (num_codes * batch)) * batch
     return zip(images.split(rows), positions.split(rows), strict=True)

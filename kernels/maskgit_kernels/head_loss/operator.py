@@ -42,11 +42,11 @@ def _empty_results(
     )
 
 
-def _save(ctx: Any, arguments: tuple[Any, ...], results: Results) -> None:
-    _, weight, bias, *_ = arguments
-    ctx.mark_non_differentiable(*results[1:])
-    ctx.save_for_backward(*results[2:])
-    ctx.dtypes = results[2].dtype, weight.dtype, None if bias is None else bias.dtype
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
+    hidden, weight, bias, *_ = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[2:])
+    ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
 
 
 @once_differentiable
@@ -83,7 +83,7 @@ def head_loss_operator(
     arguments = hidden, weight, bias, targets, counted, hits_among, label_smoothing, gradients
     unsupported = "it does not take float64" if hidden.dtype == torch.float64 else None
     exact = hidden.dtype == torch.float32 and math_for(hidden.dtype) == "ieee"  # without tensor cores: see head_loss
-    if resolve(backend, hidden.device, unsupported, slower=exact) == "triton":
+    if resolve(backend, hidden.device, unsupported, slower=exact) == "triton" and counted.numel():
         from maskgit_kernels.head_loss.launch import head_loss_triton
 
         with torch.cuda.device_of(hidden):  # Triton launches on the current device

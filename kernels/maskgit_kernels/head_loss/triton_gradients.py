@@ -64,7 +64,8 @@ def differentiate_logits(
         below = tl.load(row_tops + local, inside, other=0.0) - tl.load(tops + (tile * chunk + local), inside, other=0.0)
         scale = tl.exp2(-below * LOG2_E) / tl.load(row_totals + local, inside, other=1.0)  # [BLOCK_M]
         target = tl.load(targets + tl.load(rows + row, inside, other=0), inside, other=-1)  # [BLOCK_M]
-        of_target = codes[None, :] == tl.where(target < NUM_CODES, target, -1).to(tl.int32)[:, None]
+        is_code = (target >= 0) & (target < NUM_CODES)
+        of_target = codes[None, :] == tl.where(is_code, target, -1).to(tl.int32)[:, None]  # [BLOCK_M, BLOCK_V]
         at = local[:, None] * (tl.num_programs(1) * BLOCK_V) + codes[None, :]  # [BLOCK_M, BLOCK_V]
         gradients = tl.load(weights + at, inside[:, None], other=0.0).to(tl.float32) * scale[:, None]
         gradients -= tl.where(of_target, 1 - smoothing, 0.0) + spread[None, :]
