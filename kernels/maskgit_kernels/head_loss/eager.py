@@ -71,7 +71,10 @@ def head_loss_eager(
             dlogits.masked_fill_(skipped[:, None], 0)
         factors = dlogits.to(weight.dtype)
         dhidden[images, positions] = factors @ weight
-        dweight += factors.T @ rows
+        if factors.dtype == dtype:
+            dweight.addmm_(factors.T, rows)
+        else:
+            dweight += factors.T @ rows
         if bias is not None and bias.dim() == 1:
             dbias += dlogits.sum(0)
         elif bias is not None and looks:
