@@ -22,27 +22,27 @@ def head_loss_eager(
     hits_among: Tensor,
     label_smoothing: float,
     gradients: bool,
-) -> tuple[Tensor, ...]:
-    """The loss, the hits and, if wanted, the gradients, of a loss of 1, of hidden, weight and bias.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See `operator.head_loss_operator`; the arguments are validated in `head_loss`.
 
-    See `head_loss`, where the arguments are validated. A CPU computes what is counted and nothing else. Elsewhere that
-    would stop the host, so all rows are computed, and what is not counted is then left out.
+    Where the host may look, what is counted is computed and nothing else. Elsewhere all rows are, and what is not
+    counted is then left out.
 
     Raises:
-        ValueError: on a CPU, a counted position whose target is not a code.
+        ValueError: a counted position whose target is not a code, where the host may look.
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    num_codes, on_cpu = len(weight), hidden.device.type == "cpu"
+    num_codes, looks = len(weight), may_look(hidden.device)
     loss, hits = hidden.new_zeros((), dtype=dtype), targets.new_zeros(())
     dhidden = hidden.new_zeros(hidden.shape if gradients else 0)
     dweight = hidden.new_zeros(weight.shape if gradients else 0, dtype=dtype)
     dbias = hidden.new_zeros(bias.shape if gradients and bias is not None else 0, dtype=dtype)
-    for images, positions in _chunks(counted, num_codes, on_cpu):
+    for images, positions in _chunks(counted, num_codes, looks):
         rows = hidden[images, positions]  # [rows, D]
         target = targets[images, positions]  # [rows]
         is_code = (target >= 0) & (target < num_codes)
         among = hits_among[images, positions]
-        skipped = None if on_cpu else ~counted[images, positions]
+        skipped = None if looks else ~counted[images, positions]
         if skipped is not None:
             rows, among = rows.masked_fill(skipped[:, None], 0), among & ~skipped  # rows may hold NaN there
         elif not is_code.all():
@@ -71,10 +71,13 @@ def head_loss_eager(
             dlogits.masked_fill_(skipped[:, None], 0)
         factors = dlogits.to(weight.dtype)
         dhidden[images, positions] = factors @ weight
-        dweight += factors.T @ rows
+        if factors.dtype == dtype:
+            dweight.addmm_(factors.T, rows)
+        else:
+            dweight += factors.T @ rows
         if bias is not None and bias.dim() == 1:
             dbias += dlogits.sum(0)
-        elif bias is not None and on_cpu:
+        elif bias is not None and looks:
             dbias.index_add_(0, positions, dlogits)
         elif bias is not None:  # on a GPU, index_add_ would add in any order
             images_first = dlogits.unflatten(0, (-1, len(hidden)))  # [positions, B, V]
@@ -82,17 +85,24 @@ def head_loss_eager(
     return loss, hits, dhidden, dweight, dbias
 
 
-def _chunks(counted: Tensor, num_codes: int, on_cpu: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def may_look(device: torch.device) -> bool:
+    """Whether the host may read what is on a device: elsewhere it would have to wait for it."""
+    return device.type == "cpu"
+
+
+def _chunks(counted: Tensor, num_codes: int, looks: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and positions of the rows to compute, int64 [rows] each, in the order of positions.
 
-    A CPU's are the counted ones. Elsewhere they are all, and those of a position are in one chunk.
+    Where the host may look, the counted ones. Elsewhere all, and those of a position are in one chunk.
     """
     batch, length = counted.shape
-    if on_cpu:
+    if not counted.numel():
+        return iter(())
+    if looks:
         positions, images = counted.T.nonzero(as_tuple=True)
         rows = max(1, _CPU_CHUNK // num_codes)
     else:
         numbers = torch.arange(batch * length, device=counted.device)
-        positions, images = numbers // max(1, batch), numbers % max(1, batch)
-        rows = max(1, _GPU_CHUNK // (num_codes * max(1, batch))) * max(1, batch)
+        positions, images = numbers // batch, numbers % batch
+        rows = max(1, _GPU_CHUNK // (num_codes * batch)) * batch
     return zip(images.split(rows), positions.split(rows), strict=True)
