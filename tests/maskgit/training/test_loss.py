@@ -37,7 +37,7 @@ class OnLogits(TransformerTask):
         smoothing = self.config.label_smoothing
         losses = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none", label_smoothing=smoothing)
         sums = (losses * counted).sum(), ((logits.argmax(-1) == tokens) & masked).sum()
-        self.parts = [*getattr(self, "parts", []), [float(x) for x in (*sums, counted.sum(), masked.sum())]]
+        self.parts = [*getattr(self, "parts", []), [float(x.detach()) for x in (*sums, counted.sum(), masked.sum())]]
         return sums
 
     def training_step(self, batch: TokenSample, step: int) -> Figures:
