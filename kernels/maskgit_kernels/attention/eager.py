@@ -21,20 +21,23 @@ Piece = tuple[slice, slice]
 """Images and heads: all heads of some images, or some heads of one."""
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Tensor | None, scale: float) -> Tensor:
-    """For any device; the arguments are validated in `attention`."""
+def written_out(
+    q: Tensor, k: Tensor | None, v: Tensor | None, dropout_p: float, seed: int | Tensor | None, scale: float
+) -> Tensor:
+    """For any device, [B, Nq, H, D] of q, k and v or of a packed q; the arguments are validated in `attention`."""
+    q, k, v = parts(q, k, v)
     weights = torch.softmax(q @ k.transpose(-1, -2) * scale, dim=-1)  # [B, H, Nq, Nk]
     if dropout_p > 0:
         assert seed is not None
         weights = weights * keep_mask(q, k, dropout_p, seed)
         v = v / (1 - dropout_p)  # smaller than the weights
-    return weights @ v
+    return (weights @ v).transpose(1, 2)
 
 
 def in_pieces(
     q: Tensor, k: Tensor | None, v: Tensor | None, dropout_p: float, seed: int | Tensor | None, scale: float
 ) -> Tensor:
-    """For a CPU, [B, Nq, H, D] of q, k and v or of a packed q; the arguments are validated in `attention`."""
+    """The same for a CPU."""
     keep = None
     if dropout_p > 0:
         assert seed is not None
@@ -102,7 +105,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _differentiate(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
-    gradients = attention_in_pieces_backward(grad, *ctx.saved_tensors, ctx.keep_scale, ctx.scale)
+    q, k, v, weights, keep = ctx.saved_tensors
+    gradients = attention_in_pieces_backward(grad, q, k, v, weights, keep, ctx.keep_scale, ctx.scale)
     return (*gradients, *[None] * (7 - len(gradients)))
 
 

@@ -73,15 +73,15 @@ def attention_packed(
     """`attention` of one sequence to itself, from a packed projection to merged heads.
 
     It equals `attention(*qkv.transpose(1, 3).unbind(2)).transpose(1, 2)`, but for the backward pass: that makes three
-    gradients, which autograd then copies into one. Here the kernels write into that one, but for a `scale` that isn't
-    positive.
+    gradients, which autograd then copies into one. Here they are written there at once, but by SDPA, and by Triton's
+    kernels for a `scale` that isn't positive.
 
     Args:
         qkv: queries, keys and values, [B, N, 3, H, D] with any strides; dtypes as for `attention`.
         dropout_p, seed, scale, backend: see `attention`.
 
     Returns:
-        [B, N, H, D] in qkv's dtype, contiguous. The gradient of qkv is too.
+        [B, N, H, D] in qkv's dtype, contiguous.
 
     Raises: as `attention`.
     """
@@ -113,16 +113,15 @@ def _attention(
     dropout_p = drops_in_256(dropout_p) / 256
     # On an H200 exact products take Triton's kernels 2 to 2.7 times as long as SDPA (docs/benchmarks.md).
     slower = dropout_p == 0 and q.dtype == torch.float32 and _exact_float32()
-    if resolve(backend, q.device, _why_not_triton(q), slower) == "triton":
+    if resolve(backend, q.device, _why_not_triton(q.dtype, q.shape[-1]), slower) == "triton":
         return _triton(q, k, v, dropout_p, seed, scale)
     with torch.autocast(device_type, enabled=False) if autocast else contextlib.nullcontext():
         # On a CPU, SDPA in bfloat16 converts to float32 and misses the matrix instructions. Written out it takes 0.4
         # times as long forward and backward (batch 32, 8 heads of 48, 256 tokens); in float32 SDPA is the faster one.
-        if device_type == "cpu" and (dropout_p > 0 or q.dtype == torch.bfloat16):
-            return in_pieces(q, k, v, dropout_p, seed, scale)
-        q, k, v = parts(q, k, v)
-        if dropout_p > 0:
-            return written_out(q, k, v, dropout_p, seed, scale).transpose(1, 2)
+        if dropout_p > 0 or (device_type == "cpu" and q.dtype == torch.bfloat16):
+            return (in_pieces if device_type == "cpu" else written_out)(q, k, v, dropout_p, seed, scale)
+        if k is None or v is None:
+            q, k, v = (x.transpose(1, 2) for x in q.unbind(2))  # this way round autograd's gradient is contiguous
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
@@ -141,12 +140,12 @@ def _triton(
     return out
 
 
-def _why_not_triton(q: Tensor) -> str | None:
-    """What of q, if anything, the kernels can't take."""
-    if q.dtype == torch.float64:
+def _why_not_triton(dtype: torch.dtype, head_dim: int) -> str | None:
+    """What, if anything, the kernels can't take."""
+    if dtype == torch.float64:
         return "it has no kernel for float64"
-    if q.shape[-1] not in HEAD_DIMS:
-        return f"D must be a multiple of 16 up to {HEAD_DIMS[-1]}, and q is {tuple(q.shape)}"
+    if head_dim not in HEAD_DIMS:
+        return f"D must be a multiple of 16 up to {HEAD_DIMS[-1]}, not {head_dim}"
     return None
 
 

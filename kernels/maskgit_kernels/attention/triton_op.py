@@ -33,7 +33,10 @@ def new_gradients(q: Tensor, k: Tensor | None, v: Tensor | None) -> list[Tensor]
 
 
 def _new_results(q: Tensor, k: Tensor | None, v: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
-    batch, heads, queries, head_dim = parts(q, k, v)[0].shape
+    if k is None:
+        batch, queries, heads, head_dim = *q.shape[:2], *q.shape[3:]
+    else:
+        batch, heads, queries, head_dim = q.shape
     return q.new_empty(batch, queries, heads, head_dim), q.new_empty(batch, heads, queries, dtype=torch.float32)
 
 
@@ -69,7 +72,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _differentiate(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 6
-    gradients = attention_backward(grad, *ctx.saved_tensors, ctx.dropout_p, ctx.scale)
+    q, k, v, out, lse, seed = ctx.saved_tensors
+    gradients = attention_backward(grad, q, k, v, out, lse, seed, ctx.dropout_p, ctx.scale)
     return (*gradients, *[None] * (6 - len(gradients)))
 
 
