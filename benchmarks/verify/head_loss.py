@@ -73,14 +73,16 @@ def _errors(
     given: dict[str, Any], arithmetic: str, label_smoothing: float, device: torch.device
 ) -> Iterator[tuple[str, float, float, float]]:
     """Name, our error, PyTorch's and the limit of each result."""
-    there = {name: None if x is None else x.to(device) for name, x in given.items()}
-    options = dict(label_smoothing=label_smoothing)
+    there: dict[str, Any] = {name: None if x is None else x.to(device) for name, x in given.items()}
+    options: dict[str, Any] = dict(label_smoothing=label_smoothing)
     with multiplying(arithmetic):
         with poisoned():
             ours = _with_gradients(functools.partial(head_loss, backend="triton", **options), there)
     with RoundingToTf32() if arithmetic == "tf32" else contextlib.nullcontext():
         plain = _with_gradients(functools.partial(_plain, **options), there)
-    in_float64 = {name: x.double() if x is not None and x.is_floating_point() else x for name, x in there.items()}
+    in_float64: dict[str, Any] = {
+        name: x.double() if x is not None and x.is_floating_point() else x for name, x in there.items()
+    }
     truth = _with_gradients(functools.partial(head_loss_reference, **options), in_float64)
     exact_losses = _plain(**in_float64, **options)[0]
     count = len(exact_losses)

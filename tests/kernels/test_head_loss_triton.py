@@ -81,11 +81,9 @@ def assert_is_close(results, expected, tolerance=1e-5):
 
 @pytest.mark.parametrize("bias", ["position", "code", None])
 @pytest.mark.parametrize("math", ["half", "tf32", "ieee"])
-@pytest.mark.parametrize("capability", [80, 90, 120])
-def test_tiles_of_every_architecture(capability, math, bias, monkeypatch, device):
+def test_whatever_multiplies(math, bias, monkeypatch, device):
     if math == "tf32" and not backend.interpreting():
         pytest.skip("rounds products, which the interpreter does not")
-    monkeypatch.setattr(launch, "capability_of", lambda device: capability)
     monkeypatch.setattr(launch, "math_for", lambda dtype: math)
     dtype = torch.float16 if math == "half" else torch.float32
     given = problem(3, 30, 140, 150, device, dtype=dtype, bias=bias)
@@ -99,7 +97,7 @@ def test_a_chunk_at_a_time(bias, batch, length, monkeypatch, device):
     """Positions have rows in two chunks."""
     given = problem(batch, length, 40, 32, device, bias=bias, share=0.8)
     monkeypatch.setattr(plan, "_SCRATCH", 0)
-    whole = plan.Plan(80, "ieee", batch, length, 32, 40, bias or "none", True)
+    whole = plan.Plan("ieee", batch, length, 32, 40, bias or "none", True)
     assert whole.chunk < whole.num_rows / 3
     assert_is_close(with_gradients(head_loss, given, label_smoothing=0.1), exact(given, label_smoothing=0.1))
 
@@ -113,7 +111,7 @@ def test_chunks_of_which_some_are_empty(monkeypatch, device):
 @pytest.mark.parametrize("share", [0.05, 0.9])
 def test_rows_are_shared_out_for_the_weight(share, device):
     given = problem(4, 100, 9, 16, device, share=share)
-    assert plan.Plan(80, "ieee", 4, 100, 16, 9, "position", True).slices > 2
+    assert plan.Plan("ieee", 4, 100, 16, 9, "position", True).slices > 2
     assert_is_close(with_gradients(head_loss, given), exact(given))
 
 
@@ -122,7 +120,7 @@ def test_more_tiles_of_codes_than_are_joined_at_once(device):
     given["bias"][5] = given["bias"][9000] = 50  # equally good, to a rounding of the product
     given["weight"][5] = given["weight"][9000]
     given["targets"][:] = torch.tensor([5, 9000, 5, 7], device=device)
-    assert plan.Plan(80, "ieee", 1, 4, 16, 9600, "code", True).tiles > 128
+    assert plan.Plan("ieee", 1, 4, 16, 9600, "code", True).tiles > 128
     results = with_gradients(head_loss, given, label_smoothing=0.2)
     assert results[1] == 2
     assert_is_close(results, exact(given, label_smoothing=0.2))

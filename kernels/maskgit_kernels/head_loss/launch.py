@@ -8,7 +8,6 @@ import torch
 import triton
 from torch import Tensor
 
-from maskgit_kernels.backend import capability_of
 from maskgit_kernels.common import math_for
 from maskgit_kernels.head_loss.plan import Plan
 from maskgit_kernels.head_loss.triton_gradients import (
@@ -43,8 +42,7 @@ def head_loss_triton(
     )
     bias = None if bias is None else bias.contiguous()
     kind = "none" if bias is None else "code" if bias.dim() == 1 else "position"
-    math, capability = math_for(hidden.dtype), capability_of(hidden.device)
-    plan = Plan(capability, math, batch, length, width, num_codes, kind, gradients)
+    plan = Plan(math_for(hidden.dtype), batch, length, width, num_codes, kind, gradients)
     chunk, tiles = plan.chunk, plan.tiles
 
     def new(*shape: int, dtype: torch.dtype = torch.float32, make: Any = torch.empty) -> Tensor:
@@ -65,26 +63,26 @@ def head_loss_triton(
     dweight = new(plan.slices, *weight.shape if gradients else (0,), make=torch.zeros)
     sums = None
     if gradients and bias is not None:
-        sums = new(plan.rows_of_sums, num_codes, make=torch.zeros)
-    segments = length if kind == "position" else triton.cdiv(chunk, plan.segment)
+        sums = new(length if kind == "position" else triton.cdiv(num_rows, plan.side), num_codes, make=torch.zeros)
     blocks = chunk // plan.side
 
     run(pack_rows, (triton.cdiv(num_rows, plan.rows_packed),), counted, rows, starts, batch, length)
     for first in range(0, num_rows, chunk):
         part = first, chunk, length
-        given = hidden, weight, bias, targets, rows, starts, weights
-        run(weigh_tiles, (blocks, tiles), *given, *of_tiles, *part, width)
+        product = *part, width
+        listed = targets, rows, starts
+        run(weigh_tiles, (blocks, tiles), hidden, weight, bias, *listed, weights, *of_tiles, *product)
         results = *of_rows, losses, row_hits
-        given = targets, hits_among, rows, starts
-        run(join_tiles, (triton.cdiv(chunk, plan.rows_joined),), *given, *of_tiles, *results, *part, label_smoothing)
+        grid: tuple[int, ...] = (triton.cdiv(chunk, plan.rows_joined),)
+        run(join_tiles, grid, hits_among, *listed, *of_tiles, *results, *part, label_smoothing)
         if not gradients:
             break
-        given = weights, weights, tops, *of_rows, targets, rows, starts, sums
-        run(differentiate_logits, (segments, tiles), *given, *part, label_smoothing)
-        grid = blocks, plan.width_tiles
-        run(differentiate_hidden, grid, weights, weight, rows, starts, dhidden, *part, width)
+        grid, dlogits = (length if kind == "position" else blocks, tiles), weights  # the same memory
+        run(differentiate_logits, grid, weights, dlogits, tops, *of_rows, *listed, sums, *part, label_smoothing)
+        run(differentiate_hidden, (blocks, plan.width_tiles), dlogits, weight, rows, starts, dhidden, *product)
         grid = tiles, plan.width_tiles, plan.slices
-        run(differentiate_weight, grid, weights, hidden, rows, starts, dweight, *part, width)
+        run(differentiate_weight, grid, dlogits, hidden, rows, starts, dweight, *product)
     run(sum_rows, (1,), losses, row_hits, starts, loss, hits, length)
+    dweight = dweight.sum(0) if plan.slices > 1 else dweight[0]
     dbias = new(0) if sums is None else sums if kind == "position" else sums.sum(0)
-    return loss, hits, dhidden, dweight.sum(0), dbias
+    return loss, hits, dhidden, dweight, dbias

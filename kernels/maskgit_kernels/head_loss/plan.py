@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,6 @@ _PROGRAMS = 256
 class Plan:
     """Of one call."""
 
-    capability: int
     math: str
     """What multiplies: "half", "tf32" or "ieee"."""
     batch: int
@@ -78,21 +78,10 @@ class Plan:
         wanted = _PROGRAMS // (self.tiles * self.width_tiles)
         return max(1, min(wanted, self.num_rows // (4 * self.depth)))
 
-    @property
-    def segment(self) -> int:
-        """Rows whose dlogits are added up at a time."""
-        return min(64, triton.next_power_of_2(self.batch)) if self.bias == "position" else 64
-
-    @property
-    def rows_of_sums(self) -> int:
-        """Sums of dlogits for each code: of a position, or of a segment."""
-        return self.length if self.bias == "position" else triton.cdiv(self.num_rows, self.segment)
-
-    @property
+    @functools.cached_property
     def constants(self) -> dict[str, dict[str, Any]]:
         """By kernel: its constants and how it is compiled."""
-        little_shared_memory = self.capability in (86, 89) or self.capability >= 120
-        options = {"num_warps": 4 if self.math == "ieee" else 8, "num_stages": 2 if little_shared_memory else 3}
+        options = {"num_warps": 4 if self.math == "ieee" else 8, "num_stages": 3}
         product = {"NUM_CODES": self.num_codes, "PRECISION": precision(self.math), **options}
         gradient = product | {"CODES_STRIDE": self.stride, "EVEN_WIDTH": self.width % self.side == 0}
         return {
@@ -103,7 +92,9 @@ class Plan:
             "join_tiles": {"NUM_CODES": self.num_codes, "TILES": self.tiles, "BLOCK_V": self.side}
             | {"BLOCK_T": min(128, triton.next_power_of_2(self.tiles)), "BLOCK_M": self.rows_joined},
             "differentiate_logits": {"NUM_CODES": self.num_codes, "PRECISION": precision(self.math)}
-            | {"BY_POSITION": self.bias == "position", "BLOCK_M": self.segment, "BLOCK_V": self.side},
+            | {"SEGMENT": None if self.bias == "position" else self.side}
+            | {"BLOCK_M": min(32, triton.next_power_of_2(self.batch)) if self.bias == "position" else 32}
+            | {"BLOCK_V": self.side},
             "differentiate_hidden": gradient | {"BLOCK_M": self.side, "BLOCK_D": self.side, "BLOCK_V": self.depth},
             "differentiate_weight": gradient | {"BLOCK_V": self.side, "BLOCK_D": self.side, "BLOCK_M": self.depth},
             "sum_rows": {"BLOCK": self.rows_summed, "num_warps": 8},
@@ -129,7 +120,7 @@ def builds(capability: int) -> list[Build]:
     """The kernels as launched for 64 images and a hidden state of 768, with label smoothing."""
 
     def build(name: str, math: str, length: int, num_codes: int, bias: str, gradients: bool = True) -> Build:
-        plan = Plan(capability, math, 64, length, 768, num_codes, bias, gradients)
+        plan = Plan(math, 64, length, 768, num_codes, bias, gradients)
         kernel = getattr(triton_loss if hasattr(triton_loss, name) else triton_gradients, name)
         constants = plan.constants[name]
         options = {option: constants.pop(option) for option in ("num_warps", "num_stages") if option in constants}
@@ -144,7 +135,7 @@ def builds(capability: int) -> list[Build]:
             elements = plan.side**2
             ideal_macs = 0 if math == "ieee" else elements * plan.depth
         elif name == "differentiate_logits":
-            elements = plan.segment * plan.side
+            elements = 32 * plan.side
         remark = "" if gradients else ", without gradients"
         short = {"half": "bf16", "tf32": "tf32", "ieee": "fp32"}[math]
         return Build(

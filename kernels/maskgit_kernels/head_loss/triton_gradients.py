@@ -31,27 +31,27 @@ def differentiate_logits(
     length,
     smoothing,
     NUM_CODES: tl.constexpr,
-    BY_POSITION: tl.constexpr,
+    SEGMENT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """dlogits of the rows of one position, or of BLOCK_M rows, and BLOCK_V codes.
+    """dlogits of the rows of one position, or of SEGMENT rows, and BLOCK_V codes.
 
     Args: as of `triton_loss.join_tiles`, and
         dlogits: [chunk, tiles * BLOCK_V], rounded to what is multiplied; 0 beyond the last code. May be the memory of
             `weights`: an element is written by the thread that has read it, and read by no other.
-        sums: float32, to which dlogits are added up, before they are rounded: [N, V] with BY_POSITION, else
-            [blocks of BLOCK_M rows, V]. None: no sums are wanted.
+        sums: float32 [N or segments, V], to which dlogits are added, before they are rounded; None for none.
+        SEGMENT: None for the rows of a position.
     """
     segment, tile = tl.program_id(0), tl.program_id(1)
-    if BY_POSITION:  # of which some may be in another chunk
+    if SEGMENT is None:  # of a position's rows some may be in another chunk
         begin = tl.maximum(tl.load(starts + segment), first_row)
         end = tl.minimum(tl.load(starts + segment + 1), first_row + chunk)
     else:
-        begin = first_row + segment * BLOCK_M
-        end = tl.minimum(begin + BLOCK_M, tl.load(starts + length))
-        segment += first_row // BLOCK_M
+        begin = first_row + segment * SEGMENT
+        end = tl.minimum(begin + SEGMENT, tl.load(starts + length))
+        segment += first_row // SEGMENT
     if begin >= end:
         return
     codes = tile * BLOCK_V + tl.arange(0, BLOCK_V)  # [BLOCK_V]

@@ -196,8 +196,8 @@ def weigh_tiles(
 
 @triton.jit(do_not_specialize=["first_row", "length"])
 def join_tiles(
-    targets,
     hits_among,
+    targets,
     rows,
     starts,
     tops,
