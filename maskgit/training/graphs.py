@@ -44,7 +44,7 @@ def check_graphs(config: TransformerTraining, engine: Engine) -> None:
         raise TrainingError(f"--graphs: not with --accumulate {config.accumulate}; leave out one of them")
     if config.precision == "fp16":
         raise TrainingError("--graphs: not with --precision fp16, whose scale the host decides on; use bf16")
-    if config.activation_checkpointing:  # which sets the generator back, and a capture doesn't let it
+    if config.activation_checkpointing:  # which sets the generator back, as nothing in a graph can
         raise TrainingError("--graphs: not with --activation-checkpointing; leave out one of them")
 
 
