@@ -16,6 +16,7 @@ from maskgit.config import HaltonConfig
 from maskgit.network import transformer
 from maskgit.network.dropout import Dropout, layer_seeds
 from maskgit.network.transformer import INIT_STD
+from maskgit_kernels.head_loss import head_loss
 
 if TYPE_CHECKING:
     from maskgit.network.partial import Context
@@ -133,9 +134,22 @@ class HaltonTransformer(nn.Module):
         for table in (*embeddings, self.position_embedding, self.registers):
             nn.init.normal_(table, std=INIT_STD)
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None, context: Context | None = None) -> Tensor:
-        """Logits [B, N, V]: as `maskgit.network.transformer.Transformer`, but for `rows`."""
-        return F.linear(self.hidden(tokens, labels, context), *self.output_weights())
+    def forward(
+        self,
+        tokens: Tensor,
+        labels: Tensor | None = None,
+        context: Context | None = None,
+        targets: Tensor | None = None,
+        counted: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        hits_among: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [B, N, V] or the loss: as `maskgit.network.transformer.Transformer`, but for `rows`."""
+        x, head = self.hidden(tokens, labels, context), self.output_weights()
+        if targets is not None:
+            assert counted is not None
+            return head_loss(x, *head, targets, counted, label_smoothing=label_smoothing, hits_among=hits_among)
+        return F.linear(x, *head)
 
     def output_weights(self) -> tuple[Tensor, Tensor]:
         """The last product: weight [V, dim] and bias [V], for `hidden`'s states."""

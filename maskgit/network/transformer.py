@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from maskgit.config import HaltonConfig, TransformerConfig
 from maskgit.network.dropout import Dropout, layer_seeds
 from maskgit_kernels.attention import attention, attention_packed
+from maskgit_kernels.head_loss import head_loss
 
 if TYPE_CHECKING:
     from maskgit.network.partial import Context
@@ -143,8 +144,12 @@ class Transformer(nn.Module):
         labels: Tensor | None = None,
         context: Context | None = None,
         rows: Tensor | None = None,
-    ) -> Tensor:
-        """Logits over the codes at every position.
+        targets: Tensor | None = None,
+        counted: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        hits_among: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits over the codes at every position, or, given targets, their loss, for which no logits are kept.
 
         Args:
             tokens: int64 [B, N]; positions to predict hold the mask token V.
@@ -152,14 +157,21 @@ class Transformer(nn.Module):
             context: keeps keys and values, and says which positions to evaluate (see `maskgit.network.partial`).
             rows: int64 [R], each number in [0, B * N) at most once: the positions b * N + n whose logits are wanted,
                 which saves the others the last block and the head. Not together with a context.
+            targets: int64 [B, N], the codes that were to be predicted.
+            counted, label_smoothing, hits_among: with targets, as for `head_loss`. `rows` must hold what is counted.
 
         Returns:
             [B, N, V]: the mask token has no column, so it can't be predicted. Where nothing is evaluated, the bias.
+            With targets what `head_loss` returns: the sum of the losses, and the number of hits.
 
         Raises:
             ValueError: N isn't the model's, labels are given to a model without classes, or both context and rows.
         """
         x = self.hidden(tokens, labels, context, rows)
+        if targets is not None:
+            assert counted is not None
+            head = self.output_weights()
+            return head_loss(x, *head, targets, counted, label_smoothing=label_smoothing, hits_among=hits_among)
         if not self.config.tied:
             return self.unembedding(x)
         weight, bias = self.output_weights()
