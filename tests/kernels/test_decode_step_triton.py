@@ -17,7 +17,7 @@ from maskgit_kernels.decode_step import decode_step
 from maskgit_kernels.decode_step.reference import decode_step_reference
 
 triton = pytest.importorskip("triton")
-kernels = pytest.importorskip("maskgit_kernels.decode_step.triton")
+kernels = pytest.importorskip("maskgit_kernels.decode_step.launch")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")  # NumPy's, when interpreted
 
