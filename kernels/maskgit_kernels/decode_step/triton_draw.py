@@ -83,7 +83,6 @@ def _draw(
     DRAW: tl.constexpr,
     LOG_PROB: tl.constexpr,
     NOISY: tl.constexpr,
-    FAST: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_Q: tl.constexpr,
 ):
@@ -114,7 +113,7 @@ def _draw(
             weight = tl.exp2((z[j] - top) * sharpness)  # [BLOCK_R, BLOCK_Q]
             total += weight
             if DRAW == "categorical":
-                noise = exponential(words[j], FAST)
+                noise = exponential(words[j])
                 wins = weight * best_noise > best * noise  # that is, weight / noise > best / best_noise
                 best = tl.where(wins, weight, best)
                 best_noise = tl.where(wins, noise, best_noise)
@@ -141,7 +140,7 @@ def _draw(
             for j in tl.static_range(4):
                 score = tl.exp2((z[j] - row_top[:, None]) * sharpness) / row_total[:, None]  # [BLOCK_R, BLOCK_Q]
                 if NOISY:
-                    score += choice_temperature * gumbel(words[j], FAST)
+                    score += choice_temperature * gumbel(words[j])
                 wins = (z[j] >= least) & (score > best)
                 best = tl.where(wins, score, best)
                 best_code = tl.where(wins, quads[None, :] * 4 + j, best_code)
@@ -168,7 +167,6 @@ def draw_tokens(
     scores,
     still_masked,
     finished,
-    length,
     stride_b,
     stride_n,
     stride_v,
@@ -176,6 +174,7 @@ def draw_tokens(
     guidance_stride_n,
     guidance_stride_v,
     bias_stride_n,
+    length,
     step,
     sharpness,
     choice_temperature,
@@ -184,7 +183,6 @@ def draw_tokens(
     DRAW: tl.constexpr,
     LOG_PROB: tl.constexpr,
     NOISY: tl.constexpr,
-    FAST: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -225,7 +223,6 @@ def draw_tokens(
             DRAW,
             LOG_PROB,
             NOISY,
-            FAST,
             BLOCK_R,
             BLOCK_Q,
         )
@@ -246,7 +243,6 @@ def draw_tokens(
                 step,
                 choice_temperature,
                 NOISY and DRAW != "perturbed",
-                FAST,
                 BLOCK_N,
             )
             tl.store(finished + image, 0)  # as it was found

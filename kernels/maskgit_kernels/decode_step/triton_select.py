@@ -32,7 +32,6 @@ def select(
     step,
     choice_temperature,
     NOISY: tl.constexpr,
-    FAST: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Mark the n_keep_masked[image] least confident positions of one image, of equals the lower ones.
@@ -47,7 +46,7 @@ def select(
     if NOISY:
         key0, key1 = seed_halves(tl.load(seeds + image))
         words = philox_4x32(key0, key1, 0, n, step, _STREAM_CONFIDENCE)
-        score += choice_temperature * gumbel(words[0], FAST)
+        score += choice_temperature * gumbel(words[0])
     score = tl.where(score == 0.0, 0.0, tl.minimum(score, LARGEST))  # -0.0 is 0.0, and only known positions are +inf
     score = tl.where(is_open, score, float("inf"))
 
@@ -80,12 +79,11 @@ def select_positions(
     step,
     choice_temperature,
     NOISY: tl.constexpr,
-    FAST: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """The selection of one image a program."""
     image = tl.program_id(0).to(tl.int64)
-    select(scores, n_keep_masked, seeds, still_masked, image, length, step, choice_temperature, NOISY, FAST, BLOCK_N)
+    select(scores, n_keep_masked, seeds, still_masked, image, length, step, choice_temperature, NOISY, BLOCK_N)
 
 
 def selecting_warps(block_n: int) -> int:

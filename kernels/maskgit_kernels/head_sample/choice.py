@@ -4,7 +4,7 @@ The fused kernel writes no logits and skips known rows, but its tiles load hidde
 library's product loads them less often, and then its logits, of known rows too, go to memory and back. So a wide
 hidden state speaks for the product, more so with guidance, which loads two; few rows speak for the fused kernel.
 
-This weighs the two by clocks of a multiprocessor. Of its constants the GPU's rates are published, and the rest is fitted
+This weighs the two by clocks of a multiprocessor. Of its constants the rates of GPUs are published, the rest is fitted
 to the few timings there are: benchmarks/results/nvidia-h200, in bfloat16 with D = 768, all positions masked, when the
 fused kernel had tiles of 64 x 128 and the product's logits took a launch of their own for the bias.
 
@@ -52,21 +52,13 @@ _LATER = 16_000
 _SHARE = 0.7
 
 
-class Tile(NamedTuple):
-    """What a program of the fused kernel makes."""
-
-    rows: int
-    codes: int
-    programs: int  # that fit on a multiprocessor
-
-
 def fused_wins(
     rows: int,
     num_codes: int,
     width: int,
     arithmetic: str,
     guided: bool,
-    tile: Tile,
+    tile: tuple[int, int, int],
     capability: int,
     multiprocessors: int,
 ) -> bool:
@@ -76,6 +68,7 @@ def fused_wins(
         rows: B * N.
         num_codes, width: V and D.
         arithmetic: "half", "tf32" or "ieee", see `math_for`.
+        tile: rows and codes of a program of the fused kernel, and how many of these fit on a multiprocessor.
         capability: ten times the compute capability, 80 or more.
         multiprocessors: that the GPU has.
     """
@@ -86,12 +79,13 @@ def fused_wins(
     if arithmetic == "ieee":
         library, ours = _EXACT_MACS
 
-    loaded = width * size * ((2 if guided else 1) * tile.rows + tile.codes)
-    logits = tile.rows * tile.codes
+    tile_rows, tile_codes, programs = tile
+    loaded = width * size * ((2 if guided else 1) * tile_rows + tile_codes)
+    logits = tile_rows * tile_codes
     program = max(loaded / _CACHE, logits * width / ours) + logits * _EPILOGUE / _INSTRUCTIONS
-    # However few there are, one after the other takes its time.
+    # A tile takes its time, however few there are.
     each = rows * num_codes / multiprocessors
-    fused = program * max(tile.programs, _SHARE * each / logits)
+    fused = program * max(programs, _SHARE * each / logits)
 
     read_and_drawn = _SHARE * max(_DRAWING / _INSTRUCTIONS, 4 / rates.memory)
     product = max(each, _LIBRARY_TILE) * width / library + each * (4 / rates.memory + read_and_drawn)

@@ -1,24 +1,36 @@
-"""Launches the Triton kernels of head_sample, and lists what is compiled of them."""
+"""The two ways of head_sample with Triton, and what is compiled of its kernels."""
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from maskgit_kernels.attention.launch import math_for
 from maskgit_kernels.backend import capability_of, interpreting
 from maskgit_kernels.build import Build
-from maskgit_kernels.decode_step.launch import decode_step_triton
+from maskgit_kernels.common import math_for, precision
+from maskgit_kernels.decode_step.launch import TYPES, decode_step_triton
 from maskgit_kernels.decode_step.settings import Settings, State, new_state
 from maskgit_kernels.decode_step.triton_select import LARGEST, selecting_warps
-from maskgit_kernels.head_sample.choice import Tile, fused_wins, imposed
+from maskgit_kernels.head_sample.choice import fused_wins, imposed
 from maskgit_kernels.head_sample.triton_draw import draw_from_tiles, list_masked
 from maskgit_kernels.head_sample.triton_finish import finish_images
+from maskgit_kernels.launching import cdiv, next_power_of_2, start
+
+# Logits that may be in memory: 64 MiB, or one image's if that is more.
+_PIECE = 2**24
+
+
+class Head(NamedTuple):
+    """What makes the logits; see `head_sample`."""
+
+    hidden: Tensor
+    guidance_hidden: Tensor | None  # None without guidance
+    weight: Tensor
+    bias: Tensor | None
 
 
 class _Tiles(NamedTuple):
@@ -32,6 +44,7 @@ class _Tiles(NamedTuple):
     num_stages: int
 
 
+@functools.cache
 def _tiles(capability: int, arithmetic: str, guided: bool) -> _Tiles:
     """Where tensor cores are fast for what the L2 cache delivers, tiles of 128 rows, so that each weight is loaded half
     as often as with 64: a multiprocessor then has room for one program, which can't multiply while it draws. Elsewhere
@@ -55,80 +68,64 @@ def _tiles(capability: int, arithmetic: str, guided: bool) -> _Tiles:
     )
 
 
-def _listing(block_n: int) -> dict[str, int]:
-    """Options of `list_masked`."""
-    threads = min(max(block_n, 32), 1024)
-    return {"BLOCK": threads, "num_warps": threads // 32}
-
-
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
     """Of the GPU; where kernels are interpreted, of an A100."""
     return 108 if interpreting() else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-# Logits that may be in memory: 64 MiB, or one image's if that is more.
-_PIECE = 2**24
+@functools.cache
+def _faster(device: torch.device, rows: int, num_codes: int, width: int, arithmetic: str, guided: bool) -> str:
+    tiles = _tiles(capability_of(device), arithmetic, guided)
+    tile = tiles.rows, tiles.codes, 8 // tiles.num_warps
+    gpu = capability_of(device), _multiprocessors(device)
+    return "fused" if fused_wins(rows, num_codes, width, arithmetic, guided, tile, *gpu) else "product"
 
 
 def head_sample_triton(
-    hidden: Tensor,
-    guidance_hidden: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: State,
-    settings: Settings,
-    *,
-    counters_may_outlive: bool,
+    head: Head, state: State, settings: Settings, *, counters_may_outlive: bool
 ) -> tuple[Tensor, Tensor]:
     """See `head_sample`; the arguments are validated there. For counters_may_outlive see `decode_step_triton`."""
     if state.tokens.numel() == 0:
         return new_state(state.tokens, state.masked)
-    arithmetic = math_for(hidden.dtype)
-    tiles = _tiles(capability_of(hidden.device), arithmetic, guidance_hidden is not None)
-    way = imposed() or _faster(hidden, len(weight), arithmetic, guidance_hidden is not None, tiles)
-    head = hidden, guidance_hidden, weight, bias
+    hidden, (num_codes, width), guided = head.hidden, head.weight.shape, head.guidance_hidden is not None
+    rows, arithmetic = state.tokens.numel(), math_for(hidden.dtype)
+    way = imposed() or _faster(hidden.device, rows, num_codes, width, arithmetic, guided)
     if way == "fused" and settings.draw != "perturbed":
-        return _fused(*head, state, settings, arithmetic, tiles)
-    return _product_and_step(*head, state, settings, counters_may_outlive)
-
-
-def _faster(hidden: Tensor, num_codes: int, arithmetic: str, guided: bool, tiles: _Tiles) -> str:
-    batch, length, width = hidden.shape
-    tile = Tile(tiles.rows, tiles.codes, 8 // tiles.num_warps)
-    gpu = capability_of(hidden.device), _multiprocessors(hidden.device)
-    return "fused" if fused_wins(batch * length, num_codes, width, arithmetic, guided, tile, *gpu) else "product"
+        return _fused(head, state, settings, arithmetic, _tiles(capability_of(hidden.device), arithmetic, guided))
+    return _product_and_step(head, state, settings, counters_may_outlive)
 
 
 def _product_and_step(
-    hidden: Tensor,
-    guidance_hidden: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: State,
-    settings: Settings,
-    counters_may_outlive: bool,
+    head: Head, state: State, settings: Settings, counters_may_outlive: bool
 ) -> tuple[Tensor, Tensor]:
-    """A library's product, float32 whatever the factors are, and a decoding step on it, for some images at a time.
+    """A library's product, summed and kept in float32, and `decode_step` on it, for some images at a time.
 
     One launch more than `decode_step` takes, and with guidance another.
     """
+    hidden, guidance, weight, bias = head
     batch, length, _ = hidden.shape
     num_codes = len(weight)
-    unguided = settings._replace(guidance_scale=0.0)
     results = []
-    for part in torch.arange(batch).split(max(1, _PIECE // (length * num_codes))):
-        images = slice(int(part[0]), int(part[-1]) + 1)
-        rows = hidden[images]
-        if guidance_hidden is not None:  # h + s * (h - g), rounded once
-            rows = torch.lerp(guidance_hidden[images], rows, 1 + settings.guidance_scale)
-        logits = _product(rows.flatten(0, 1), weight).view(-1, length, num_codes)
-        some = State(*(x[images] for x in state))
+    images = max(1, _PIECE // (length * num_codes))
+    for first in range(0, batch, images):
+        some = slice(first, first + images)
+        rows = hidden[some].flatten(0, 1)
+        if guidance is not None:  # h + s * (h - g), rounded once
+            rows = torch.lerp(guidance[some].flatten(0, 1), rows, 1 + settings.guidance_scale)
         results.append(
             decode_step_triton(
-                logits, None, num_codes, some, unguided, bias=bias, counters_may_outlive=counters_may_outlive
+                _product(rows, weight).view(-1, length, num_codes),
+                None,
+                num_codes,
+                State(*(x[some] for x in state)),
+                settings,
+                bias=bias,
+                counters_may_outlive=counters_may_outlive,
             )
         )
+    if len(results) == 1:
+        return results[0]
     tokens, masked = zip(*results, strict=True)
     return torch.cat(tokens), torch.cat(masked)
 
@@ -142,134 +139,103 @@ def _product(rows: Tensor, weight: Tensor) -> Tensor:
     return (rows.double() @ weight.double().T).float()  # where kernels are interpreted
 
 
-def _fused(
-    hidden: Tensor,
-    guidance_hidden: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: State,
-    settings: Settings,
-    arithmetic: str,
-    tiles: _Tiles,
-) -> tuple[Tensor, Tensor]:
+def _constants(num_codes: int, settings: Settings, bias: str, even: bool, arithmetic: str, tiles: _Tiles):
+    return {
+        "NUM_CODES": num_codes,
+        "DRAW": settings.draw,
+        "BIAS": bias,
+        "EVEN_WIDTH": even,
+        "PRECISION": precision(arithmetic),
+        "BLOCK_M": tiles.rows,
+        "BLOCK_V": tiles.codes,
+        "BLOCK_D": tiles.width,
+        "SPAN": tiles.span,
+    }
+
+
+def _finishing(num_codes: int, length: int, settings: Settings, tiles: _Tiles) -> dict[str, Any]:
+    return {
+        "DRAW": settings.draw,
+        "LOG_PROB": settings.confidence == "log_prob",
+        "NOISY": settings.choice_temperature > 0,
+        "TILES": cdiv(num_codes, tiles.codes),
+        "BLOCK_N": next_power_of_2(length),
+    }
+
+
+def _listing_threads(length: int) -> int:
+    return min(max(next_power_of_2(length), 32), 1024)
+
+
+def _fused(head: Head, state: State, settings: Settings, arithmetic: str, tiles: _Tiles) -> tuple[Tensor, Tensor]:
     """The product that draws from its tiles, in three launches; not for "perturbed"."""
-    batch, length, width = hidden.shape
-    num_codes = len(weight)
-    new_tokens, still_masked = new_state(state.tokens, state.masked)
-    hidden, weight = hidden.contiguous(), weight.contiguous()
+    hidden, guidance, weight, bias = (None if x is None else x.contiguous() for x in head)
+    assert hidden is not None and weight is not None
     tokens, masked, n_keep_masked, seeds = (x.contiguous() for x in state)
-    bias = None if bias is None else bias.contiguous()
-    guidance = None if guidance_hidden is None else guidance_hidden.contiguous()
+    new_tokens, still_masked = new_state(tokens, masked)
+    (batch, length, width), num_codes = hidden.shape, len(weight)
     # Scores may have any temperature whose products are finite. Exponents of weights are differences of numbers that
     # grow as it falls, so theirs is held at 2**-20, where a softmax has a single winner anyway.
     sharpness = math.log2(math.e) / min(max(settings.softmax_temperature, 2.0**-20), 2.0**100)
     softmax_temperature = min(settings.softmax_temperature, 2.0**100)
+    choice_temperature = min(settings.choice_temperature, LARGEST.value)
 
-    tiles_of_row = triton.cdiv(num_codes, tiles.codes)
-    block_n = triton.next_power_of_2(length)
-    fast = not interpreting()
-
-    def scratch(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=hidden.device)
-
-    listed, partials = scratch(batch * length + 1), scratch(batch, tiles_of_row, length, 4)
-    list_masked[(batch,)](masked, listed, length, **_listing(block_n))
-    draw_from_tiles[(triton.cdiv(batch * length, tiles.rows), tiles_of_row)](
-        hidden,
-        guidance,
-        weight,
-        bias,
-        seeds,
-        listed,
-        partials,
-        batch * length,
-        length,
-        width,
-        settings.step,
-        softmax_temperature,
-        sharpness,
-        settings.guidance_scale,
-        NUM_CODES=num_codes,
-        DRAW=settings.draw,
-        BIAS="none" if bias is None else "code" if bias.dim() == 1 else "position",
-        EVEN_WIDTH=width % tiles.width == 0,
-        PRECISION="tf32" if arithmetic == "tf32" else "ieee",
-        FAST=fast,
-        BLOCK_M=tiles.rows,
-        BLOCK_V=tiles.codes,
-        BLOCK_D=tiles.width,
-        SPAN=tiles.span,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+    scores = torch.empty(batch, length, dtype=torch.float32, device=hidden.device)
+    listed = torch.empty(batch * length + 1, dtype=torch.int32, device=hidden.device)
+    partials = listed.new_empty(batch, cdiv(num_codes, tiles.codes), length, 4)
+    threads = _listing_threads(length)
+    start(list_masked, (batch, 1, 1), (masked, listed), (), (length,), {"BLOCK": threads}, threads // 32)
+    start(
+        draw_from_tiles,
+        (cdiv(batch * length, tiles.rows), cdiv(num_codes, tiles.codes), 1),
+        (hidden, guidance, weight, bias, seeds, listed, partials),
+        (width,),
+        (batch * length, length, settings.step, softmax_temperature, sharpness, settings.guidance_scale),
+        _constants(
+            num_codes,
+            settings,
+            "none" if bias is None else "code" if bias.dim() == 1 else "position",
+            width % tiles.width == 0,
+            arithmetic,
+            tiles,
+        ),
+        tiles.num_warps,
+        tiles.num_stages,
     )
-    finish_images[(batch,)](
-        partials,
-        tokens,
-        masked,
-        n_keep_masked,
-        seeds,
-        new_tokens,
-        scratch(batch, length, dtype=torch.float32),
-        still_masked,
-        length,
-        settings.step,
-        softmax_temperature,
-        sharpness,
-        min(settings.choice_temperature, LARGEST.value),
-        DRAW=settings.draw,
-        LOG_PROB=settings.confidence == "log_prob",
-        NOISY=settings.choice_temperature > 0,
-        FAST=fast,
-        TILES=tiles_of_row,
-        BLOCK_N=block_n,
-        num_warps=selecting_warps(block_n),
+    constants = _finishing(num_codes, length, settings, tiles)
+    start(
+        finish_images,
+        (batch, 1, 1),
+        (partials, tokens, masked, n_keep_masked, seeds, new_tokens, scores, still_masked),
+        (),
+        (length, settings.step, softmax_temperature, sharpness, choice_temperature),
+        constants,
+        selecting_warps(constants["BLOCK_N"]),
     )
     return new_tokens, still_masked
 
 
-_TYPES = {
-    **dict.fromkeys(("hidden", "guidance", "weight"), "*bf16"),
-    **dict.fromkeys(("tokens", "n_keep_masked", "seeds", "new_tokens"), "*i64"),
-    **dict.fromkeys(("masked", "still_masked"), "*i1"),
-    **dict.fromkeys(("listed", "partials"), "*i32"),
-    **dict.fromkeys(("bias", "scores"), "*fp32"),
-    **dict.fromkeys(("rows", "length", "width", "step"), "i32"),
-    **dict.fromkeys(("softmax_temperature", "sharpness", "choice_temperature", "guidance_scale"), "fp32"),
-}
-
-
 def builds(capability: int) -> list[Build]:
     """The kernels as launched for 256 (or 1024) tokens and a hidden state whose width is a multiple of 64."""
+    names = {"half": "bf16", "tf32": "tf32", "ieee": "fp32"}
 
     def drawing(
         name: str,
         num_codes: int = 1024,
         draw: str = "categorical",
         bias: str = "position",
-        guided: bool = False,
         arithmetic: str = "half",
-        tiles=None,
     ) -> Build:
-        tiles = tiles or _tiles(capability, arithmetic, guided)
+        guided = "guided" in name
+        tiles = _tiles(capability, arithmetic, guided)
         logits = tiles.rows * tiles.codes
-        types = {} if arithmetic == "half" else dict.fromkeys(("hidden", "guidance", "weight"), "*fp32")
+        factors = ("hidden", "guidance", "weight")
+        constants = _constants(num_codes, Settings(0, draw=draw), bias, True, arithmetic, tiles)
         return Build(
-            name=f"head sample, {name}, V={num_codes}, {dict(half='bf16', tf32='tf32', ieee='fp32')[arithmetic]}",
+            name=f"head sample, {name}, V={num_codes}, {names[arithmetic]}",
             kernel=draw_from_tiles,
-            signature=_TYPES | types,
-            constants={
-                "NUM_CODES": num_codes,
-                "DRAW": draw,
-                "BIAS": bias,
-                "EVEN_WIDTH": True,
-                "PRECISION": "tf32" if arithmetic == "tf32" else "ieee",
-                "FAST": True,
-                "BLOCK_M": tiles.rows,
-                "BLOCK_V": tiles.codes,
-                "BLOCK_D": tiles.width,
-                "SPAN": tiles.span,
-                **({} if guided else {"guidance": None}),
-            },
+            signature=TYPES | dict.fromkeys(factors, "*bf16" if arithmetic == "half" else "*fp32"),
+            constants=constants if guided else constants | {"guidance": None},
             num_warps=tiles.num_warps,
             num_stages=tiles.num_stages,
             aligned=("width",),
@@ -277,30 +243,20 @@ def builds(capability: int) -> list[Build]:
             ideal_macs=0 if arithmetic == "ieee" else logits * tiles.width,
         )
 
-    def listing(length: int) -> Build:
-        block, num_warps = _listing(length).values()
-        return Build(f"head sample, list, N={length}", list_masked, _TYPES, {"BLOCK": block}, num_warps)
-
     def finishing(length: int, num_codes: int) -> Build:
-        return Build(
-            name=f"head sample, finish, N={length}, V={num_codes}",
-            kernel=finish_images,
-            signature=_TYPES,
-            constants={
-                "DRAW": "categorical",
-                "LOG_PROB": True,
-                "NOISY": True,
-                "FAST": True,
-                "TILES": triton.cdiv(num_codes, _tiles(capability, "half", guided=False).codes),
-                "BLOCK_N": length,
-            },
-            num_warps=selecting_warps(length),
-        )
+        settings, tiles = Settings(0, choice_temperature=1.0), _tiles(capability, "half", False)
+        constants = _finishing(num_codes, length, settings, tiles)
+        name = f"head sample, finish, N={length}, V={num_codes}"
+        return Build(name, finish_images, TYPES, constants, selecting_warps(length))
+
+    def listing(length: int) -> Build:
+        threads = _listing_threads(length)
+        return Build(f"head sample, list, N={length}", list_masked, TYPES, {"BLOCK": threads}, threads // 32)
 
     return [
         drawing("categorical"),
         drawing("categorical", num_codes=16384, bias="code"),
-        drawing("categorical, guided", guided=True),
+        drawing("categorical, guided"),
         drawing("greedy", draw="greedy"),
         drawing("categorical", arithmetic="tf32"),
         drawing("categorical", arithmetic="ieee"),

@@ -119,12 +119,11 @@ def _head_sample(
     guidance_hidden = None if guidance_scale == 0 else guidance_hidden
     unsupported = "it does not take float64" if hidden.dtype == torch.float64 else None
     if resolve(backend, hidden.device, unsupported) == "triton":
-        from maskgit_kernels.head_sample.launch import head_sample_triton
+        from maskgit_kernels.head_sample.launch import Head, head_sample_triton
 
+        head = Head(hidden, guidance_hidden, weight, bias)
         with torch.cuda.device_of(hidden):  # Triton launches on the current device
-            return head_sample_triton(
-                hidden, guidance_hidden, weight, bias, state, settings, counters_may_outlive=not compiled
-            )
+            return head_sample_triton(head, state, settings, counters_may_outlive=not compiled)
     return head_sample_eager(hidden, guidance_hidden, weight, bias, state, settings)
 
 

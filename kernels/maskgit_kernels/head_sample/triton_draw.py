@@ -135,7 +135,6 @@ def _noise(
     positions,
     first_code,
     step,
-    FAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_V: tl.constexpr,
     SPAN: tl.constexpr,
@@ -154,7 +153,7 @@ def _noise(
     w0, w1, w2, w3 = w0.to(tl.uint64), w1.to(tl.uint64), w2.to(tl.uint64), w3.to(tl.uint64)
     j = tl.arange(0, 4)[None, None, :]
     words = tl.where(j < 2, tl.where(j == 0, w0, w1), tl.where(j == 2, w2, w3))  # [BLOCK_M, BLOCK_V / 4, 4]
-    return gumbel(_by_columns(words.to(tl.uint32), BLOCK_M, BLOCK_V, SPAN), FAST)
+    return gumbel(_by_columns(words.to(tl.uint32), BLOCK_M, BLOCK_V, SPAN))
 
 
 @triton.jit
@@ -183,9 +182,9 @@ def draw_from_tiles(
     seeds,
     listed,
     partials,
+    width,
     rows,
     length,
-    width,
     step,
     softmax_temperature,
     sharpness,
@@ -195,7 +194,6 @@ def draw_from_tiles(
     BIAS: tl.constexpr,
     EVEN_WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
-    FAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -220,7 +218,7 @@ def draw_from_tiles(
     )  # [BLOCK_M, BLOCK_V]
     scores = logits
     if DRAW == "categorical":
-        noise = _noise(tl.load(seeds + image), position, first_code, step, FAST, BLOCK_M, BLOCK_V, SPAN)
+        noise = _noise(tl.load(seeds + image), position, first_code, step, BLOCK_M, BLOCK_V, SPAN)
         scores = logits + softmax_temperature * noise  # [BLOCK_M, BLOCK_V]
     best, code = _best(scores, first_code, NUM_CODES, BLOCK_V, SPAN)
     top, total = _weigh(logits, sharpness)  # now, so as not to take up registers while noise is made

@@ -31,7 +31,6 @@ def finish_images(
     DRAW: tl.constexpr,
     LOG_PROB: tl.constexpr,
     NOISY: tl.constexpr,
-    FAST: tl.constexpr,
     TILES: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -62,7 +61,7 @@ def finish_images(
         w0, w1, w2, w3 = philox_4x32(key0, key1, code // 4, n, step, _STREAM_TOKEN)  # [BLOCK_N] each
         j = code % 4
         word = tl.where(j < 2, tl.where(j == 0, w0, w1), tl.where(j == 2, w2, w3))
-        logit = best - softmax_temperature * gumbel(word, FAST)
+        logit = best - softmax_temperature * gumbel(word)
     log2_p = tl.minimum(logit * sharpness - top, 0.0) - tl.log2(total)
     score = log2_p * _LN2 if LOG_PROB else tl.exp2(log2_p)
 
@@ -71,4 +70,4 @@ def finish_images(
     # Known positions alone are infinitely confident.
     tl.store(scores + at, tl.where(is_open, tl.minimum(score, _LARGEST), float("inf")), inside)
     tl.debug_barrier()
-    select(scores, n_keep_masked, seeds, still_masked, image, length, step, choice_temperature, NOISY, FAST, BLOCK_N)
+    select(scores, n_keep_masked, seeds, still_masked, image, length, step, choice_temperature, NOISY, BLOCK_N)
