@@ -30,12 +30,15 @@ def head_sample(
 ) -> tuple[Tensor, Tensor]:
     """One step of iterative decoding from what goes into the LM head: `decode_step` on hidden @ weight.T + bias.
 
-    The product is made for masked positions only, and no tensor of B x N x V logits is made: with Triton no logit is
-    ever in memory. Guidance takes one product, not two, because the head is linear: that of hidden + s * (hidden -
-    guidance_hidden), in which the bias cancels.
+    Of the B x N x V logits only some are ever in memory: on a CPU those of some masked positions, on a GPU those of
+    some images. With Triton no logit is in memory where a product that draws from its tiles is expected to be faster
+    (`choice.py`), which takes masked positions only. Guidance takes one product, not two, because the head is linear:
+    that of hidden + s * (hidden - guidance_hidden), in which the bias cancels.
 
-    Everything `decode_step` says of noise and reproducibility holds here. Implementations sum products in different
-    orders, and PyTorch rounds each logit to the dtype of `hidden`, so where two codes nearly tie they may differ.
+    Everything `decode_step` says of noise and reproducibility holds here, but what is within rounding is the sum of a
+    product too. Implementations add up in different orders, and so do Triton's two ways, of which one is chosen by the
+    GPU, D, V and the number of positions in the batch; these sum and keep logits in float32. PyTorch rounds each to the
+    dtype of `hidden`. So where two codes nearly tie, an image may get the one or the other.
 
     Under autocast hidden, guidance_hidden and weight are first cast to its dtype, as by `F.linear`.
 
@@ -47,7 +50,7 @@ def head_sample(
             -inf is impossible.
         tokens, masked, n_keep_masked, seeds, step: as for `decode_step`.
         softmax_temperature, choice_temperature, draw, confidence: as for `decode_step`. "perturbed" needs a row's
-            softmax before it can compare, so Triton makes the product twice.
+            softmax before it can compare: its logits always go through memory.
         guidance_hidden: a second hidden state, such as the unconditional model's, like `hidden`.
         guidance_scale: s in logits + s * (logits - guidance_logits); 0 is no guidance.
         backend: "auto", "triton" or "torch" for this call; see `maskgit_kernels.backend`.
