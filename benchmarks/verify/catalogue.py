@@ -15,6 +15,7 @@ import torch
 from benchmarks.verify import attention, head_loss, noise, samplers
 from benchmarks.verify.measure import Measurement
 from benchmarks.verify.samplers import Drawing
+from maskgit_kernels.head_sample.choice import WAYS
 from maskgit_kernels.philox import DROPOUT_ROUNDS, ROUNDS
 
 OPERATORS = ("attention", "decode_step", "head_sample", "head_loss", "philox")
@@ -116,7 +117,9 @@ def _head_sample_tasks(on_gpu: bool, quick: bool) -> Iterator[Task]:
         (Drawing("perturbed", "prob", "bf16", many, some, guided=True), 80, "position"),
     ]
     for drawing, width, bias in drawings[:4] if quick else drawings:
-        yield Task("head_sample", str(drawing), functools.partial(samplers.check_head_sample, drawing, width, bias))
+        for way in WAYS if drawing.draw != "perturbed" else ("product",):
+            run = functools.partial(samplers.check_head_sample, drawing, width, bias, way)
+            yield Task("head_sample", f"{drawing}, {way}", run)
     yield from _frequency_tasks("head_sample", on_gpu, quick)
 
 

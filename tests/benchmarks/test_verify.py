@@ -29,7 +29,7 @@ DRAWING = Drawing("categorical", "log_prob", "fp32", 9, (5, 9))
 TASKS = {
     "attention": functools.partial(attention.check_attention, 16, "fp32", 0.3, (1, 1), ((7, 5), (5, 18))),
     "decode_step": functools.partial(samplers.check_decode_step, DRAWING, False),
-    "head_sample": functools.partial(samplers.check_head_sample, DRAWING, 16, "code"),
+    "head_sample": functools.partial(samplers.check_head_sample, DRAWING, 16, "code", "fused"),
     "head_loss": functools.partial(head_loss.check_head_loss, "fp32", (3, 30), 21, 16, "position", 0.1, (0, 40)),
     "philox": functools.partial(noise.check_words, 7),
 }

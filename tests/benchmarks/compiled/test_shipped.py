@@ -31,9 +31,6 @@ _FOR_TWO_BLOCKS = (
 # What is faulty all the same, and why, by version of Triton, architecture and build.
 FAULTY = {
     ("3.6", 100, "attention forward, head_dim 96, N=257, half, dropout"): "spills four registers",
-    ("3.6", 120, "head sample, categorical, V=1024, fp32"): "spills one register",
-    ("3.8", 120, "head sample, categorical, V=1024, tf32"): "spills one register",
-    ("3.9", 120, "head sample, categorical, V=1024, tf32"): "spills one register",
     ("3.9", 90, "attention forward, head_dim 96, half"): _FOR_TWO_BLOCKS,
     ("3.9", 90, "attention forward, head_dim 96, N=257, half"): _FOR_TWO_BLOCKS,
     ("3.9", 90, "attention forward, head_dim 128, half"): _FOR_TWO_BLOCKS,
@@ -176,9 +173,8 @@ class TestShippedKernels:
         rows = shipped(capability)
         published = ["new_tokens, published", "scores, published", "scores, read"]
         assert only(rows, "decode step, categorical, one launch, V=1024")["handed_over"] == published
-        assert only(rows, "head sample, categorical, V=1024, bf16")["handed_over"] == ["listed, read"]
         assert only(rows, "head sample, finish, N=256")["handed_over"] == ["scores, read"]
-        others = [row for name, row in rows.items() if "one launch" not in name and not name.startswith("head sample")]
+        others = [row for name, row in rows.items() if "one launch" not in name and "finish" not in name]
         assert {row["name"]: row["handed_over"] for row in others if row["handed_over"]} == {}
 
     def test_a_short_decoding_step_waits_too(self, samples: Any) -> None:
@@ -273,10 +269,10 @@ class TestDecodeStep:
 
     @quick
     def test_each_logit_is_read_once_and_none_written(self, shipped: Any, capability: int) -> None:
-        from maskgit_kernels.decode_step import triton as kernels
+        from maskgit_kernels.decode_step import launch
 
         rows = shipped(capability)
-        for build in kernels.builds(capability):
+        for build in launch.builds(capability):
             if build.name.startswith("decode step, categorical"):
                 row = rows[build.name]
                 assert row["bytes_per_element"] == (4 if "guided" in build.name else 2), build.name  # bf16
@@ -292,6 +288,19 @@ class TestHeadSample:
         for num_codes in (1024, 16384):
             row = only(shipped(capability), "head sample, categorical, V=", f"V={num_codes}, bf16")
             assert row["epilogue_per_element"] <= 45
+
+    @pytest.mark.parametrize("capability", [80, 90, 100])
+    def test_a_weight_is_loaded_for_128_rows(self, shipped: Any, capability: int) -> None:
+        """With 64 a logit takes 3 bytes of each 64 columns, and waits half as long again for the L2 cache."""
+        row = shipped(capability)["head sample, categorical, V=1024, bf16"]
+        assert row["bytes_per_element"] <= 2
+        assert max(row["limits"].values()) <= 8
+
+    @pytest.mark.parametrize("capability", [86, 120])
+    def test_two_programs_take_turns_where_tensor_cores_set_the_pace(self, shipped: Any, capability: int) -> None:
+        row = shipped(capability)["head sample, categorical, V=1024, bf16"]
+        assert max(row["limits"], key=row["limits"].get) == "tensor"
+        assert row["blocks"] >= 2
 
     @quick
     def test_guidance_takes_no_second_product(self, shipped: Any, capability: int) -> None:
