@@ -30,6 +30,7 @@ MODULES = (
     "maskgit_kernels.attention.triton_backward",
     "maskgit_kernels.decode_step.triton",
     "maskgit_kernels.head_sample.triton",
+    "maskgit_kernels.head_loss.plan",
 )
 
 # A build can't be sent to another process, so it goes by its module, architecture and name.
