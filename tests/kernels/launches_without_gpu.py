@@ -66,7 +66,7 @@ def given(case: str) -> dict[str, Any]:
         case "other heads":
             heads = 3
         case "short":
-            queries = keys = 128
+            queries, keys, dim = 128, 128, 48
         case "long":
             queries = keys = 300
         case "a query more":
@@ -152,11 +152,11 @@ def main() -> None:
         arguments = given(case)
         forward = [arguments[x] for x in ("q", "k", "v", "out", "lse", "seed", "dropout_p", "scale")]
         q = arguments["q"]
-        length = q.shape[2]
+        heads, length, dim = q.shape[1:]
         seen = set()
-        for grad, row in itertools.product((q, q.mT.contiguous().mT), (32, 96)):
+        for grad, row in itertools.product((q, q.mT.contiguous().mT), (heads * dim, 3 * heads * dim)):
             memory = [torch.zeros(2 * length * row).bfloat16() for _ in range(3)]
-            results = [x.as_strided(q.shape, (length * row, 16, row, 1)) for x in memory]
+            results = [x.as_strided(q.shape, (length * row, dim, row, 1)) for x in memory]
             noted.clear()
             for _ in range(2):
                 triton_backward.backward(grad, *forward, *results)

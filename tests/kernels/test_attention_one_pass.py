@@ -1,4 +1,4 @@
-"""The one-pass backward kernel of attention, on a GPU or in Triton's interpreter, by itself: whatever `takes` prefers."""
+"""The one-pass backward kernel of attention, by itself: whatever `takes` prefers."""
 
 import functools
 import importlib.util

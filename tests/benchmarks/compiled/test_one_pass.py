@@ -1,0 +1,65 @@
+"""Gates on the one-pass backward kernel: what its machine code costs beside that of the two kernels it replaces."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+MODULES = ("maskgit_kernels.attention.triton_one_pass", "maskgit_kernels.attention.triton_backward")
+KERNELS = ("one pass, head_dim 48", "dq, head_dim 48, half", "dk_dv, head_dim 48, half")
+ONE, DQ, DK_DV = "attention one pass", "attention dq", "attention dk_dv"
+
+Rows = dict[str, Any]  # of the JSON report, by the build's name
+
+
+@pytest.fixture(scope="module")
+def hopper(run_compiled: Callable[..., subprocess.CompletedProcess[str]]) -> Rows:
+    run = run_compiled("--json", "--capability", "90", "--module", *MODULES, "--kernel", *KERNELS)
+    assert run.returncode in (0, 1), run.stderr
+    return {row["name"]: row for row in json.loads(run.stdout)}
+
+
+LENGTHS = pytest.mark.parametrize("length", ["", ", N=257"])
+DROPOUT = pytest.mark.parametrize("dropout", ["", ", dropout"])
+
+
+@LENGTHS
+@DROPOUT
+def test_no_faults_and_no_atomics(hopper: Rows, length: str, dropout: str) -> None:
+    row = hopper[f"{ONE}, head_dim 48{length}, half{dropout}"]
+    assert row["faults"] == [] and row["atomics"] == 0
+
+
+@LENGTHS
+@DROPOUT
+def test_three_quarters_of_the_instructions_of_two_kernels(hopper: Rows, length: str, dropout: str) -> None:
+    """In the main loops, for each score; those of the few queries of N=257 aside."""
+    one, dq, dk_dv = (hopper[f"{name}, head_dim 48{length}, half{dropout}"] for name in (ONE, DQ, DK_DV))
+    assert one["per_element"] <= 0.75 * (dq["per_element"] + dk_dv["per_element"])
+
+
+@LENGTHS
+@DROPOUT
+def test_reads_a_third_of_the_bytes_of_two_kernels(hopper: Rows, length: str, dropout: str) -> None:
+    one, dq, dk_dv = (hopper[f"{name}, head_dim 48{length}, half{dropout}"] for name in (ONE, DQ, DK_DV))
+    assert one["bytes_per_element"] <= 0.3 * (dq["bytes_per_element"] + dk_dv["bytes_per_element"])
+
+
+def test_what_the_figures_of_the_docs_are(hopper: Rows) -> None:
+    """Within a tenth: docs/kernels.md and `triton_one_pass.takes` quote them."""
+    for dropout, expected in (("", 12.4), (", dropout", 18.7)):
+        assert hopper[f"{ONE}, head_dim 48, half{dropout}"]["per_element"] == pytest.approx(expected, rel=0.1)
+
+
+@LENGTHS
+def test_few_queries_go_on_with_gradients_behind_a_barrier(hopper: Rows, length: str) -> None:
+    """N=257 alone reads what was written before: dk and dv, to which the 257th query adds its share."""
+    assert hopper[f"{ONE}, head_dim 48{length}, half"]["handed_over"] == (
+        ["dk_ptr, read", "dv_ptr, read"] if length else []
+    )
