@@ -171,7 +171,9 @@ class TestShippedKernels:
     def check(self, rows: Collection[dict[str, Any]]) -> None:
         print(command.table(map(as_report, rows)))
         operators = {"attention forward", "attention dq", "attention dk_dv", "decode step", "head sample"}
-        assert {row["name"].split(",")[0] for row in rows} - {"head loss"} == operators  # which test_head_loss.py checks
+        assert {row["name"].split(",")[0] for row in rows} - {
+            "head loss"
+        } == operators  # which test_head_loss.py checks
         faults = {row["name"]: row["faults"] for row in rows if row["faults"]}
         excused = [row["name"] for row in rows if (VERSION, row["capability"], row["name"]) in FAULTY]
         assert list(faults) == excused, faults
