@@ -3,30 +3,33 @@
 The dispatcher's way through an operator written in Python takes longer than the launch itself: it calls C++ and back
 for each of its layers and looks for aliases among the results (pytorch/pytorch#177109). Nothing but a tracer needs it.
 
-`torch.library.triton_op` would show compilers the kernels, but serves neither tests nor tuning here. Its fake is the
-launch itself: `torch.library.wrap_triton` refuses what Triton's interpreter makes of a kernel (pytorch/pytorch#152868)
-and `triton.heuristics`, and to pass opcheck or compile it asks for a GPU's driver.
+`torch.library.triton_op` would show compilers the kernels and let them launch these themselves. But its fake is the
+launch: where kernels are interpreted, on memory that fake tensors don't have, it can be neither exported nor compiled
+nor pass opcheck, and without a GPU's driver it can't be compiled for a GPU. `torch.library.wrap_triton` takes nothing
+that is interpreted in PyTorch 2.11 (pytorch/pytorch#152868).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
-Save = Callable[[Any, tuple[Any, ...], Any], None]
-Differentiate = Callable[..., tuple[Tensor | None, ...]]
+Launch = TypeVar("Launch", bound=Callable[..., Any])
 
 
 def operator(
-    name: str, *, fake: Callable[..., Any], save: Save | None = None, differentiate: Differentiate | None = None
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator that makes an operator, without second derivatives, of a function that launches kernels.
+    name: str,
+    *,
+    fake: Callable[..., Any],
+    save: Callable[..., None] | None = None,
+    differentiate: Callable[..., tuple[Tensor | None, ...]] | None = None,
+) -> Callable[[Launch], Launch]:
+    """Decorator that makes an operator of a function that launches kernels.
 
     The function takes its arguments by position, annotated as `torch.library.custom_op` needs, which is what tracers
     see: `torch.ops.NAMESPACE.NAME`. It allocates its results; no argument is changed, no result shares its memory.
@@ -34,27 +37,29 @@ def operator(
     Args:
         name: "namespace::name".
         fake: gives empty results of the right shape, strides and dtype for the function's arguments.
-        save: what the backward pass needs, as `setup_context` of `torch.library.register_autograd`: (ctx, the
-            arguments, the results). None, and without `differentiate`: the operator has no gradient.
-        differentiate: (ctx, the results' gradients) to those of the arguments.
+        save: keeps what the backward pass needs: (ctx, inputs, output), which are the arguments and the results, as
+            `setup_context` of `torch.library.register_autograd`. Without, the operator has no gradient.
+        differentiate: (ctx, the results' gradients) to those of the arguments, by another operator: without a gradient
+            of its own, that makes second derivatives an error.
     """
 
-    def make(launch: Callable[..., Any]) -> Callable[..., Any]:
+    def make(launch: Launch) -> Launch:
         traced = torch.library.custom_op(name, launch, mutates_args=())
         traced.register_fake(fake)
+        recorded: Callable[..., Any] = traced  # without a gradient, it says so in the backward pass
         if save is not None and differentiate is not None:
             traced.register_autograd(differentiate, setup_context=save)
-            apply = _function(name.rpartition(":")[2], launch, save, differentiate).apply
+            recorded = _function(name.rpartition(":")[2], launch, save, differentiate).apply
 
         @functools.wraps(launch)
         def call(*arguments: Any) -> Any:
             if not nothing_traces(arguments):
                 return traced(*arguments)
-            if save is not None and torch.is_grad_enabled() and any(map(_differentiable, arguments)):
-                return apply(*arguments)
+            if torch.is_grad_enabled() and any(map(_requires_grad, arguments)):
+                return recorded(*arguments)
             return launch(*arguments)
 
-        return call
+        return cast(Launch, call)
 
     return make
 
@@ -80,11 +85,11 @@ def nothing_traces(arguments: Iterable[Any]) -> bool:
     )
 
 
-def _differentiable(x: Any) -> bool:
+def _requires_grad(x: Any) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
 
 
-def _function(name: str, launch: Callable[..., Any], save: Save, differentiate: Differentiate) -> Any:
+def _function(name: str, launch: Callable[..., Any], save: Callable[..., None], differentiate: Any) -> Any:
     """The autograd.Function around a launch. Its forward sets up its context itself: a `setup_context` of its own
     would have PyTorch inspect the signature at every call."""
 
@@ -93,5 +98,5 @@ def _function(name: str, launch: Callable[..., Any], save: Save, differentiate: 
         save(ctx, arguments, results)
         return results
 
-    members = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(differentiate))}
+    members = {"forward": staticmethod(forward), "backward": staticmethod(differentiate)}
     return type(name, (torch.autograd.Function,), members)

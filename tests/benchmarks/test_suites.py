@@ -81,11 +81,13 @@ def test_wrong_attention_is_refused(backward: bool, dropout: float, monkeypatch:
         return refusals(attention.comparison(job, QUICK))
 
     assert refused() == {}
-    right, sdpa = attention.attention, attention._sdpa
-    monkeypatch.setattr(attention, "attention", lambda q, k, v, **options: right(q, k, v * 1.0001, **options))
+    right, apart, sdpa = attention.attention_packed, attention.attention, attention._sdpa
+    monkeypatch.setattr(attention, "attention_packed", lambda qkv, **options: 1.0001 * right(qkv, **options))
     assert "off by" in refused()["ours_torch"]
-    monkeypatch.setattr(attention, "attention", lambda q, k, v, **options: right(q, k, v, **options) * torch.nan)
+    monkeypatch.setattr(attention, "attention_packed", lambda qkv, **options: right(qkv, **options) * torch.nan)
     assert "not finite" in refused()["ours_torch"]
+    monkeypatch.setattr(attention, "attention", lambda *args, **options: 1.0001 * apart(*args, **options))
+    assert ("ours_apart_torch" in refused()) == backward
     if dropout:  # drops nothing, and then too much
         monkeypatch.setattr(attention, "_sdpa", lambda *args, kernel, dropout: sdpa(*args, kernel=kernel, dropout=0.0))
         assert "nothing is dropped" in refused()["sdpa_math"]

@@ -28,21 +28,15 @@ _FOR_TWO_BLOCKS = (
     "spills up to 13 registers for 128 rows to fit twice on a multiprocessor, as they do without spills before 3.9. "
     "64 rows would not spill, and wait for twice the bytes: 24 instructions' time a score at head_dim 96 instead of 12"
 )
-_FOR_A_THIRD_BLOCK = "spills a register or two for a third block to fit"
 # What is faulty all the same, and why, by version of Triton, architecture and build.
 FAULTY = {
-    ("3.6", 120, "attention dq, head_dim 48, half, dropout"): _FOR_A_THIRD_BLOCK,
-    ("3.6", 120, "attention dq, head_dim 48, N=257, half, dropout"): _FOR_A_THIRD_BLOCK,
     ("3.6", 100, "attention forward, head_dim 96, N=257, half, dropout"): "spills four registers",
-    ("3.8", 86, "attention dq, head_dim 48, N=257, half, dropout"): _FOR_A_THIRD_BLOCK,
-    ("3.8", 89, "attention dq, head_dim 48, N=257, half, dropout"): _FOR_A_THIRD_BLOCK,
     ("3.6", 120, "head sample, categorical, V=1024, fp32"): "spills one register",
     ("3.8", 120, "head sample, categorical, V=1024, tf32"): "spills one register",
     ("3.9", 120, "head sample, categorical, V=1024, tf32"): "spills one register",
     ("3.9", 90, "attention forward, head_dim 96, half"): _FOR_TWO_BLOCKS,
     ("3.9", 90, "attention forward, head_dim 96, N=257, half"): _FOR_TWO_BLOCKS,
     ("3.9", 90, "attention forward, head_dim 128, half"): _FOR_TWO_BLOCKS,
-    ("3.9", 120, "attention dq, head_dim 48, N=257, half, dropout"): _FOR_A_THIRD_BLOCK,
 }
 
 
@@ -202,8 +196,10 @@ def test_what_tuning_tries_is_fit_for_hopper(run_compiled: RunCompiled) -> None:
 
 
 class TestAttentionForward:
-    @pytest.mark.parametrize("head_dim", [48, 96])
-    @pytest.mark.parametrize("capability", [80, 86, 90, 120])
+    # On 90, 48 is padded: with that and three stages an H200 takes 5 to 22 % less time. Nobody has timed 96.
+    @pytest.mark.parametrize(
+        "capability, head_dim", [(80, 48), (80, 96), (86, 48), (86, 96), (90, 96), (120, 48), (120, 96)]
+    )
     def test_head_dims_that_are_no_power_of_two_cost_no_padding(
         self, shipped: Any, capability: int, head_dim: int
     ) -> None:
@@ -215,9 +211,9 @@ class TestAttentionForward:
         assert row["limits"]["issue"] <= 10.5
         assert row["blocks"] * row["num_warps"] >= warps
 
-    @pytest.mark.parametrize("head_dim, dropout", [(48, ""), (48, ", dropout"), (96, "")])
-    def test_cache_does_not_limit_it_where_it_did(self, shipped: Any, head_dim: int, dropout: str) -> None:
-        row = shipped(90)[f"attention forward, head_dim {head_dim}, half{dropout}"]
+    def test_cache_does_not_limit_it_where_it_did(self, shipped: Any) -> None:
+        """At head_dim 96. At 48 it would, by this reckoning, and yet an H200 is faster with tiles of 64 rows."""
+        row = shipped(90)["attention forward, head_dim 96, half"]
         limits = row["limits"]
         assert limits["L2"] <= max(limits["issue"], limits["special"], limits["tensor"])
         assert row["blocks"] >= 2
@@ -257,7 +253,7 @@ class TestAttentionBackward:
             (86, {"3.6": 22.5, "3.8": 22, "3.9": 22}),
             (
                 90,
-                {"3.6": 19.5, "3.8": 18.5, "3.9": 20.5},
+                {"3.6": 18.5, "3.8": 18, "3.9": 19.5},
             ),  # 3.6 loads queries twice for dk and dv, 3.9 moves more about
         ],
     )
