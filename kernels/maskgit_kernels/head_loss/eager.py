@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Logits at a time: on a CPU few, so that they stay in its caches; on a GPU enough to keep it busy.
-_CPU_CHUNK, _GPU_CHUNK = 2**21, 2**26
+_CPU_CHUNK, _GPU_CHUNK = 2**20, 2**26
 
 
 def head_loss_eager(
@@ -37,12 +37,13 @@ def head_loss_eager(
     dhidden = hidden.new_zeros(hidden.shape if gradients else 0)
     dweight = hidden.new_zeros(weight.shape if gradients else 0, dtype=dtype)
     dbias = hidden.new_zeros(bias.shape if gradients and bias is not None else 0, dtype=dtype)
-    for images, positions in _chunks(counted, num_codes, looks):
-        rows = hidden[images, positions]  # [rows, D]
-        target = targets[images, positions]  # [rows]
+    all_hidden, all_targets, all_counted, all_among = (x.flatten(0, 1) for x in (hidden, targets, counted, hits_among))
+    for numbers, positions in _chunks(counted, num_codes, looks):
+        rows = all_hidden.index_select(0, numbers)  # [rows, D]
+        target = all_targets[numbers]  # [rows]
         is_code = (target >= 0) & (target < num_codes)
-        among = hits_among[images, positions]
-        skipped = None if looks else ~counted[images, positions]
+        among = all_among[numbers]
+        skipped = None if looks else ~all_counted[numbers]
         if skipped is not None:
             rows, among = rows.masked_fill(skipped[:, None], 0), among & ~skipped  # rows may hold NaN there
         elif not is_code.all():
@@ -51,26 +52,30 @@ def head_loss_eager(
 
         logits = F.linear(rows, weight).to(dtype)  # [rows, V]
         if bias is not None:
-            logits += bias[positions] if bias.dim() == 2 else bias
-        hits += ((logits.argmax(-1) == target) & among).sum()
-        log_p = torch.log_softmax(logits, -1)
+            logits += bias.index_select(0, positions) if bias.dim() == 2 else bias
+        top, guess = logits.max(-1)  # [rows] each; of equals the first code
+        hits += ((guess == target) & among).sum()
+        column = target.clamp(0, num_codes - 1)[:, None]  # [rows, 1]
+        target_logit = logits.gather(1, column)[:, 0].where(is_code, math.nan)
+        mean = logits.mean(-1) if label_smoothing else None
+        dlogits = torch.softmax(logits, -1)  # [rows, V]
         del logits
-        column = target.clamp(0, num_codes - 1)[:, None]
-        losses = -log_p.gather(1, column)[:, 0].where(is_code, math.nan)
-        if label_smoothing:
-            losses = (1 - label_smoothing) * losses - label_smoothing * log_p.mean(-1)
+        # One pass over the logits fewer than log_softmax, whose exponentials would have to be taken next.
+        log_total = -dlogits.gather(1, guess[:, None])[:, 0].log()  # of exp(logit - top), from 0 to log V
+        losses = (1 - label_smoothing) * (top - target_logit) + log_total
+        if mean is not None:
+            losses += label_smoothing * (top - mean)
         loss += losses.sum() if skipped is None else losses.masked_fill(skipped, 0).sum()
         if not gradients:
             continue
 
-        dlogits = log_p.exp_()  # [rows, V]
         if label_smoothing:
             dlogits -= label_smoothing / num_codes
         dlogits.scatter_add_(1, column, is_code.to(dtype)[:, None] * (label_smoothing - 1))
         if skipped is not None:
             dlogits.masked_fill_(skipped[:, None], 0)
         factors = dlogits.to(weight.dtype)
-        dhidden[images, positions] = factors @ weight
+        dhidden.flatten(0, 1).index_copy_(0, numbers, factors @ weight)
         if factors.dtype == dtype:
             dweight.addmm_(factors.T, rows)
         else:
@@ -91,9 +96,9 @@ def may_look(device: torch.device) -> bool:
 
 
 def _chunks(counted: Tensor, num_codes: int, looks: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and positions of the rows to compute, int64 [rows] each, in the order of positions.
+    """Rows to compute: their numbers image * N + position, and their positions, int64 [rows] each, in positions' order.
 
-    Where the host may look, the counted ones. Elsewhere all, and those of a position are in one chunk.
+    Where the host may look, these are the counted ones. Elsewhere all, and those of a position are in one chunk.
     """
     batch, length = counted.shape
     if not counted.numel():
@@ -102,7 +107,7 @@ def _chunks(counted: Tensor, num_codes: int, looks: bool) -> Iterator[tuple[Tens
         positions, images = counted.T.nonzero(as_tuple=True)
         rows = max(1, _CPU_CHUNK // num_codes)
     else:
-        numbers = torch.arange(batch * length, device=counted.device)
-        positions, images = numbers // batch, numbers % batch
+        all_rows = torch.arange(batch * length, device=counted.device)
+        positions, images = all_rows // batch, all_rows % batch
         rows = max(1, _GPU_CHUNK // (num_codes * batch)) * batch
-    return zip(images.split(rows), positions.split(rows), strict=True)
+    return zip((images * length + positions).split(rows), positions.split(rows), strict=True)

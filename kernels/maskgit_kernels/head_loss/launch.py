@@ -61,10 +61,9 @@ def head_loss_triton(
     of_rows = new(chunk), new(chunk)
     dhidden = new(*hidden.shape if gradients else (0,), dtype=hidden.dtype, make=torch.zeros)
     dweight = new(plan.slices, *weight.shape if gradients else (0,), make=torch.zeros)
-    sums = None
-    if gradients and bias is not None:
-        sums = new(length if kind == "position" else triton.cdiv(num_rows, plan.side), num_codes, make=torch.zeros)
     blocks = chunk // plan.side
+    segments = length if kind == "position" else blocks
+    sums = new(segments, num_codes, make=torch.zeros) if gradients and bias is not None else None
 
     run(pack_rows, (triton.cdiv(num_rows, plan.rows_packed),), counted, rows, starts, batch, length)
     for first in range(0, num_rows, chunk):
@@ -77,7 +76,7 @@ def head_loss_triton(
         run(join_tiles, grid, hits_among, *listed, *of_tiles, *results, *part, label_smoothing)
         if not gradients:
             break
-        grid, dlogits = (length if kind == "position" else blocks, tiles), weights  # the same memory
+        grid, dlogits = (segments, tiles), weights  # the same memory
         run(differentiate_logits, grid, weights, dlogits, tops, *of_rows, *listed, sums, *part, label_smoothing)
         run(differentiate_hidden, (blocks, plan.width_tiles), dlogits, weight, rows, starts, dhidden, *product)
         grid = tiles, plan.width_tiles, plan.slices

@@ -51,7 +51,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
 
 @once_differentiable
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    # `grad` of one element, not a scalar, which would first be rounded to the gradients' dtype.
+    # `grad` of one element, not a scalar, which a GPU would first round to the gradients' dtype.
     scaled = (
         None if dtype is None else (x * grad[None]).to(dtype)
         for x, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)

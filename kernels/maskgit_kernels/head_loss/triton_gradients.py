@@ -39,9 +39,9 @@ def differentiate_logits(
     """dlogits of the rows of one position, or of SEGMENT rows, and BLOCK_V codes.
 
     Args: as of `triton_loss.join_tiles`, and
-        dlogits: [chunk, tiles * BLOCK_V], rounded to what is multiplied; 0 beyond the last code. May be the memory of
-            `weights`: an element is written by the thread that has read it, and read by no other.
-        sums: float32 [N or segments, V], to which dlogits are added, before they are rounded; None for none.
+        dlogits: [chunk, tiles * BLOCK_V], rounded to what is multiplied. May be the memory of `weights`: an
+            element is written by the thread that has read it, and read by no other.
+        sums: float32 [N or segments of a chunk, V], to which dlogits are added, before they are rounded, or None.
         SEGMENT: None for the rows of a position.
     """
     segment, tile = tl.program_id(0), tl.program_id(1)
@@ -51,11 +51,9 @@ def differentiate_logits(
     else:
         begin = first_row + segment * SEGMENT
         end = tl.minimum(begin + SEGMENT, tl.load(starts + length))
-        segment += first_row // SEGMENT
     if begin >= end:
         return
     codes = tile * BLOCK_V + tl.arange(0, BLOCK_V)  # [BLOCK_V]
-    spread = tl.where(codes < NUM_CODES, smoothing / NUM_CODES, 0.0)  # [BLOCK_V]
     column_sums = tl.zeros([BLOCK_V], tl.float32)
     for first in range(begin, end, BLOCK_M):
         row = first + tl.arange(0, BLOCK_M)  # [BLOCK_M]
@@ -68,7 +66,7 @@ def differentiate_logits(
         of_target = codes[None, :] == tl.where(is_code, target, -1).to(tl.int32)[:, None]  # [BLOCK_M, BLOCK_V]
         at = local[:, None] * (tl.num_programs(1) * BLOCK_V) + codes[None, :]  # [BLOCK_M, BLOCK_V]
         gradients = tl.load(weights + at, inside[:, None], other=0.0).to(tl.float32) * scale[:, None]
-        gradients -= tl.where(of_target, 1 - smoothing, 0.0) + spread[None, :]
+        gradients -= tl.where(of_target, 1 - smoothing, 0.0) + smoothing / NUM_CODES
         column_sums += tl.sum(tl.where(inside[:, None], gradients, 0.0), 0)
         if PRECISION == "tf32":
             gradients = round_to_tf32(gradients)
@@ -100,7 +98,7 @@ def differentiate_hidden(
     """BLOCK_D elements of the gradients of BLOCK_M rows: dlogits @ weight.
 
     Args: as of `triton_loss.weigh_tiles`, and
-        dlogits: [chunk, CODES_STRIDE] in the place of its weights; 0 beyond the last code.
+        dlogits: [chunk, CODES_STRIDE]; finite beyond the last code.
         dhidden: [B, N, D], of which the counted rows are written.
     """
     block = tl.program_id(0)
