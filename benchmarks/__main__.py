@@ -38,10 +38,10 @@ class Options:
     """What to measure."""
 
     only: tuple[str, ...] = ()
-    """Groups to run; by default all. attention-forward, attention-backward (both: attention), decode-step, head-sample:
-    the kernels. forward, ceiling: the transformer against plain eager code, and against bare matrix products. lab,
-    tokens, autoregressive: against the loops of other people's programs. decoding, inpaint, training: what a user waits
-    for. static: what is known without running, by counting and by compiling."""
+    """Groups to run; by default all. attention-forward, attention-backward (both: attention), decode-step, head-sample,
+    head-loss: the kernels. forward, ceiling: the transformer against plain eager code, and against bare matrix
+    products. lab, tokens, autoregressive: against the loops of other people's programs. decoding, inpaint, training:
+    what a user waits for. static: what is known without running, by counting and by compiling."""
     quick: bool = False
     """Tiny shapes and two rounds."""
     device: str = "auto"

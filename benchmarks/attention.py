@@ -1,9 +1,12 @@
 """Attention: ours against PyTorch's SDPA (its choice and each kernel), FlexAttention, and attention written out.
 
 Inputs are the packed projection [B, N, 3, H, D] that the transformer makes, at the shapes of the presets. "Backward" is
-the backward pass alone. An output is right if its error against float64 is at most twice that of the written-out
-attention at the same precision; with dropout, ours is held against the reference with the same seed, and others,
-which draw other masks, by what dropout must keep on average.
+the backward pass alone, to the gradient of that projection. Ours writes it at once; "ours_apart" and everybody else
+make three, of queries, keys and values, which autograd puts together.
+
+An output is right if its error against float64 is at most twice that of the written-out attention at the same
+precision; with dropout, ours is held against the reference with the same seed, and others, which draw other masks, by
+what dropout must keep on average.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from benchmarks.hardware import label
 from benchmarks.harness import Case, Comparison, WrongResultError
 from benchmarks.setting import Setting
 from maskgit.config import preset
-from maskgit_kernels.attention import attention
+from maskgit_kernels.attention import attention, attention_packed
 from maskgit_kernels.attention.reference import attention_reference
 
 SEED = 20220208  # of dropout
@@ -35,7 +38,8 @@ CHECKED = 2  # images that are checked
 # Beyond what rounding explains: errors this small against the largest output are not told apart.
 TINY = 1e-6
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[[Tensor], Tensor]
+"""From the packed projection to the output, [B, N, H, D]."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ def comparison(job: Job, setting: Setting) -> Comparison:
             **{f"sdpa_{kernel}": "" for kernel in _sdpa_kernels(setting)},
             "flex": flex,
             "flex_flash": flex or _why_not_flash(setting),
+            **(setting.ours("ours_apart") if job.backward else {}),
             **setting.ours(),
         },
         functools.partial(cases, job, setting),
@@ -130,11 +135,11 @@ def cases(job: Job, setting: Setting) -> dict[str, Case]:
     shape = (job.batch, job.tokens, 3, job.heads, job.head_dim)
     packed = torch.randn(shape, generator=setting.generator(), device=setting.device).to(job.dtype)
     gradient = torch.randn(shape[:2] + shape[3:], generator=setting.generator(1), device=setting.device)
-    gradient = gradient.to(job.dtype).transpose(1, 2)  # [B, H, N, D], heads side by side in memory
+    gradient = gradient.to(job.dtype)
     # On the device: where it isn't, reading it stops a GPU's host.
     seed = torch.tensor(SEED, device=setting.device) if job.dropout else None
-    exact_attention = functools.partial(attention_reference, dropout_p=job.dropout, seed=seed)
-    exact = _results(exact_attention, packed.double(), gradient.double(), job, CHECKED)
+    options: dict[str, Any] = {"dropout_p": job.dropout, "seed": seed}
+    exact = _results(_apart(attention_reference, **options), packed.double(), gradient.double(), job, CHECKED)
     largest = float(exact.abs().max())
     # Dropout scales what is kept by 1 / (1 - p), and its rounding with it.
     allowed = 2 * _rounding(job, packed, gradient) / (1 - job.dropout) + TINY * largest
@@ -160,23 +165,34 @@ def cases(job: Job, setting: Setting) -> dict[str, Case]:
 
         return Case(run, verify, optional, kernel=kernel)
 
-    sdpa = functools.partial(_sdpa, dropout=job.dropout)
-    written_out = functools.partial(_written_out, dropout=job.dropout)
+    written_out = _apart(_written_out, dropout=job.dropout)
     made = {"written_out": case(written_out, optional=False, bound=16 * torch.finfo(job.dtype).eps * largest)}
-    made["sdpa"] = case(functools.partial(sdpa, kernel=None), kernel=_choice(packed, job))
+    made["sdpa"] = case(_apart(_sdpa, kernel=None, dropout=job.dropout), kernel=_choice(packed, job))
     for name, kernel in _sdpa_kernels(setting).items():
-        made[f"sdpa_{name}"] = case(functools.partial(sdpa, kernel=kernel))
+        made[f"sdpa_{name}"] = case(_apart(_sdpa, kernel=kernel, dropout=job.dropout))
     if not _why_not_flex(job, setting):
-        made["flex"] = case(_flex())
+        made["flex"] = case(_apart(_flex()))
         if not _why_not_flash(setting):
-            made["flex_flash"] = case(_flex("FLASH"))
+            made["flex_flash"] = case(_apart(_flex("FLASH")))
     for name in setting.backends():
-        ours = functools.partial(attention, dropout_p=job.dropout, seed=seed, backend=name)
-        made[f"ours_{name}"] = case(ours, same_dropout=True, optional=False)
+        ours: dict[str, Attend] = {"ours": functools.partial(attention_packed, backend=name, **options)}
+        if job.backward:
+            ours["ours_apart"] = _apart(attention, backend=name, **options)
+        made |= {f"{which}_{name}": case(attend, same_dropout=True, optional=False) for which, attend in ours.items()}
     return made
 
 
 # --- implementations --------------------------------------------------------------------------------------------------
+
+
+def _split(packed: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values, [B, H, N, D] each."""
+    return tuple(part.transpose(1, 2) for part in packed.unbind(2))
+
+
+def _apart(attend: Callable[..., Tensor], **options: Any) -> Attend:
+    """By a function of queries, keys and values."""
+    return lambda packed: attend(*_split(packed), **options).transpose(1, 2)
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, *, dropout: float) -> Tensor:
@@ -234,7 +250,7 @@ def _why_not_flash(setting: Setting) -> str:
 
 
 @functools.cache
-def _flex(backend: str | None = None) -> Attend:
+def _flex(backend: str | None = None) -> Callable[..., Tensor]:
     from torch._dynamo import config as dynamo
     from torch._functorch import config as functorch
     from torch.nn.attention.flex_attention import flex_attention
@@ -250,17 +266,12 @@ def _flex(backend: str | None = None) -> Attend:
 # --- running and checking ---------------------------------------------------------------------------------------------
 
 
-def _split(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, N, D]
-    return q, k, v
-
-
 def _timed(attend: Attend, packed: Tensor, gradient: Tensor, job: Job) -> Callable[[], object]:
     if not job.backward:
 
         def forward() -> Tensor:
             with torch.no_grad():
-                return attend(*_split(packed))
+                return attend(packed)
 
         return forward
     graph: list[tuple[Tensor, Tensor]] = []
@@ -268,7 +279,7 @@ def _timed(attend: Attend, packed: Tensor, gradient: Tensor, job: Job) -> Callab
     def backward() -> object:
         if not graph:
             leaf = packed.clone().requires_grad_()
-            graph.append((attend(*_split(leaf)), leaf))
+            graph.append((attend(leaf), leaf))
         out, leaf = graph[0]
         return torch.autograd.grad(out, leaf, gradient, retain_graph=True)
 
@@ -276,20 +287,20 @@ def _timed(attend: Attend, packed: Tensor, gradient: Tensor, job: Job) -> Callab
 
 
 def _results(attend: Attend, packed: Tensor, gradient: Tensor, job: Job, images: int | None = None) -> Tensor:
-    """What the job computes: the output [B, H, N, D], or the gradient of the packed projection; of some images."""
+    """What the job computes: the output [B, N, H, D], or the gradient of the packed projection; of some images."""
     packed = packed[:images]
     if not job.backward:
         with torch.no_grad():
-            return attend(*_split(packed))
+            return attend(packed)
     leaf = packed.clone().requires_grad_()
-    return torch.autograd.grad(attend(*_split(leaf)), leaf, gradient[:images])[0]
+    return torch.autograd.grad(attend(leaf), leaf, gradient[:images])[0]
 
 
 def _rounding(job: Job, packed: Tensor, gradient: Tensor) -> float:
     """The written-out attention's largest error against float64, without dropout."""
     plain = dataclasses.replace(job, dropout=0.0)
-    exact = _results(attention_reference, packed.double(), gradient.double(), plain, CHECKED)
-    written_out = functools.partial(_written_out, dropout=0.0)
+    exact = _results(_apart(attention_reference), packed.double(), gradient.double(), plain, CHECKED)
+    written_out = _apart(_written_out, dropout=0.0)
     return float((_results(written_out, packed, gradient, plain, CHECKED).double() - exact).abs().max())
 
 
@@ -306,7 +317,7 @@ def _check_dropout(attend: Attend, packed: Tensor, gradient: Tensor, job: Job) -
     ones = packed.clone()
     ones[:, :, 2] = 1
     with torch.no_grad():
-        kept = attend(*_split(ones)).float()[..., 0]  # [B, H, N]
+        kept = attend(ones).float()[..., 0]  # [B, N, H]
     # One weight may hold nearly all of a row, so the mean of n rows strays by at most sqrt(p / (1 - p) / n), sigma.
     sigma = (job.dropout / (1 - job.dropout) / kept.numel()) ** 0.5
     if not abs(float(kept.mean()) - 1) < 6 * sigma + 0.01:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.checks import check_decoding, check_inpainting
@@ -25,7 +26,9 @@ from maskgit.memory import keep_freed_memory
 from maskgit.network.transformer import Transformer
 from maskgit.pipeline import Precision
 from maskgit.training.engine import Engine
-from maskgit.training.optimizer import make_optimizer
+from maskgit.training.graphs import WARM_UP as WARM_UP_STEPS
+from maskgit.training.graphs import StepGraph
+from maskgit.training.optimizer import make_optimizer, set_rate
 from maskgit.training.settings import TransformerTraining
 from maskgit.training.transformer import TransformerTask
 from maskgit_kernels import backend
@@ -161,7 +164,14 @@ class Training(TransformerTask):
     def step(self) -> dict[str, Tensor]:
         """One training step; returns what `training_step` logs."""
         self.model.train()
-        return self.training_step(self.batch, 0)
+        return self.at_rate(self.batch, 0, 0.0)
+
+    def at_rate(
+        self, batch: TokenSample, step: int, rate: float | Tensor, _: float | Tensor = 0.0
+    ) -> dict[str, Tensor]:
+        """A step as the loop has it, without an average, whose decay would come last."""
+        set_rate(self.optimizers[0], rate)
+        return self.training_step(batch, step)
 
     def figures(self) -> dict[str, float]:
         """What a step logs for the first image, without dropout and with the same mask at every call."""
@@ -177,14 +187,39 @@ class PlainTraining(Training):
 
     ENGINE = PlainEngine
 
-    def _logits(self, tokens: Tensor, labels: Tensor | None, _: Tensor) -> Tensor:
-        return self.wrapped(tokens, labels)
+    def _loss(
+        self, held: Tensor, labels: Tensor | None, tokens: Tensor, counted: Tensor, masked: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits = self.wrapped(held, labels).float()
+        losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+        return (losses * counted.flatten()).sum(), ((logits.argmax(-1) == tokens) & masked).sum()
+
+
+class GraphTraining(Training):
+    """The step of `--graphs`."""
+
+    _graph: StepGraph | None = None
+
+    def step(self) -> dict[str, Tensor]:
+        """A replay, once the graph is captured."""
+        self.model.train()
+        self._graph = self._graph or StepGraph(self.at_rate, self.device, self.config.output)
+        return self._graph(self.batch, 0, 0.0, 0.0)
+
+    def check(self) -> None:
+        """A replay gives the figures of the same step launch by launch, masks and dropout included."""
+        found = []
+        for step in (*[self.step] * (WARM_UP_STEPS + 1), super().step):
+            self.engine.begin(0)
+            found.append({name: float(value) for name, value in step().items()})
+        check_figures(found[-2], found[-1], self.config.precision, "the step launch by launch")
 
 
 def training_comparisons(setting: Setting) -> Iterator[Comparison]:
     """Forward, backward, optimizer, each model at a batch that a workstation holds.
 
-    The naive transformer in float32 with PyTorch's AdamW, ours at both precisions, and as `--compile` has it.
+    The naive transformer in float32 with PyTorch's AdamW, ours at both precisions, and as `--compile` and `--graphs`
+    have it.
     """
     for name, batch in {"embedded": 32, "lab": 8, "maskgit-256": 4}.items():
         batch = 2 if setting.quick else batch
@@ -195,6 +230,7 @@ def training_comparisons(setting: Setting) -> Iterator[Comparison]:
                 BASELINE: "",
                 **{key: why for precision in DTYPES for key, why in setting.ours(precision).items()},
                 "bf16_compiled": _why_not_compiled(name, setting),
+                "bf16_graph": "" if setting.on_gpu else "CUDA graphs need an NVIDIA GPU",
             },
             functools.partial(training_cases, name, batch, setting),
             shape={"model": name, "batch": batch},
@@ -224,6 +260,11 @@ def training_cases(name: str, batch: int, setting: Setting) -> dict[str, Case]:
         task.batch = plain.batch
         check = functools.partial(check_training, task, plain)
         cases[key] = _with_kernels(kernels, task.step, check, DTYPES[precision], start=keep_freed_memory)
+    if setting.on_gpu:
+        graph = GraphTraining(model, optimizer, "bf16", batch)
+        graph.batch = plain.batch
+        kernels = setting.backends()[-1]
+        cases["bf16_graph"] = _with_kernels(kernels, graph.step, graph.check, torch.bfloat16, start=keep_freed_memory)
     return cases
 
 
@@ -239,8 +280,12 @@ def _why_not_compiled(name: str, setting: Setting) -> str:
 
 def check_training(task: Training, plain: Training) -> None:
     """Loss and gradient norm are those of the naive transformer, but for rounding."""
-    expected, got = plain.figures(), task.figures()
+    check_figures(task.figures(), plain.figures(), task.config.precision, "the naive transformer")
+
+
+def check_figures(got: dict[str, float], expected: dict[str, float], precision: str, source: str) -> None:
+    """Raise WrongResultError unless loss and gradient norm are the expected ones, but for rounding."""
     for name in ("loss", "gradient_norm"):
         error = abs(got[name] - expected[name]) / expected[name]
-        if not error < SAME_FIGURES[task.config.precision]:
-            raise WrongResultError(f"the {name} is {got[name]:.6g}, and {expected[name]:.6g} in the naive transformer")
+        if not error < SAME_FIGURES[precision]:
+            raise WrongResultError(f"the {name} is {got[name]:.6g}, and {expected[name]:.6g} in {source}")

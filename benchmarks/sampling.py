@@ -2,7 +2,8 @@
 
 `decode-step`: ours against the eager chain of public MaskGIT code, that with torch.multinomial, and the chain compiled.
 `head-sample`: the fused operator against a matrix product and then a step, the eager chain or our `decode_step`. With
-guidance these need two products, where the fused operator needs one.
+guidance these need two products, where the fused operator needs one. On a GPU it is timed as it chooses, and each of
+its two ways by itself: what its choice (`maskgit_kernels.head_sample.choice`) is to be held against.
 
 Every implementation gets the same inputs. Ours is right if the first image's tokens and mask are the reference's; the
 others, which draw other noise, are right if they change only what is masked, draw only valid codes, draw the certain
@@ -29,6 +30,7 @@ from maskgit.config import preset
 from maskgit_kernels.decode_step import decode_step
 from maskgit_kernels.decode_step.reference import decode_step_reference
 from maskgit_kernels.head_sample import head_sample
+from maskgit_kernels.head_sample.choice import WAYS, impose
 from maskgit_kernels.head_sample.reference import head_sample_reference
 
 CHOICE_TEMPERATURE = 4.5
@@ -193,6 +195,12 @@ def run_fused(function: StepFunction, inputs: Inputs, **options: Any) -> Result:
     return function(inputs.logits, inputs.weight, inputs.bias, *state, **options)
 
 
+def imposed(way: str, run: Callable[[], Result]) -> Result:
+    """The fused operator, one of its two ways."""
+    with impose(way):
+        return run()
+
+
 @functools.cache
 def _compiled() -> StepFunction:
     # With fullgraph a shape beyond the limit is an error; without, it would silently run uncompiled.
@@ -256,7 +264,9 @@ def comparison(job: Job, setting: Setting) -> Comparison:
     """All implementations of a job."""
     if job.dim:
         group, make = "head-sample", head_cases
-        names = {"product_eager_chain": "", **setting.ours("product_ours"), **setting.ours()}
+        ours = setting.ours()
+        ways = {f"ours_triton_{way}": ours["ours_triton"] for way in WAYS}
+        names = {"product_eager_chain": "", **setting.ours("product_ours"), **ours, **ways}
     else:
         group, make = "decode-step", step_cases
         names = {**dict.fromkeys(CHAINS, ""), "compiled": _why_not_compiled(job, setting), **setting.ours()}
@@ -304,9 +314,10 @@ def head_cases(job: Job, setting: Setting) -> dict[str, Case]:
     cases = {"product_eager_chain": Case(chain, lambda: check_state(chain(), inputs))}
     for backend in setting.backends():
         step = functools.partial(decode_step, seeds=inputs.seeds, step=STEP, backend=backend)
-        for name, run in (
-            (f"product_ours_{backend}", functools.partial(product_then, step, inputs)),
-            (f"ours_{backend}", functools.partial(run_fused, head_sample, inputs, backend=backend)),
-        ):
+        ours = functools.partial(run_fused, head_sample, inputs, backend=backend)
+        runs = {f"product_ours_{backend}": functools.partial(product_then, step, inputs), f"ours_{backend}": ours}
+        if backend == "triton":
+            runs |= {f"ours_triton_{way}": functools.partial(imposed, way, ours) for way in WAYS}
+        for name, run in runs.items():
             cases[name] = Case(run, functools.partial(check_ours, run, inputs))
     return cases

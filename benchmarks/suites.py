@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from benchmarks import attention, autoregressive, end_to_end, loops, sampling, transformer
+from benchmarks import attention, autoregressive, end_to_end, head_loss, loops, sampling, transformer
 from benchmarks.harness import Comparison
 from benchmarks.setting import Setting
 
@@ -13,6 +13,7 @@ GROUPS: dict[str, Callable[[Setting], Iterator[Comparison]]] = {
     "attention-backward": attention.backward_comparisons,
     "decode-step": sampling.step_comparisons,
     "head-sample": sampling.head_comparisons,
+    "head-loss": head_loss.comparisons,
     "forward": transformer.forward_comparisons,
     "ceiling": transformer.ceiling_comparisons,
     "lab": loops.lab_comparisons,

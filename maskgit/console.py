@@ -62,12 +62,10 @@ def run_command(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may be no valid text
     try:
-        chosen = tyro.cli(options, args=argv, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
+        with help_for_as_long_as_read():
+            chosen = tyro.cli(options, args=argv, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
     except SystemExit as stop:  # --help, or options that tyro could not read
         return int(stop.code or 0)
-    except BrokenPipeError:  # of --help, whose reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it ends
-        return DONE
     known: tuple[type[BaseException], ...] = (UsageError, *errors)
     try:
         with warnings_as_lines():
@@ -78,6 +76,16 @@ def run_command(
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextlib.contextmanager
+def help_for_as_long_as_read() -> Iterator[None]:
+    """Within, `--help` whose reader has seen enough (`| head`) ends like one that was read to its end."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it ends
+        raise SystemExit(DONE) from None
 
 
 def require_at_least(options: object, least: Mapping[str, float]) -> None:

@@ -28,8 +28,9 @@ from maskgit_kernels.build import Build
 MODULES = (
     "maskgit_kernels.attention.triton_forward",
     "maskgit_kernels.attention.triton_backward",
-    "maskgit_kernels.decode_step.triton",
-    "maskgit_kernels.head_sample.triton",
+    "maskgit_kernels.decode_step.launch",
+    "maskgit_kernels.head_sample.launch",
+    "maskgit_kernels.head_loss.plan",
 )
 
 # A build can't be sent to another process, so it goes by its module, architecture and name.

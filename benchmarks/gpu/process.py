@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,15 +49,16 @@ def run(step: Step, seconds: float, log: Path, cache: Path = CACHE) -> Ended:
         offset = file.tell()
         while code == GO_ON and (left := seconds - (time.monotonic() - started)) > 0:
             command = [f"{0.9 * left:.0f}" if part == SECONDS else part for part in step.command]
-            process = subprocess.Popen(
-                [sys.executable, *command],
-                cwd=ROOT,
-                env={**os.environ, **variables},
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            with _heard_interrupts():
+                process = subprocess.Popen(
+                    [sys.executable, *command],
+                    cwd=ROOT,
+                    env={**os.environ, **variables},
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             try:
                 code = _wait(process, left)
             finally:
@@ -65,6 +67,20 @@ def run(step: Step, seconds: float, log: Path, cache: Path = CACHE) -> Ended:
                 process.wait()
     output = log.read_bytes()[offset:].decode(errors="replace")
     return Ended(code, time.monotonic() - started, output, _kernels(cache) - before)
+
+
+@contextmanager
+def _heard_interrupts() -> Iterator[None]:
+    """Processes started within can be asked to stop by SIGINT, also where this one ignores it.
+
+    Shells ignore it for what a script starts in the background, and what is ignored stays so in a new program; what has
+    a handler becomes the default again. In the main thread only.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.verify import attention, noise, samplers
+from benchmarks.verify import attention, head_loss, noise, samplers
 from benchmarks.verify.measure import Measurement
 from benchmarks.verify.samplers import Drawing
+from maskgit_kernels.head_sample.choice import WAYS
 from maskgit_kernels.philox import DROPOUT_ROUNDS, ROUNDS
 
-OPERATORS = ("attention", "decode_step", "head_sample", "philox")
+OPERATORS = ("attention", "decode_step", "head_sample", "head_loss", "philox")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def tasks(on_gpu: bool, quick: bool, operators: tuple[str, ...]) -> list[Task]:
         "attention": _attention_tasks,
         "decode_step": _decode_step_tasks,
         "head_sample": _head_sample_tasks,
+        "head_loss": _head_loss_tasks,
         "philox": _philox_tasks,
     }
     return [task for operator in OPERATORS if operator in operators for task in makers[operator](on_gpu, quick)]
@@ -115,8 +117,29 @@ def _head_sample_tasks(on_gpu: bool, quick: bool) -> Iterator[Task]:
         (Drawing("perturbed", "prob", "bf16", many, some, guided=True), 80, "position"),
     ]
     for drawing, width, bias in drawings[:4] if quick else drawings:
-        yield Task("head_sample", str(drawing), functools.partial(samplers.check_head_sample, drawing, width, bias))
+        for way in WAYS if drawing.draw != "perturbed" else ("product",):
+            run = functools.partial(samplers.check_head_sample, drawing, width, bias, way)
+            yield Task("head_sample", f"{drawing}, {way}", run)
     yield from _frequency_tasks("head_sample", on_gpu, quick)
+
+
+def _head_loss_tasks(on_gpu: bool, quick: bool) -> Iterator[Task]:
+    size, many, width = ((5, 63), 1025, 200) if on_gpu else ((2, 50), 257, 80)
+    total = size[0] * size[1]
+    losses = [
+        ("bf16", many, width, "position", 0.1),
+        ("fp32", 130, 48, "code", 0.0),
+        ("tf32", 67, width, "none", 0.1),
+        ("fp16", 130, 128, "position", 0.0),
+        ("bf16", 5, 64, "code", 0.0),
+        ("tf32", 130, 64, "position", 0.0),
+        ("fp32", many, width, "position", 0.1),
+        ("fp16", many, width, "none", 0.1),
+    ]
+    for arithmetic, num_codes, width, bias, smoothing in losses[:4] if quick else losses:
+        counts = (0, 1, 15, 17, 65, total) if on_gpu else (0, 17, 65, total)
+        run = functools.partial(head_loss.check_head_loss, arithmetic, size, num_codes, width, bias, smoothing, counts)
+        yield Task("head_loss", f"{arithmetic}, V={num_codes}, bias: {bias}, smoothing {smoothing:g}", run)
 
 
 def _frequency_tasks(operator: str, on_gpu: bool, quick: bool) -> Iterator[Task]:

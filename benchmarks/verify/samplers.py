@@ -25,6 +25,7 @@ from benchmarks.verify.measure import (
 )
 from maskgit_kernels.decode_step.op import decode_step
 from maskgit_kernels.decode_step.reference import decode_step_reference
+from maskgit_kernels.head_sample.choice import impose
 from maskgit_kernels.head_sample.op import head_sample
 from maskgit_kernels.philox import STREAM_CONFIDENCE, STREAM_TOKEN, random_words, uniform
 
@@ -91,8 +92,9 @@ def check_decode_step(drawing: Drawing, codes_first: bool, device: torch.device)
     yield from _compare("decode_step", case, drawing, given, z, ours, plain, expected)
 
 
-def check_head_sample(drawing: Drawing, width: int, bias: str, device: torch.device) -> Iterator[Measurement]:
-    """`bias` is "none", "code" or "position". In tf32 the reference gets the factors as a tensor core should."""
+def check_head_sample(drawing: Drawing, width: int, bias: str, way: str, device: torch.device) -> Iterator[Measurement]:
+    """`bias` is "none", "code" or "position", `way` one of `head_sample.choice.WAYS`. In tf32 the reference gets the
+    factors as a tensor core should."""
     generator = torch.Generator().manual_seed(width)
     given: dict[str, Any] = _state(drawing, generator)
     dtype, (batch, length) = DTYPES[drawing.arithmetic], drawing.size
@@ -109,7 +111,7 @@ def check_head_sample(drawing: Drawing, width: int, bias: str, device: torch.dev
             head[name] = steps.div(8).to(dtype)
     there: dict[str, Any] = {name: None if x is None else x.to(device) for name, x in (given | head).items()}
     with multiplying(drawing.arithmetic):
-        with poisoned():
+        with poisoned(), impose(way):
             ours = head_sample(**there, **drawing.settings, backend="triton")
         plain = head_sample(**there, **drawing.settings, backend="torch")
 
@@ -121,7 +123,7 @@ def check_head_sample(drawing: Drawing, width: int, bias: str, device: torch.dev
     z = F.linear(h.double(), w.double())  # [B, N, V]
     z = z if head["bias"] is None else z + head["bias"]
     expected = decode_step_reference(z.float(), **given, **drawing.settings | dict(guidance_scale=0.0))
-    case = f"{drawing}, D={width}, bias: {bias}"
+    case = f"{drawing}, D={width}, bias: {bias}, {way}"
     yield from _compare("head_sample", case, drawing, given, z, ours, plain, expected)
 
 

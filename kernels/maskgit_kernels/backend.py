@@ -36,7 +36,10 @@ def use(backend: str) -> None:
 
 
 def resolve(
-    backend: str | None = None, device: torch.device | str | None = None, unsupported: str | None = None
+    backend: str | None = None,
+    device: torch.device | str | None = None,
+    unsupported: str | None = None,
+    slower: bool = False,
 ) -> str:
     """The implementation, "torch" or "triton", that `backend` stands for.
 
@@ -44,6 +47,7 @@ def resolve(
         backend: by default what `use` or MASKGIT_KERNELS asked for.
         device: where the tensors are; None asks for the GPU if there is one, else for the CPU.
         unsupported: why the Triton kernel can't take the arguments at hand, if it can't: "auto" then means PyTorch.
+        slower: whether it is slower than PyTorch's with them: "auto" then means PyTorch too.
 
     Raises:
         ValueError: no such implementation.
@@ -57,8 +61,8 @@ def resolve(
         return wanted
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if wanted == "auto":
-        possible = device.type == "cuda" and not unsupported and why_not_triton(device) is None
-        return "triton" if possible else "torch"
+        better = device.type == "cuda" and not unsupported and not slower and why_not_triton(device) is None
+        return "triton" if better else "torch"
     reason = why_not_triton(device) or unsupported
     if reason is not None:
         raise RuntimeError(f"backend 'triton' was asked for, but {reason}: use 'auto' or 'torch'")
@@ -72,9 +76,19 @@ def interpreting() -> bool:
 
 def why_not_triton(device: torch.device) -> str | None:
     """Why the Triton kernels can't run on `device`, or None if they can."""
+    return _why_not_triton(device, interpreting())
+
+
+# For torch.compile it is a constant: older versions of it can't trace what is asked here. This is the mark that
+# torch.compiler.assume_constant_result leaves; calling that would import Triton along with the compiler.
+why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache  # asked at every call of an operator, and looking for a package takes longer than launching a kernel
+def _why_not_triton(device: torch.device, interpreted: bool) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    if interpreting():
+    if interpreted:
         return None
     if device.type != "cuda" or torch.version.hip or not torch.cuda.is_available():
         return (
@@ -86,11 +100,6 @@ def why_not_triton(device: torch.device) -> str | None:
         oldest, this = OLDEST_CAPABILITY / 10, capability / 10
         return f"it needs a GPU of compute capability {oldest} or later, and {device} has {this}"
     return None
-
-
-# For torch.compile it is a constant: older versions of it can't trace what is asked here. This is the mark that
-# torch.compiler.assume_constant_result leaves; calling that would import Triton along with the compiler.
-why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -1,10 +1,9 @@
 """The noise of `maskgit_kernels.philox`, as functions to call from Triton kernels.
 
-The words and the uniforms are the same bit for bit. Exponentials and Gumbels are the same up to rounding: within
-4e-7 of the exact value, relatively, or 1e-6 with FAST. Blocks have whatever shape the arguments broadcast to.
-
-FAST computes logarithms with the GPU's own approximation, one instruction in place of some twenty. The interpreter does
-not have it: kernels pass `FAST=not interpreting()`.
+The words and the uniforms are the same bit for bit. Exponentials and Gumbels are the same up to rounding: within 1e-6
+of the exact value, relatively; of these 4e-7 where kernels are interpreted, for the interpreter does not have the GPU's
+own approximation of the logarithm, one instruction in place of some twenty. Blocks have whatever shape the arguments
+broadcast to.
 """
 
 from __future__ import annotations
@@ -13,12 +12,14 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+from maskgit_kernels.backend import interpreting
 from maskgit_kernels.interpreter import mend
 
 mend()
 
 _LN2 = tl.constexpr(0.6931471805599453)
 _MAX_UNIFORM = tl.constexpr(1.0 - 2.0**-24)
+_INTERPRETED = tl.constexpr(interpreting())
 
 
 @triton.jit
@@ -55,7 +56,7 @@ def uniform(words):
 
 
 @triton.jit
-def exponential(words, FAST: tl.constexpr = False):
+def exponential(words):
     """Exponential(1) noise -log(1 - uniform(word)) as float32: positive and finite for every word."""
     x = uniform(words)
     # Small values win races, and 1 - x would round them away: below 1/4 a polynomial, fitted to (e - x) / x**2.
@@ -63,17 +64,18 @@ def exponential(words, FAST: tl.constexpr = False):
     series = 0.25711020827293396 + x * series
     series = 0.33293071389198303 + x * series
     series = 0.5000072717666626 + x * series
-    return tl.where(x < 0.25, x + x * x * series, -_log(1.0 - x, FAST))
+    return tl.where(x < 0.25, x + x * x * series, -_log(1.0 - x))
 
 
 @triton.jit
-def gumbel(words, FAST: tl.constexpr = False):
+def gumbel(words):
     """Standard Gumbel noise -log(exponential(word)) as float32: finite for every word."""
-    return -_log(exponential(words, FAST), FAST)
+    return -_log(exponential(words))
 
 
 @triton.jit
-def _log(x, FAST: tl.constexpr):
-    if FAST:
+def _log(x):
+    if _INTERPRETED:
+        return tl.log2(x) * _LN2
+    else:
         return libdevice.fast_log2f(x) * _LN2
-    return tl.log2(x) * _LN2

@@ -62,6 +62,23 @@ def _own_workspaces() -> Iterator[None]:
         forget()
 
 
+@contextlib.contextmanager
+def capture(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
+    """What is launched within becomes `graph`. What it needs should have run on `stream` before.
+
+    Raises RuntimeError: something can't be captured, or the memory doesn't suffice.
+    """
+    # relaxed: other threads may use the device meanwhile, and an operator that launches other kernels into a graph than
+    # it does outside may still load them. A capture that fails leaves its stream the current one, which the first
+    # context undoes.
+    with (
+        torch.cuda.stream(torch.cuda.current_stream()),
+        _own_workspaces(),
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"),
+    ):
+        yield
+
+
 class DecodeGraph:
     """A loop captured for batches of up to B images.
 
@@ -89,14 +106,7 @@ class DecodeGraph:
             with torch.cuda.stream(stream):
                 self._run()
             torch.cuda.current_stream().wait_stream(stream)
-            # relaxed: other threads may use the device meanwhile, and an operator that launches other kernels into a
-            # graph than it does outside may still load them. A capture that fails leaves its stream the current one,
-            # which the first context undoes.
-            with (
-                torch.cuda.stream(torch.cuda.current_stream()),
-                _own_workspaces(),
-                torch.cuda.graph(self._graph, stream=stream, capture_error_mode="relaxed"),
-            ):
+            with capture(self._graph, stream):
                 self._tokens, self._masked = self._run()
             self._idle.record()
 

@@ -6,7 +6,7 @@ masked.
 
 A step's tokens are drawn by `decode_step` from logits, or by `head_sample` from what the model's head multiplies:
 
-    what it computes    kernels/maskgit_kernels/decode_step/reference.py, and its kernel in triton.py beside it
+    what it computes    kernels/maskgit_kernels/decode_step/reference.py, and its kernel in triton_draw.py beside it
     its test            tests/kernels/test_decode_step.py, of the kernel tests/kernels/test_decode_step_triton.py
     its benchmark       python -m benchmarks --only decode-step
 
@@ -55,7 +55,7 @@ def decode_steps(
         tokens_to_guided: maps the same to a pair of logits, with the condition and without it, as one pass through
             the model can give them. It is asked instead of `tokens_to_logits` at the steps whose guidance isn't 0.
         head: weight [V, D] and bias, [V] or [N, V], of the model's last product, or None. With it the two callables
-            give what it multiplies, [B, N, D], and a step draws its tokens without writing the logits (`head_sample`).
+            give what it multiplies, [B, N, D], and `head_sample` makes the logits as it sees fit, or none.
         plan: `decode_plan(config, N, device)`, made here if it is missing.
 
     Yields:

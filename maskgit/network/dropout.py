@@ -1,6 +1,8 @@
-"""Dropout whose noise doesn't hold up a CPU."""
+"""Dropout whose noise holds up neither a CPU nor what starts a GPU's kernels."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,3 +51,11 @@ def random_int64(seed: Tensor, count: int) -> Tensor:
 def _xor_with_upper(x: Tensor, shift: int) -> Tensor:
     """x ^ (x >> shift), in place; zeros come in from above, where int64 would repeat its sign."""
     return x.bitwise_xor_((x >> shift).bitwise_and_(2 ** (64 - shift) - 1))
+
+
+def layer_seeds(count: int, p: float, device: torch.device) -> Sequence[Tensor | None]:
+    """A seed of attention dropout for each layer, int64 [], all drawn at once; None each for a `p` of 0.
+
+    They lie 16 bytes apart: Triton compiles a kernel anew for pointers that aren't multiples of 16.
+    """
+    return torch.randint(2**62, (count, 2), device=device)[:, 0].unbind() if p else [None] * count

@@ -6,7 +6,7 @@ sets shift, scale and gate of every branch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from maskgit.config import HaltonConfig
 from maskgit.network import transformer
-from maskgit.network.dropout import Dropout
+from maskgit.network.dropout import Dropout, layer_seeds
 from maskgit.network.transformer import INIT_STD
+from maskgit_kernels.head_loss import head_loss
 
 if TYPE_CHECKING:
     from maskgit.network.partial import Context
@@ -42,14 +43,40 @@ class Modulation(nn.Sequential):
         return super().forward(condition).chunk(self.count, dim=1)
 
 
-class Attention(transformer.Attention):
-    """Multi-head self-attention whose queries and keys have unit mean square over all heads together."""
+class QKNorm(torch.autograd.Function):
+    """Queries and keys with unit mean square over all heads together; values as they are.
 
-    def split(self, x: Tensor) -> tuple[Tensor, ...]:
-        """[B, N, dim] -> queries, keys and values, [B, H, N, D] each."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, k = (F.rms_norm(part, part.shape[-1:], eps=NORM_EPS).to(v.dtype) for part in (q, k))
-        return tuple(part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+    Backward, autograd would make each of the three a gradient and copy these into one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor) -> Tensor:
+        """[B, N, 3, dim] -> the same."""
+        queries_keys = packed[:, :, :2].to(torch.promote_types(packed.dtype, torch.float32))
+        factor = (queries_keys.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()  # [B, N, 2, 1]
+        out = torch.empty_like(packed)
+        out[:, :, :2] = queries_keys * factor
+        out[:, :, 2] = packed[:, :, 2]
+        ctx.save_for_backward(out, factor)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        out, factor = ctx.saved_tensors
+        normalized, grad_normalized = (x[:, :, :2].to(factor.dtype) for x in (out, grad))
+        along = (grad_normalized * normalized).mean(-1, keepdim=True)  # [B, N, 2, 1]
+        result = torch.empty_like(grad)
+        result[:, :, :2] = (grad_normalized - along * normalized) * factor
+        result[:, :, 2] = grad[:, :, 2]
+        return result
+
+
+class Attention(transformer.Attention):
+    """Multi-head self-attention with `QKNorm`."""
+
+    def project(self, x: Tensor) -> Tensor:
+        """[B, N, dim] -> queries, keys and values, [B, N, 3, H, D]."""
+        return QKNorm.apply(self.qkv(x).unflatten(-1, (3, -1))).unflatten(-1, (self.heads, -1))
 
 
 class SwiGLU(nn.Module):
@@ -79,10 +106,12 @@ class Block(nn.Module):
         self.norm2 = nn.RMSNorm(config.dim, NORM_EPS)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, condition: Tensor, context: Context | None = None) -> Tensor:
-        """[B, N, dim] and the condition [B, dim] -> [B, N, dim]."""
+    def forward(
+        self, x: Tensor, condition: Tensor, seed: Tensor | None = None, context: Context | None = None
+    ) -> Tensor:
+        """[B, N, dim] and the condition [B, dim] -> [B, N, dim]. For the others see `transformer.Attention`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
-        x = x + gate1[:, None] * self.dropout(self.attention(modulate(self.norm1(x), shift1, scale1), context))
+        x = x + gate1[:, None] * self.dropout(self.attention(modulate(self.norm1(x), shift1, scale1), seed, context))
         return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
@@ -105,9 +134,22 @@ class HaltonTransformer(nn.Module):
         for table in (*embeddings, self.position_embedding, self.registers):
             nn.init.normal_(table, std=INIT_STD)
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None, context: Context | None = None) -> Tensor:
-        """Logits [B, N, V]: as `maskgit.network.transformer.Transformer`, but for `rows`."""
-        return F.linear(self.hidden(tokens, labels, context), *self.output_weights())
+    def forward(
+        self,
+        tokens: Tensor,
+        labels: Tensor | None = None,
+        context: Context | None = None,
+        targets: Tensor | None = None,
+        counted: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        hits_among: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [B, N, V] or the loss: as `maskgit.network.transformer.Transformer`, but for `rows`."""
+        x, head = self.hidden(tokens, labels, context), self.output_weights()
+        if targets is not None:
+            assert counted is not None
+            return head_loss(x, *head, targets, counted, label_smoothing=label_smoothing, hits_among=hits_among)
+        return F.linear(x, *head)
 
     def output_weights(self) -> tuple[Tensor, Tensor]:
         """The last product: weight [V, dim] and bias [V], for `hidden`'s states."""
@@ -126,8 +168,9 @@ class HaltonTransformer(nn.Module):
         count = config.num_tokens
         if context is not None:
             x, count = context.select(x, count)  # from here on N is the number of positions that are evaluated
-        for block in self.blocks:
-            x = block(x, condition, context)
+        seeds = layer_seeds(config.depth, config.attention_dropout if self.training else 0.0, x.device)
+        for block, seed in zip(self.blocks, seeds, strict=True):
+            x = block(x, condition, seed, context)
         x = self.final_norm(x[:, :count]) + self.final_norm_bias
         x = modulate(x, *self.final_modulation(condition))
         return x if context is None else context.spread(x)

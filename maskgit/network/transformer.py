@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maskgit.config import HaltonConfig, TransformerConfig
-from maskgit.network.dropout import Dropout
-from maskgit_kernels.attention import attention
+from maskgit.network.dropout import Dropout, layer_seeds
+from maskgit_kernels.attention import attention, attention_packed
+from maskgit_kernels.head_loss import head_loss
 
 if TYPE_CHECKING:
     from maskgit.network.partial import Context
@@ -34,7 +35,7 @@ def pick(x: Tensor, rows: Tensor | None) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; the packed projection is read in place."""
+    """Multi-head self-attention; the packed projection is read in place, and its gradient written in place."""
 
     def __init__(self, config: TransformerConfig | HaltonConfig, bias: bool = True) -> None:
         super().__init__()
@@ -42,25 +43,27 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=bias)
         self.proj = nn.Linear(config.dim, config.dim, bias=bias)
 
-    def split(self, x: Tensor) -> tuple[Tensor, ...]:
-        """[B, N, dim] -> queries, keys and values, [B, H, N, D] each."""
-        packed = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        return tuple(part.transpose(1, 2) for part in packed.unbind(2))
+    def project(self, x: Tensor) -> Tensor:
+        """[B, N, dim] -> queries, keys and values, [B, N, 3, H, D]."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1))
 
-    def forward(self, x: Tensor, context: Context | None = None, rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, seed: Tensor | None = None, context: Context | None = None, rows: Tensor | None = None
+    ) -> Tensor:
         """[B, N, dim] -> [B, N, dim], or [R, dim] of some rows (see `pick`).
 
-        With a context, of the positions that it evaluates, which see all positions.
+        With a seed, int64 [], weights are dropped. With a context, of the positions that it evaluates, which see all
+        positions.
         """
-        q, k, v = self.split(x)
-        if context is not None:
-            k, v = context.recall(self, k, v)
-        if self.training and self.dropout:
-            seed = torch.randint(2**62, (), device=x.device)
-            out = attention(q, k, v, dropout_p=self.dropout, seed=seed)
+        qkv = self.project(x)
+        dropout_p = 0.0 if seed is None else self.dropout
+        if context is None:
+            out = attention_packed(qkv, dropout_p=dropout_p, seed=seed)  # [B, N, H, D]
         else:
-            out = attention(q, k, v)
-        return self.proj(pick(out.transpose(1, 2).flatten(2), rows))
+            q, k, v = qkv.transpose(1, 3).unbind(2)  # [B, H, N, D] each
+            k, v = context.recall(self, k, v)
+            out = attention(q, k, v, dropout_p=dropout_p, seed=seed).transpose(1, 2)
+        return self.proj(pick(out.flatten(2), rows))
 
 
 class Block(nn.Module):
@@ -77,12 +80,14 @@ class Block(nn.Module):
         )
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, context: Context | None = None, rows: Tensor | None = None) -> Tensor:
-        """[B, N, dim] -> [B, N, dim], or [R, dim] of some rows (see `pick`)."""
+    def forward(
+        self, x: Tensor, seed: Tensor | None = None, context: Context | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """As `Attention`."""
         if self.pre_norm:
-            x = pick(x, rows) + self.dropout(self.attention(self.norm1(x), context, rows))
+            x = pick(x, rows) + self.dropout(self.attention(self.norm1(x), seed, context, rows))
             return x + self.dropout(self.mlp(self.norm2(x)))
-        x = self.norm1(pick(x, rows) + self.dropout(self.attention(x, context, rows)))
+        x = self.norm1(pick(x, rows) + self.dropout(self.attention(x, seed, context, rows)))
         return self.norm2(x + self.dropout(self.mlp(x)))
 
 
@@ -139,8 +144,12 @@ class Transformer(nn.Module):
         labels: Tensor | None = None,
         context: Context | None = None,
         rows: Tensor | None = None,
-    ) -> Tensor:
-        """Logits over the codes at every position.
+        targets: Tensor | None = None,
+        counted: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        hits_among: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits over the codes at every position, or, given targets, their loss, for which no logits are kept.
 
         Args:
             tokens: int64 [B, N]; positions to predict hold the mask token V.
@@ -148,14 +157,21 @@ class Transformer(nn.Module):
             context: keeps keys and values, and says which positions to evaluate (see `maskgit.network.partial`).
             rows: int64 [R], each number in [0, B * N) at most once: the positions b * N + n whose logits are wanted,
                 which saves the others the last block and the head. Not together with a context.
+            targets: int64 [B, N], the codes that were to be predicted.
+            counted, label_smoothing, hits_among: with targets, as for `head_loss`. `rows` must hold what is counted.
 
         Returns:
             [B, N, V]: the mask token has no column, so it can't be predicted. Where nothing is evaluated, the bias.
+            With targets what `head_loss` returns: the sum of the losses, and the number of hits.
 
         Raises:
             ValueError: N isn't the model's, labels are given to a model without classes, or both context and rows.
         """
         x = self.hidden(tokens, labels, context, rows)
+        if targets is not None:
+            assert counted is not None
+            head = self.output_weights()
+            return head_loss(x, *head, targets, counted, label_smoothing=label_smoothing, hits_among=hits_among)
         if not self.config.tied:
             return self.unembedding(x)
         weight, bias = self.output_weights()
@@ -201,13 +217,14 @@ class Transformer(nn.Module):
             x, count = context.select(x, count)  # from here on N is the number of positions that are evaluated
         x = self.input_mlp(self.dropout(self.embedding_norm(x)))  # [B, N (+ 1), dim]
         batch, length, dim = x.shape
-        for number, block in enumerate(self.blocks, 1):
+        seeds = layer_seeds(config.depth, config.attention_dropout if self.training else 0.0, x.device)
+        for number, (block, seed) in enumerate(zip(self.blocks, seeds, strict=True), 1):
             # The class token has no logits.
             last = None if rows is None or number < len(self.blocks) else rows + rows // count * (length - count)
             if self.checkpoint_blocks and self.training:
-                x = checkpoint(block, x, context, last, use_reentrant=False)
+                x = checkpoint(block, x, seed, context, last, use_reentrant=False)
             else:
-                x = block(x, context, last)
+                x = block(x, seed, context, last)
         if rows is not None:
             x = self.head(self.final_norm(x))  # [R, dim]
             return x.new_zeros(batch * count, dim).index_copy(0, rows, x).view(batch, count, dim)

@@ -149,8 +149,8 @@ class Networks:
         network = self._fastest(self.transformer)
         # Where it is packed, the rounding of its products doesn't depend on the number of rows.
         some_rows = self._packs() and isinstance(network, Transformer)
-        # Triton's kernels draw tokens from what the head multiplies. PyTorch would gain nothing, and on a CPU the
-        # rounding of its products depends on how many rows there are.
+        # With Triton's kernels head_sample knows the fastest way from what the head multiplies to tokens. PyTorch would
+        # gain nothing, and on a CPU the rounding of its products depends on how many rows there are.
         head = None
         if backend.resolve(None, self.device) == "triton":
             weight, bias = self.transformer.output_weights()

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from maskgit.config import ConfigError
-from maskgit.console import printable_lines
+from maskgit.console import help_for_as_long_as_read, printable_lines
 from maskgit.data import DataError, EmptySplitError, ImageError
 from maskgit.network.folder import ModelError
 from maskgit.training.dry_run import dry_run
@@ -94,5 +94,7 @@ def _read(words: Sequence[str]) -> tuple[Any, bool]:
         raise TrainingError(f"--dry-run: is for {' and '.join(STAGES)}, not for `{command}`")
     kinds = [Annotated[kind, tyro.conf.subcommand(name, default=start[name])] for name, kind in COMMANDS.items()]
     kind: Any = functools.reduce(operator.or_, kinds)
-    config = tyro.cli(kind, args=rest, prog="train.py", description=HELP, config=(tyro.conf.OmitSubcommandPrefixes,))
+    conf = (tyro.conf.OmitSubcommandPrefixes,)
+    with help_for_as_long_as_read():
+        config = tyro.cli(kind, args=rest, prog="train.py", description=HELP, config=conf)
     return config, common.dry_run

@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 from maskgit.config import TransformerConfig, preset
 from maskgit.data.tokens import TokenSample
 from maskgit.training.engine import Engine
+from maskgit.training.graphs import check_graphs
 from maskgit.training.loop import StageTask
 from maskgit.training.samples import load_splits
 from maskgit.training.settings import LoopConfig, TokenizerTraining, TrainingError, TransformerTraining
@@ -36,7 +37,9 @@ def dry_run(config: LoopConfig) -> list[str]:
     engine = Engine(config)
     if engine.processes > 1:
         raise TrainingError("--dry-run: start it without torchrun; it says what one process needs")
-    # What is timed is a step of one process, without accumulation, of as many images as it holds at a time.
+    if isinstance(config, TransformerTraining):
+        check_graphs(config, engine)
+    # What is timed is a step of one process, without accumulation and graphs, of as many images as it holds at a time.
     together, last = config.batch_size // config.accumulate, config.steps - 1
     timed = together if engine.device.type == "cuda" else min(together, CPU_IMAGES)
     engine.config = alone = dataclasses.replace(config, batch_size=timed, accumulate=1)

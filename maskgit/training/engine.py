@@ -81,7 +81,8 @@ class Engine:
             self.hosts: Any = dist.new_group(backend="gloo") if self.device.type != "cpu" else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
-        """bool []: whether this step has met a loss or gradient that isn't finite. It changes nothing from there on."""
+        """bool []: whether this step has met a loss or gradient that isn't finite. It changes nothing from there on. It
+        and `skipped` stay where they are, for CUDA graphs."""
         self.skipped = torch.zeros(3, dtype=torch.int64, device=self.device)
         """int64 [3]: steps skipped for that in all, in a row now, and in a row at most."""
 
@@ -182,7 +183,7 @@ class Engine:
     def begin(self, step: int) -> None:
         """Start a step: its noise comes from (seed, step), and nothing is broken yet."""
         torch.manual_seed(self.config.seed * 1_000_003 + step)
-        self.broken = torch.zeros_like(self.broken)
+        self.broken.zero_()
 
     def descend(
         self, optimizer: torch.optim.Optimizer, network: nn.Module, rows: int, losses: Callable[[slice], Figures]
@@ -243,7 +244,7 @@ class Engine:
         norm = nn.utils.clip_grad_norm_(parameters, self.config.clip or float("inf"))
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        self.broken = self.broken | ~(loss.isfinite() & norm.isfinite())
+        self.broken |= ~(loss.isfinite() & norm.isfinite())
         optimizer.found_inf = self.broken.float()  # type: ignore[attr-defined]
         optimizer.step()
         self.scaler.update()
@@ -260,8 +261,9 @@ class Engine:
     def count_step(self) -> None:
         """Count, on the device, whether the step is skipped."""
         total, row, longest = self.skipped.unbind()
-        row = (row + 1) * self.broken
-        self.skipped = torch.stack([total + self.broken, row, torch.maximum(longest, row)])
+        total += self.broken
+        row.add_(1).mul_(self.broken)
+        longest.copy_(torch.maximum(longest, row))
 
     def check_skipped(self, step: int) -> int:
         """The number of steps skipped so far. Raises TrainingError if too many were skipped in a row.

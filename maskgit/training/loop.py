@@ -29,7 +29,8 @@ from maskgit.data.arrays import json_bytes
 from maskgit.files import write_atomically
 from maskgit.training import checkpoint
 from maskgit.training.engine import Engine, Figures
-from maskgit.training.optimizer import AveragedWeights, growing_decay, learning_rate
+from maskgit.training.graphs import StepGraph
+from maskgit.training.optimizer import AveragedWeights, growing_decay, learning_rate, set_rate
 from maskgit.training.run_file import FILE, changed_settings, describe_run, run_settings
 from maskgit.training.samples import SampleOrder
 from maskgit.training.settings import LoopConfig, TrainingError
@@ -53,6 +54,8 @@ class StageTask(abc.ABC):
     """int64 [n]: the family of each of the data set's samples, as `ImageDataset.family_numbers` gives them."""
     tokens_per_image: int = 0
     """For the throughput; 0 where tokens aren't what is trained on."""
+    graphs: bool = False
+    """Whether steps are to be CUDA graphs; their batches are TokenSamples then."""
     judged_by: str
     """The figure of `validate` whose least value makes the best checkpoint."""
 
@@ -104,6 +107,16 @@ class _Run:
 
     def modules(self) -> dict[str, nn.Module]:
         return self.task.modules() | ({"ema": self.averaged} if self.averaged is not None else {})
+
+    def step(self, batch: Any, step: int, rate: float | Tensor, decay: float | Tensor) -> Figures:
+        """All that the device does in a step. The numbers may be tensors on the device, for a CUDA graph."""
+        for optimizer in self.task.optimizers:
+            set_rate(optimizer, rate)
+        figures = self.task.training_step(batch, step)
+        if self.averaged is not None:
+            self.averaged.update(self.task.model, decay, self.engine.broken)
+        self.engine.count_step()
+        return figures
 
     def trained_model(self) -> nn.Module:
         """What is validated and saved: the averaged weights if there are any. All processes must call this."""
@@ -178,6 +191,7 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
         worker_init_fn=leave_signals_to_parent,
     )
     peak = peak_flops(engine.device, config.precision, engine.processes)
+    make_step = StepGraph(run.step, engine.device, config.output) if task.graphs else run.step
     speed = Speed(config.batch_size, task.tokens_per_image, task.flops_per_image(), peak, engine.device)
     figures: dict[str, float] = {}
     with (
@@ -190,15 +204,9 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
         speed.restart(first_step)
         for step, batch in enumerate(loader, start=first_step):
             engine.begin(step)
-            rate = learning_rate(config, step)
-            for optimizer in task.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
             task.model.train()
-            logged = task.training_step(batch, step)
-            if run.averaged is not None:
-                run.averaged.update(task.model, growing_decay(config.ema, step), engine.broken)
-            engine.count_step()
+            rate = learning_rate(config, step)
+            logged = make_step(batch, step, rate, growing_decay(config.ema, step))
             progress.update()
             done = step + 1
             stop = int(engine.highest(signals.received))
@@ -337,7 +345,7 @@ def _restore(saved: _Saved, run: _Run) -> None:
     # The checkpoints of the first release have nothing of these.
     run.best = saved.state.get("best")
     if saved.state.get("skipped"):
-        run.engine.skipped = torch.tensor(saved.state["skipped"], device=run.engine.device)
+        run.engine.skipped.copy_(torch.tensor(saved.state["skipped"]))
     if saved.state.get("scaler"):
         run.engine.scaler.load_state_dict(saved.state["scaler"])
 

@@ -32,6 +32,14 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def set_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
+    """The learning rate of the next update: a number, or float32 [] on a GPU, from which a CUDA graph reads it."""
+    # A fused optimizer can always be captured; but PyTorch refuses unless it is told so, and warns if it needn't be.
+    capturable = isinstance(rate, Tensor) and torch.cuda.is_current_stream_capturing()
+    for group in optimizer.param_groups:
+        group["lr"], group["capturable"] = rate, capturable
+
+
 def growing_decay(decay: float, step: int) -> float:
     """The average's decay at step `step`, from 0 on: so small at first that the random start is soon forgotten.
 
@@ -41,31 +49,35 @@ def growing_decay(decay: float, step: int) -> float:
 
 
 class AveragedWeights(nn.Module):
-    """An exponential moving average of a model's parameters, updated without waiting for the device.
+    """An exponential moving average of a model's parameters; all updates but the first don't wait for the device.
 
     PyTorch's AveragedModel copies a number from the host to the device at each update, for which the host has to wait.
     State dicts are alike, so either loads the other's.
     """
 
-    n_averaged: Tensor  # int64 [], in main memory
+    n_averaged: Tensor  # int64 [], on the model's device
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.module = copy.deepcopy(model)
-        self.register_buffer("n_averaged", torch.tensor(0))
+        device = next(model.parameters()).device
+        self.register_buffer("n_averaged", torch.zeros((), dtype=torch.int64, device=device))
+        self._started = False
 
     @torch.no_grad()
-    def update(self, model: nn.Module, decay: float, broken: Tensor) -> None:
+    def update(self, model: nn.Module, decay: float | Tensor, broken: Tensor) -> None:
         """Take the model's parameters in; the first time, and its buffers always, by copying them.
 
         Args:
             model: of the same kind; divided among the processes as `module` is, if it is.
-            decay: in [0, 1): average = decay * average + (1 - decay) * parameter.
+            decay: in [0, 1), a number or float64 []: average = decay * average + (1 - decay) * parameter.
             broken: bool [], on the device of the parameters. Where it is True the average stays as it is.
         """
         averages, weights = _local(self.module.parameters()), _local(model.parameters())
-        amount = (1 - decay) * (~broken).float()
-        if self.n_averaged == 0:
+        amount = ((1 - decay) * ~broken).float()
+        first = not self._started and int(self.n_averaged) == 0  # it may have been loaded; once, this waits
+        self._started = True
+        if first:
             torch._foreach_copy_(averages, weights)
         elif broken.device.type == "cpu":  # in one pass over the memory
             torch._foreach_lerp_(averages, weights, [amount] * len(averages))

@@ -246,8 +246,11 @@ class TransformerTraining(LoopConfig):
     activation_checkpointing: bool = False
     """Keep only the input of each block and compute it anew in the backward pass: a quarter to a third slower, for
     several times the batch in the same memory."""
+    graphs: bool = False
+    """Replay the training step as a CUDA graph, one launch for a step: for small batches on one GPU, with bf16 or
+    float32. Off by default, because it has been tested on a stand-in only and on no GPU yet."""
 
-    FREE = (*LoopConfig.FREE, "fsdp", "activation_checkpointing", "eval_every", "eval_images")
+    FREE = (*LoopConfig.FREE, "fsdp", "activation_checkpointing", "graphs", "eval_every", "eval_images")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgit.config import TokenizerConfig, TransformerConfig, preset
@@ -19,6 +18,7 @@ from maskgit.network.partial import masked_rows
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.engine import Engine, Figures
+from maskgit.training.graphs import check_graphs
 from maskgit.training.loop import StageTask, train
 from maskgit.training.optimizer import make_optimizer
 from maskgit.training.settings import TransformerTraining
@@ -48,7 +48,7 @@ class TransformerTask(StageTask):
         torch.manual_seed(config.seed)
         self.model = Transformer(architecture).to(self.device)
         self.model.checkpoint_blocks = config.activation_checkpointing
-        self.tokens_per_image = architecture.num_tokens
+        self.tokens_per_image, self.graphs = architecture.num_tokens, config.graphs
         if config.init is not None:
             weights, names = initial_weights(config.init, architecture, tokenizer, config.interpolate)
             self.model.load_state_dict(weights)
@@ -86,39 +86,46 @@ class TransformerTask(StageTask):
 
         def losses(part: slice) -> Figures:
             engine.new_noise(step, part)
-            logits = self._logits(held[part], None if labels is None else labels[part], counted[part]).float()
-            each = F.cross_entropy(  # of a matrix: over the middle dimension it is slow on a CPU
-                logits.flatten(0, 1),
-                tokens[part].flatten(),
-                reduction="none",
-                label_smoothing=self.config.label_smoothing,
-            )
-            hits = ((logits.argmax(-1) == tokens[part]) & masked[part]).sum()
-            loss = (each * counted[part].flatten()).sum() / counts["loss"]
-            return {"loss": loss, "accuracy": hits / counts["accuracy"]}
+            known = held[part], None if labels is None else labels[part]
+            loss, hits = self._loss(*known, tokens[part], counted[part], masked[part])
+            return {"loss": loss / counts["loss"], "accuracy": hits / counts["accuracy"]}
 
         return engine.descend(self.optimizers[0], self.wrapped, len(tokens), losses)
 
     def compiled(self, network: nn.Module) -> Any:
-        """`network` with `--compile`. The sizes of a run don't change but for the rows (see `_logits`)."""
+        """`network` with `--compile`. The sizes of a run don't change but for the rows (see `_rows`)."""
         # On a CPU PyTorch draws the seeds of dropout. Compiled code would draw a seed anew wherever it is used: for
         # every few elements of a mask.
         options: dict[str, Any] = {"fallback_random": True} if self.device.type == "cpu" else {}
         return torch.compile(network, dynamic=False, options=options)
 
-    def _logits(self, tokens: Tensor, labels: Tensor | None, counted: Tensor) -> Tensor:
-        """[b, N, V], right where `counted`, bool [b, N], is True."""
+    def _loss(
+        self, held: Tensor, labels: Tensor | None, tokens: Tensor, counted: Tensor, masked: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of what is counted, float [], and the right guesses of what is masked, int64 []."""
+        return self.wrapped(
+            held,
+            labels,
+            rows=self._rows(counted),
+            targets=tokens,
+            counted=counted,
+            label_smoothing=self.config.label_smoothing,
+            hits_among=masked,
+        )
+
+    def _rows(self, counted: Tensor) -> Tensor | None:
+        """The numbers of the tokens that the last block is evaluated at, those `counted`, bool [b, N]; None: at all."""
         # How many these are differs from step to step, for which a GPU would have to be waited for, and compiled code
         # for several processes, which is in parts, be compiled again.
         several = self.config.compile and self.engine.processes > 1
         if self.device.type != "cpu" or self.config.loss_on == "all" or several:
-            return self.wrapped(tokens, labels)
+            return None
         # A few more, so that the sizes of tensors, and with them the places in memory, are of a few kinds.
         count = min(counted.numel(), -(-int(counted.sum()) // _ROWS_STRIDE) * _ROWS_STRIDE)
         rows = masked_rows(counted.flatten()[None], count)
         if self.config.compile:
             torch._dynamo.mark_dynamic(rows, 0)
-        return self.wrapped(tokens, labels, rows=rows)
+        return rows
 
     def _draw(self, candidates: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What is masked, bool [b, N], and the labels, some of them hidden; drawn for the images of all processes.
@@ -178,6 +185,7 @@ def train_transformer(config: TransformerTraining) -> dict[str, float]:
     Raises TrainingError, DataError, ModelError and ConfigError: what is wrong with the settings or the files.
     """
     engine = Engine(config, shard=config.fsdp)
+    check_graphs(config, engine)
     tokenizer = tokenizer_at(config.tokenizer, config.image_size).to(engine.device)
     architecture = make_architecture(config, tokenizer.config)
     return train(

@@ -44,12 +44,13 @@ def causal_logits(model: Transformer, tokens: Tensor, labels: Tensor | None, pat
     if length > num_tokens:  # the class token, last in this sequence, is seen by all and sees itself
         visible[:, -1], visible[-1, :-1] = True, False
 
-    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attention(qkv: Tensor, **_: object) -> Tensor:
+        q, k, v = qkv.transpose(1, 3).unbind(2)
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v
+        return (scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v).transpose(1, 2)
 
     with patch.context() as scope, torch.no_grad():
-        scope.setattr(maskgit.network.transformer, "attention", attention)
+        scope.setattr(maskgit.network.transformer, "attention_packed", attention)
         return model(shifted(tokens, model.config.mask_token_id), labels)
 
 

@@ -6,9 +6,11 @@ import dataclasses
 import importlib.util
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,7 +84,15 @@ def test_a_step_ends_with_all_that_it_started(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
-def test_a_step_that_waits_for_its_workers_can_still_report(tmp_path: Path) -> None:
+@pytest.fixture
+def in_the_background() -> Iterator[None]:
+    """SIGINT as a shell leaves it to what a script starts with `&`."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    assert signal.signal(signal.SIGINT, before) == signal.SIG_IGN
+
+
+def test_a_step_that_waits_for_its_workers_can_still_report(in_the_background: None, tmp_path: Path) -> None:
     report = tmp_path / "report"
     code = (
         "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, sampling
+from benchmarks import attention, head_loss, sampling
 from benchmarks.__main__ import main
 from benchmarks.bench import Bench
 from benchmarks.clock import Clock, Stopwatch
@@ -81,11 +81,13 @@ def test_wrong_attention_is_refused(backward: bool, dropout: float, monkeypatch:
         return refusals(attention.comparison(job, QUICK))
 
     assert refused() == {}
-    right, sdpa = attention.attention, attention._sdpa
-    monkeypatch.setattr(attention, "attention", lambda q, k, v, **options: right(q, k, v * 1.0001, **options))
+    right, apart, sdpa = attention.attention_packed, attention.attention, attention._sdpa
+    monkeypatch.setattr(attention, "attention_packed", lambda qkv, **options: 1.0001 * right(qkv, **options))
     assert "off by" in refused()["ours_torch"]
-    monkeypatch.setattr(attention, "attention", lambda q, k, v, **options: right(q, k, v, **options) * torch.nan)
+    monkeypatch.setattr(attention, "attention_packed", lambda qkv, **options: right(qkv, **options) * torch.nan)
     assert "not finite" in refused()["ours_torch"]
+    monkeypatch.setattr(attention, "attention", lambda *args, **options: 1.0001 * apart(*args, **options))
+    assert ("ours_apart_torch" in refused()) == backward
     if dropout:  # drops nothing, and then too much
         monkeypatch.setattr(attention, "_sdpa", lambda *args, kernel, dropout: sdpa(*args, kernel=kernel, dropout=0.0))
         assert "nothing is dropped" in refused()["sdpa_math"]
@@ -110,6 +112,24 @@ def test_wrong_sampling_is_refused(guided: bool, monkeypatch: pytest.MonkeyPatch
         with monkeypatch.context() as patch:  # another step of the noise
             patch.setattr(sampling, name, lambda *args, right=right, **options: right(*args, **options | {"step": 4}))
             assert "reference's" in refusals(comparisons[which])[implementation]
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2, 3, 4])  # loss, hits, gradients
+@pytest.mark.parametrize("bias", ["position", "code"])
+def test_wrong_losses_are_refused(bias: str, wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = head_loss.Job("quick", 2, 25, 40, 16, bias, torch.float32, 0.6)
+    comparison = head_loss.comparison(job, QUICK)
+    assert refusals(comparison) == {}
+    right = head_loss.run_loss
+
+    def run(function: head_loss.Loss, inputs: head_loss.Inputs) -> list[torch.Tensor]:
+        results = right(function, inputs)
+        if getattr(function, "func", None) is head_loss.head_loss:
+            results[wrong] = results[wrong] + 1 if wrong == 1 else results[wrong] * 1.0001
+        return results
+
+    monkeypatch.setattr(head_loss, "run_loss", run)
+    assert "is off by" in refusals(comparison)["ours_torch"]
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

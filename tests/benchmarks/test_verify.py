@@ -1,6 +1,7 @@
 """`python -m benchmarks.verify`: it passes, and faults of every kind make it fail."""
 
 import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -15,7 +16,7 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from benchmarks.verify import attention, catalogue, noise, samplers, workers
+from benchmarks.verify import attention, catalogue, head_loss, noise, samplers, workers
 from benchmarks.verify.__main__ import main
 from benchmarks.verify.catalogue import Task
 from benchmarks.verify.measure import Measurement, chi_square, chi_square_limit
@@ -28,7 +29,8 @@ DRAWING = Drawing("categorical", "log_prob", "fp32", 9, (5, 9))
 TASKS = {
     "attention": functools.partial(attention.check_attention, 16, "fp32", 0.3, (1, 1), ((7, 5), (5, 18))),
     "decode_step": functools.partial(samplers.check_decode_step, DRAWING, False),
-    "head_sample": functools.partial(samplers.check_head_sample, DRAWING, 16, "code"),
+    "head_sample": functools.partial(samplers.check_head_sample, DRAWING, 16, "code", "fused"),
+    "head_loss": functools.partial(head_loss.check_head_loss, "fp32", (3, 30), 21, 16, "position", 0.1, (0, 40)),
     "philox": functools.partial(noise.check_words, 7),
 }
 
@@ -49,20 +51,21 @@ def verify(monkeypatch, tmp_path, capsys):
 
 def test_all_is_well(verify, tmp_path):
     status, report, lines = verify(*TASKS)
-    assert (status, report["passed"], report["failed"], report["done"]) == (0, 9, 0, 4)
+    assert (status, report["passed"], report["failed"], report["done"]) == (0, 14, 0, 5)
     assert report["torch"] == torch.__version__ and report["device"] and report["triton"]
     assert [check["operator"] for check in report["checks"]] == [
         "attention forward",
         *["attention backward"] * 3,
         *["decode_step"] * 2,
         *["head_sample"] * 2,
+        *["head_loss"] * 5,
         "philox",
     ]
     for check, line in zip(report["checks"], lines[2:], strict=False):
         assert check["status"] == "pass" and check["error"] <= check["limit"] and check["case"] in line
-    assert lines[-1].startswith("9 passed, 0 failed")
+    assert lines[-1].startswith("14 passed, 0 failed")
     suite = ElementTree.parse(tmp_path / "report.xml").getroot()
-    assert suite.get("tests") == "9" and suite.get("failures") == "0" and len(suite.findall("testcase")) == 9
+    assert suite.get("tests") == "14" and suite.get("failures") == "0" and len(suite.findall("testcase")) == 14
     assert sorted(x.name for x in tmp_path.iterdir()) == ["report.json", "report.xml"]
 
 
@@ -125,6 +128,25 @@ def test_wrong_samples(operator, fault, monkeypatch, verify):
     assert status == 1 and tokens["reference_error"] == masks["reference_error"] == 0
     assert (tokens["status"], masks["status"]) == (("FAIL", "pass") if fault == "token" else ("pass", "FAIL"))
     assert ("wrong number in 1 images" in masks["reason"]) == (fault == "count")
+
+
+@pytest.mark.parametrize("wrong", ["loss", "hits", "dhidden", "dweight", "dbias", "unwritten"])
+def test_wrong_losses(wrong, monkeypatch, verify):
+    def changed_result(original, *args):
+        results = dict(zip(("loss", "hits", "dhidden", "dweight", "dbias"), original(*args), strict=True))
+        if wrong == "unwritten":
+            results["dweight"][-1] = torch.empty_like(results["dweight"][-1])
+        elif wrong == "hits":
+            results["hits"] += 1
+        else:
+            results[wrong] *= 1.0001
+        return tuple(results.values())
+
+    launch = importlib.import_module("maskgit_kernels.head_loss.launch")
+    changed(monkeypatch, launch, "head_loss_triton", changed_result)
+    status, report, _ = verify("head_loss")
+    failed = [x for x in report["checks"] if x["status"] == "FAIL"]
+    assert status == 1 and [x["case"].split(",")[0] for x in failed] == [wrong.replace("unwritten", "dweight")]
 
 
 def test_a_wrong_word(monkeypatch, verify):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from maskgit_kernels.attention import attention
-from maskgit_kernels.attention.eager import attention_in_pieces, attention_in_pieces_backward
+from maskgit_kernels.attention.eager import attention_in_pieces
 from maskgit_kernels.attention.reference import attention_reference, drops_in_256, keep_mask
 
 SHAPES = [(2, 4, 16, 16, 32), (1, 2, 17, 17, 48), (3, 1, 5, 63, 16), (2, 3, 257, 111, 96), (1, 1, 1, 1, 128)]
@@ -120,16 +120,19 @@ def test_compiles_as_one_graph(dtype):
     assert torch.equal(compiled(q, k, v), attention(q, k, v))
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dropout", [False, True])
-def test_operators_pass_opcheck(dropout):
+def test_operators_pass_opcheck(dropout, packed):
+    operators = torch.ops.maskgit_kernels
+    forward, backward = operators.attention_in_pieces.default, operators.attention_in_pieces_backward.default
     keep = torch.randint(2, (2, 2, 9, 9), dtype=torch.uint8) if dropout else None
-    packed = torch.randn(2, 9, 3, 2, 16, requires_grad=True)  # operators see strides
-    q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
-    torch.library.opcheck(attention_in_pieces, (q, k, v, keep, 1.25, 0.25, True))
+    qkv = torch.randn(2, 9, 3, 2, 16, requires_grad=True)  # operators see strides
+    given = (qkv, None, None) if packed else qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    torch.library.opcheck(forward, (*given, keep, 1.25, 0.25, True))
     with torch.no_grad():
-        out, weights = attention_in_pieces(q, k, v, keep, 1.25, 0.25, True)
-        torch.library.opcheck(attention_in_pieces, (q, k, v, keep, 1.25, 0.25, False))
-        torch.library.opcheck(attention_in_pieces_backward, (torch.randn_like(out), q, k, v, weights, keep, 1.25, 0.25))
+        out, weights = attention_in_pieces(*given, keep, 1.25, 0.25, True)
+        torch.library.opcheck(forward, (*given, keep, 1.25, 0.25, False))
+        torch.library.opcheck(backward, (torch.randn_like(out), *given, weights, keep, 1.25, 0.25))
 
 
 def test_empty_batch():
@@ -145,7 +148,7 @@ WRONG = {
     "k must hold at least one token": dict(k=Q[:, :, :0], v=Q[:, :, :0]),
     "v is torch.bfloat16 on cpu, but q is torch.float32": dict(v=Q.bfloat16()),
     "k is torch.float32 on meta": dict(k=Q.to("meta")),
-    "q must be float32": dict(q=Q.int(), k=Q.int(), v=Q.int()),
+    "attention takes float32, .* got torch.int32": dict(q=Q.int(), k=Q.int(), v=Q.int()),
     "dropout_p must be in \\[0, 1\\), got 1": dict(dropout_p=1),
     "dropout_p = 0.1 needs a seed": dict(dropout_p=0.1),
     "seed must hold one int64, got torch.int64 of shape \\(2,\\)": dict(dropout_p=0.1, seed=torch.tensor([1, 2])),

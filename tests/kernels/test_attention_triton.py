@@ -13,9 +13,10 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from maskgit_kernels.attention import attention as any_attention
+from maskgit_kernels.attention import triton_one_pass
 from maskgit_kernels.attention.reference import attention_reference, drops_in_256, keep_mask
 from maskgit_kernels.attention.tiling import HEAD_DIMS, KERNELS, MATH, candidates, fixed
-from maskgit_kernels.attention.triton_op import attention_backward, attention_forward
+from maskgit_kernels.attention.triton_op import attention_forward
 from maskgit_kernels.attention.triton_tiles import programs
 
 attention = functools.partial(any_attention, backend="triton")
@@ -237,9 +238,11 @@ def test_operators_pass_opcheck(device, dropout_p):
     if dropout_p:
         q, k, v = torch.randn(1, 5, 3, 2, 16, device=device).permute(2, 0, 3, 1, 4).unbind(0)
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(attention_forward, (*leaves, seed, dropout_p, 0.25))
+    operators = torch.ops.maskgit_kernels
+    torch.library.opcheck(operators.attention_forward.default, (*leaves, seed, dropout_p, 0.25))
     out, lse = attention_forward(q, k, v, seed, dropout_p, 0.25)
-    torch.library.opcheck(attention_backward, (grad, q, k, v, out, lse, seed, dropout_p, 0.25))
+    grad = grad.transpose(1, 2)
+    torch.library.opcheck(operators.attention_backward.default, (grad, q, k, v, out, lse, seed, dropout_p, 0.25))
 
 
 def test_log_sum_exp(device):
@@ -303,8 +306,8 @@ def test_autocast_casts_the_inputs(device):
 @pytest.mark.parametrize(
     "dim, dtype, message",
     [
-        (20, torch.float32, r"D must be a multiple of 16 up to 128, and q is \(1, 2, 5, 20\): use 'auto' or 'torch'"),
-        (144, torch.float32, r"D must be a multiple of 16 up to 128, and q is \(1, 2, 5, 144\)"),
+        (20, torch.float32, "D must be a multiple of 16 up to 128, not 20: use 'auto' or 'torch'"),
+        (144, torch.float32, "D must be a multiple of 16 up to 128, not 144"),
         (16, torch.float64, "no kernel for float64"),
     ],
 )
@@ -351,7 +354,7 @@ def test_ragged_lengths_cost_little(tokens, limit):
 
 
 def test_one_token_more_costs_little(device, monkeypatch):
-    """Multiply-adds that the interpreter is asked for, forward and backward, for each query-key pair."""
+    """Multiply-adds that the interpreter is asked for, forward and by two backward kernels, for each query-key pair."""
     if device.type == "cuda":
         pytest.skip("counted in the interpreter")
     from triton.runtime.interpreter import InterpreterBuilder
@@ -363,6 +366,7 @@ def test_one_token_more_costs_little(device, monkeypatch):
         return dot(self, a, b, *rest)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", counting_dot)
+    monkeypatch.setattr(triton_one_pass, "takes", lambda *_: False)
     costs = []
     for tokens in (256, 257):
         counted.clear()

@@ -14,6 +14,9 @@ CPU = torch.device("cpu")
 def restore(monkeypatch):
     monkeypatch.setattr(backend, "_requested", "auto")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    backend._why_not_triton.cache_clear()
+    yield
+    backend._why_not_triton.cache_clear()
 
 
 def test_auto_and_torch_run_on_a_cpu():
@@ -59,6 +62,7 @@ def test_old_gpus(monkeypatch):
     with pytest.raises(RuntimeError, match="compute capability 8.0 or later, and cuda:0 has 7.5"):
         backend.resolve("triton", torch.device("cuda:0"))
     assert backend.resolve("auto", torch.device("cuda:0")) == "torch"
+    backend._why_not_triton.cache_clear()
     monkeypatch.setattr(backend, "capability_of", lambda device: 90)
     assert backend.resolve("auto", torch.device("cuda:0")) == "triton"
 

@@ -1,10 +1,9 @@
-import importlib
-
 import pytest
 import torch
 
-from maskgit_kernels.decode_step import decode_step
+from maskgit_kernels.decode_step import decode_step, eager
 from maskgit_kernels.decode_step.reference import decode_step_reference
+from maskgit_kernels.decode_step.settings import Settings, State
 
 MODES = [("categorical", "log_prob"), ("categorical", "prob"), ("greedy", "log_prob"), ("perturbed", "prob")]
 
@@ -13,7 +12,6 @@ MODES = [("categorical", "log_prob"), ("categorical", "prob"), ("greedy", "log_p
 def way(request, monkeypatch):
     """Both ways of the PyTorch implementation, the GPU's run on the CPU."""
     if request.param == "gpu-way":
-        eager = importlib.import_module("maskgit_kernels.decode_step.eager")
         monkeypatch.setattr(eager, "_host_may_look", lambda tensor: False)
     return request.param
 
@@ -264,7 +262,6 @@ def test_results_do_not_depend_on_the_batch(way, draw, confidence):
 def test_results_do_not_depend_on_the_pieces(way, monkeypatch):
     given = problem(3, 20, 30)
     whole = decode_step(**given)
-    eager = importlib.import_module("maskgit_kernels.decode_step.eager")
     monkeypatch.setattr(eager, "_CPU_PIECE", 100)
     monkeypatch.setattr(eager, "_GPU_PIECE", 100)
     for ours, expected in zip(decode_step(**given), whole, strict=True):
@@ -310,25 +307,21 @@ def test_all_known_is_unchanged(way):
 
 def test_no_host_sync_off_the_cpu():
     """Tensors without data can't be looked at: any read of a value, or a shape that depends on one, would raise."""
-    eager = importlib.import_module("maskgit_kernels.decode_step.eager")
-    given = problem(2, 5, 8) | dict(guidance_logits=torch.zeros(2, 5, 9), guidance_scale=1.0)
-    given = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+    given = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in problem(2, 5, 8).items()}
+    state = State(*(given[name] for name in State._fields))
     for draw, confidence in MODES:
-        tokens, masked = eager.decode_step_eager(
-            **given, softmax_temperature=1.0, choice_temperature=1.0, draw=draw, confidence=confidence
-        )
+        settings = Settings(3, 1.0, 1.0, draw, confidence, 1.0)
+        tokens, masked = eager.decode_step_eager(given["logits"], given["logits"], 8, state, settings)
         assert tokens.shape == masked.shape == (2, 5)
 
 
 def test_operator_passes_opcheck_and_compiles():
     given = problem(2, 5, 8)
-    op = importlib.import_module("maskgit_kernels.decode_step.op")
-    names = ("logits", "tokens", "masked", "n_keep_masked", "seeds", "step", "num_codes")
-    arguments = [given[name] for name in names]
-    for tokens in (given["tokens"], given["tokens"].t().contiguous().t()):
-        arguments[1] = tokens
-        options = (1.0, 2.0, "categorical", "prob", given["logits"], 0.5, None, False)
-        torch.library.opcheck(op._decode_step, (*arguments, *options))
+    logits, tokens, *rest = (given[name] for name in ("logits", *State._fields))
+    settings = Settings(3, 1.0, 2.0, "categorical", "prob", 0.5)
+    for some in (tokens, tokens.t().contiguous().t()):
+        arguments = (logits, logits, 8, some, *rest, *settings, None, False)
+        torch.library.opcheck(torch.ops.maskgit_kernels.decode_step.default, arguments)
     compiled = torch.compile(decode_step, fullgraph=True, backend="eager")
     for ours, expected in zip(compiled(**given), decode_step(**given), strict=True):
         assert torch.equal(ours, expected)

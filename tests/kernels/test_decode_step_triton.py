@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from maskgit_kernels import backend, philox
+from maskgit_kernels import backend, launching, philox
 from maskgit_kernels.decode_step import decode_step
 from maskgit_kernels.decode_step.reference import decode_step_reference
+from maskgit_kernels.decode_step.settings import Settings, State
 
 triton = pytest.importorskip("triton")
-kernels = pytest.importorskip("maskgit_kernels.decode_step.triton")
+kernels = pytest.importorskip("maskgit_kernels.decode_step.launch")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")  # NumPy's, when interpreted
 
@@ -32,7 +33,7 @@ def use_triton(monkeypatch):
 
 @pytest.fixture(params=[1, 2], ids=["one launch", "two launches"])
 def launches(request, monkeypatch):
-    monkeypatch.setattr(kernels, "_ONE_LAUNCH_ROWS", 2**31 if request.param == 1 else 0)
+    monkeypatch.setattr(kernels, "_one_launch", lambda batch, length: request.param == 1)
     return request.param
 
 
@@ -104,9 +105,9 @@ def test_one_launch_and_two_are_the_same(launches, draw, confidence, device):
     assert all((counters == 0).all() for counters in kernels._counters_of_stream.values())
 
 
-@pytest.mark.parametrize("codes, rows_of_one_launch", [(256, 0), (4096, 9), (16384, 0)])
-def test_long_rows(codes, rows_of_one_launch, monkeypatch, device):
-    monkeypatch.setattr(kernels, "_ONE_LAUNCH_ROWS", rows_of_one_launch)
+@pytest.mark.parametrize("codes, one_launch", [(256, False), (4096, True), (16384, False)])
+def test_long_rows(codes, one_launch, monkeypatch, device):
+    monkeypatch.setattr(kernels, "_one_launch", lambda batch, length: one_launch)
     assert_is_reference(problem(1, 2, codes, device, share=1.0))
 
 
@@ -272,7 +273,6 @@ def select(scores, keep):
         0,
         0.0,
         NOISY=False,
-        FAST=not backend.interpreting(),
         BLOCK_N=triton.next_power_of_2(length),
     )
     return still_masked
@@ -338,6 +338,11 @@ def test_ties_leave_the_lower_index_masked(wide, choice_temperature, device):
 # --- the contract ----------------------------------------------------------------------------------------------------
 
 
+def test_one_launch_is_for_few_rows_and_positions_that_few_warps_can_select_among():
+    assert kernels._one_launch(16, 256) and kernels._one_launch(4, 1024)
+    assert not kernels._one_launch(17, 256) and not kernels._one_launch(1, 2048)
+
+
 def test_results_do_not_depend_on_the_batch(wide, device):
     given = problem(5, 40, 77, device) | dict(choice_temperature=2.0)
     tokens, masked = decode_step(**given)
@@ -400,8 +405,8 @@ def test_operator_checks_compiles_and_exports(wide, requested, device):
     given = problem(2, 5, 7, device)
     arguments = tuple(x for x in given.values() if isinstance(x, torch.Tensor))
     expected = decode_step_reference(**given, choice_temperature=2.0)
-    transposed = (arguments[0], arguments[1].t().contiguous().t(), *arguments[2:])
-    options = (3, 7, 1.0, 2.0, "categorical", "log_prob", None, 0.0, requested, True)
+    transposed = (arguments[0], None, 7, arguments[1].t().contiguous().t(), *arguments[2:])
+    options = (*Settings(3, 1.0, 2.0), requested, True)
     torch.library.opcheck(torch.ops.maskgit_kernels.decode_step.default, (*transposed, *options))
 
     step = Step(choice_temperature=2.0, backend=requested)
@@ -456,11 +461,12 @@ class Traffic:
         return self.launches + operations.launches, self.bytes + operations.bytes
 
 
-def kernel_step(given):
-    """A step without the operator around it, all but guidance_logits and guidance_scale given."""
-    tensors = (given[name] for name in ("logits", "tokens", "masked", "n_keep_masked", "seeds"))
-    options = (given["step"], given["num_codes"], 1.0, 4.5, "categorical", "log_prob")
-    return functools.partial(kernels.decode_step_triton, *tensors, *options, counters_may_outlive=True)
+def kernel_step(given, guidance=None, scale=0.0, kept=True):
+    """A step without the operator around it, ready to run."""
+    state = State(*(given[name] for name in State._fields))
+    settings = Settings(given["step"], choice_temperature=4.5, guidance_scale=scale)
+    arguments = given["logits"], guidance, given["num_codes"], state, settings
+    return functools.partial(kernels.decode_step_triton, *arguments, counters_may_outlive=kept)
 
 
 @pytest.mark.skipif(not backend.interpreting(), reason="looks into the interpreter")
@@ -481,7 +487,6 @@ def test_launches_and_bytes_per_logit(monkeypatch):
     given = problem(batch, length, codes, "cpu", dtype=torch.bfloat16, share=1.0)
     given["logits"] = given["logits"][..., :codes].contiguous()
     state = [given[name] for name in ("logits", "tokens", "masked", "n_keep_masked")]
-    step = kernel_step(given)
     kernels._counters(batch, given["logits"].device, True)  # made at a stream's first step, and kept
     rows = []
     for sets, guidance, scale in ((1, None, 0.0), (2, given["logits"].flip(1), 3.0)):
@@ -491,14 +496,13 @@ def test_launches_and_bytes_per_logit(monkeypatch):
         assert chain.launches > 20 and chain.bytes / logits > 70
         rows.append(("eager chain", sets, chain.launches, chain.bytes / logits))
         least = 2 * sets * logits + batch * length * 2 * (8 + 1)  # logits once, tokens and masks in and out
-        for name, small, kept, expected in (
-            ("one launch", 4096, True, 1),
-            ("one launch and fresh counters", 4096, False, 2),
-            ("two launches", 0, True, 2),
+        for name, one, kept, expected in (
+            ("one launch", True, True, 1),
+            ("one launch and fresh counters", True, False, 2),
+            ("two launches", False, True, 2),
         ):
-            monkeypatch.setattr(kernels, "_ONE_LAUNCH_ROWS", small)
-            run = functools.partial(step, guidance, scale, counters_may_outlive=kept)
-            launches, moved = traffic.of(run)
+            monkeypatch.setattr(kernels, "_one_launch", lambda batch, length, one=one: one)
+            launches, moved = traffic.of(kernel_step(given, guidance, scale, kept))
             rows.append((name, sets, launches, moved / logits))
             assert launches == expected
             assert moved <= 1.05 * least and moved / logits <= 2.1 * sets
@@ -512,7 +516,7 @@ def test_launches_and_bytes_per_logit(monkeypatch):
 def test_known_rows_are_skipped(monkeypatch):
     traffic = Traffic(monkeypatch)
     given = problem(1, 8, 512, "cpu", share=1.0)
-    step = functools.partial(kernel_step(given), None, 0.0)
+    step = kernel_step(given)
     _, everything = traffic.of(step)
     given["masked"][0, 2:] = False
     _, quarter = traffic.of(step)
@@ -562,7 +566,7 @@ def test_scalars_do_not_recompile():
     given = problem(2, 64, 512, "cuda")
     for step, temperature in ((0, 0.5), (1, 1.0), (16, 2.0), (17, 3.5)):
         decode_step(**given | dict(step=step, softmax_temperature=temperature, choice_temperature=temperature))
-        compiled = [len(cache[0]) for cache in kernels.draw_tokens.device_caches.values()]
+        compiled = len(launching._started)
         if step == 0:
             first = compiled
     assert compiled == first

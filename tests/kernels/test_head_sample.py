@@ -1,6 +1,4 @@
-"""What head_sample promises, of each of its implementations; Triton's on a GPU, or interpreted."""
-
-import importlib
+"""What head_sample promises, of each of its implementations; Triton's, which are two, on a GPU, or interpreted."""
 
 import pytest
 import torch
@@ -8,7 +6,9 @@ import torch.nn.functional as F
 
 from maskgit_kernels import backend, philox
 from maskgit_kernels.decode_step import decode_step
-from maskgit_kernels.head_sample import head_sample
+from maskgit_kernels.decode_step.settings import Settings, State
+from maskgit_kernels.head_sample import choice, head_sample
+from maskgit_kernels.head_sample.eager import head_sample_eager
 from maskgit_kernels.head_sample.reference import head_sample_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")  # NumPy's, when interpreted
@@ -16,12 +16,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarn
 MODES = [("categorical", "log_prob"), ("categorical", "prob"), ("greedy", "log_prob"), ("perturbed", "prob")]
 
 
-@pytest.fixture(params=["torch", "triton"], autouse=True)
+@pytest.fixture(params=["torch", "fused", "product"], autouse=True)
 def implementation(request, monkeypatch):
-    if request.param == "triton":
+    if request.param == "torch":
+        monkeypatch.setattr(backend, "_requested", "torch")
+        yield "torch"
+    else:
         pytest.importorskip("triton")
-    monkeypatch.setattr(backend, "_requested", request.param)
-    return request.param
+        monkeypatch.setattr(backend, "_requested", "triton")
+        with choice.impose(request.param):
+            yield "triton"
 
 
 def problem(batch, length, codes, width, device, *, dtype=torch.float32, bias="position", share=0.6, guided=False):
@@ -341,26 +345,27 @@ def test_operator_checks_compiles_and_exports(implementation, device):
     arguments = tuple(x for x in given.values() if isinstance(x, torch.Tensor))
     expected = head_sample_reference(**given, choice_temperature=2.0)
     operator = torch.ops.maskgit_kernels.head_sample.default
-    transposed = (arguments[0].mT.contiguous().mT, *arguments[1:3], arguments[3].t().contiguous().t(), *arguments[4:])
-    options = (3, 1.0, 2.0, "categorical", "log_prob", None, 0.0, implementation)
+    hidden, weight, bias, tokens, *rest = arguments
+    options = (3, 1.0, 2.0, "categorical", "log_prob", 0.0, implementation, True)
+    transposed = (hidden.mT.contiguous().mT, None, weight, bias, tokens.t().contiguous().t(), *rest)
     torch.library.opcheck(operator, (*transposed, *options))
 
     step = Step(choice_temperature=2.0)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     exported = torch.export.export(step, arguments)
-    assert [node.target for node in exported.graph.nodes if node.op == "call_function"].count(operator) == 1
+    (call,) = (node for node in exported.graph.nodes if node.target is operator)
+    assert call.args[-1] is True  # keeps no memory beyond the call
     for function in (compiled, exported.module()):
         assert_is(function(*arguments), expected)
 
 
 def test_no_host_sync_off_the_cpu(monkeypatch):
     """Tensors without data can't be looked at: any read of a value, or a shape that depends on one, would raise."""
-    eager = importlib.import_module("maskgit_kernels.head_sample.eager")
     given = problem(2, 5, 8, 16, "meta", guided=True)
+    head = [given[name] for name in ("hidden", "guidance_hidden", "weight", "bias")]
+    state = State(*(given[name] for name in State._fields))
     for draw, confidence in MODES:
-        tokens, masked = eager.head_sample_eager(
-            **given, softmax_temperature=1.0, choice_temperature=1.0, draw=draw, confidence=confidence
-        )
+        tokens, masked = head_sample_eager(*head, state, Settings(3, 1.0, 1.0, draw, confidence, 1.5))
         assert tokens.shape == masked.shape == (2, 5)
 
 
@@ -368,7 +373,9 @@ WRONG = {
     "hidden must be \\[B, N, D\\] and floating-point": dict(hidden=torch.zeros(2, 5)),
     "hidden must be .* got torch.int64": dict(hidden=torch.zeros(2, 5, 4, dtype=torch.int64)),
     "weight must be \\[V, D\\] with at least one code": dict(weight=torch.zeros(0, 4)),
-    "weight must be torch.float32 of shape \\[3, 4\\], got torch.float32 \\[3, 5\\]": dict(weight=torch.zeros(3, 5)),
+    "weight must be torch.float32 of shape \\[3, 4\\], got torch.float32 of shape \\[3, 5\\]": dict(
+        weight=torch.zeros(3, 5)
+    ),
     "weight must be torch.float32 .* got torch.float16": dict(weight=torch.zeros(3, 4, dtype=torch.float16)),
     "bias must be floating-point of shape \\[3\\] or \\[5, 3\\], got torch.float32 \\[5\\]": dict(bias=torch.zeros(5)),
     "bias is on meta, but hidden is on cpu": dict(bias=torch.zeros(3, device="meta")),

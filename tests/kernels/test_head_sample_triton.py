@@ -1,21 +1,28 @@
-"""The Triton kernels of head_sample: what test_head_sample.py, which runs them too, doesn't see."""
+"""Triton's two ways of head_sample: what test_head_sample.py, which runs them too, doesn't see.
+
+Where nothing else is said, the product that draws from its tiles.
+"""
+
+import itertools
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from maskgit_kernels import backend, philox
-from maskgit_kernels.head_sample import head_sample
+from maskgit_kernels import backend, launching, philox
+from maskgit_kernels.decode_step.settings import Settings, State
+from maskgit_kernels.head_sample import choice, head_sample
 from maskgit_kernels.head_sample.eager import head_sample_eager
 from maskgit_kernels.head_sample.reference import head_sample_reference
 
 triton = pytest.importorskip("triton")
-kernels = pytest.importorskip("maskgit_kernels.head_sample.triton")
+kernels = pytest.importorskip("maskgit_kernels.head_sample.triton_draw")
+launch = pytest.importorskip("maskgit_kernels.head_sample.launch")
 tl = triton.language
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")  # NumPy's, when interpreted
 
-MODES = [("categorical", "log_prob"), ("greedy", "log_prob"), ("perturbed", "prob")]
+MODES = [("categorical", "log_prob"), ("greedy", "log_prob")]
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 interpreted = pytest.mark.skipif(not backend.interpreting(), reason="counts what the interpreter does")
 
@@ -23,6 +30,8 @@ interpreted = pytest.mark.skipif(not backend.interpreting(), reason="counts what
 @pytest.fixture(autouse=True)
 def use_triton(monkeypatch):
     monkeypatch.setattr(backend, "_requested", "triton")
+    with choice.impose("fused"):
+        yield
 
 
 def problem(batch, length, codes, width, device, *, dtype=torch.float32, share=0.6, guided=False, seed=0):
@@ -89,8 +98,8 @@ def test_four_adjacent_codes_are_columns_of_one_thread(block_v, span, device):
 def test_tiles_of_every_architecture(capability, arithmetic, draw, confidence, guided, monkeypatch, device):
     if arithmetic == "tf32" and not backend.interpreting():
         pytest.skip("rounds products, which the interpreter does not")
-    monkeypatch.setattr(kernels, "capability_of", lambda device: capability)
-    monkeypatch.setattr(kernels, "math_for", lambda dtype: arithmetic)
+    monkeypatch.setattr(launch, "capability_of", lambda device: capability)
+    monkeypatch.setattr(launch, "math_for", lambda dtype: arithmetic)
     dtype = torch.bfloat16 if arithmetic == "half" else torch.float32
     given = problem(1, 9, 140, 80, device, dtype=dtype, guided=guided)
     assert_is_reference(given | dict(draw=draw, confidence=confidence, choice_temperature=2.0))
@@ -119,10 +128,8 @@ def test_sums_are_float32(dtype, device):
     assert_is_reference(problem(2, 70, 140, 256, device, dtype=dtype) | dict(choice_temperature=1.0))
 
 
-@pytest.mark.parametrize("draw, confidence", [MODES[0], MODES[2]])
-def test_many_codes(draw, confidence, device):
-    given = problem(1, 3, 2100, 32, device, share=1.0)
-    assert_is_reference(given | dict(draw=draw, confidence=confidence, choice_temperature=0.1))
+def test_many_codes(device):
+    assert_is_reference(problem(1, 3, 2100, 32, device, share=1.0) | dict(choice_temperature=0.1))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.15, 1.0])
@@ -159,14 +166,6 @@ def test_temperatures_beyond_float32(temperature, device):
     assert masked.sum() == 30
 
 
-def test_images_that_int32_can_number(device):
-    given = problem(1, 2, 3, 16, device)
-    given["weight"] = torch.zeros(1, 16, device=device).expand(2**30, 16)
-    given["bias"] = torch.zeros(1, device=device).expand(2**30)
-    with pytest.raises(ValueError, match="N \\* max\\(D, V\\) < 2\\*\\*31, got 2 \\* 1073741824"):
-        head_sample(**given)
-
-
 @pytest.mark.parametrize("name", ["hidden", "guidance_hidden", "weight", "bias", "masked"])
 def test_offsets_beyond_32_bits(device, far_apart, name):
     """Whichever way the numbers lie far apart."""
@@ -197,23 +196,23 @@ def test_logits_are_never_in_memory(draw, confidence, monkeypatch, device):
     if backend.interpreting():
         from triton.runtime.interpreter import GridExecutor
 
-        launch = GridExecutor.__call__
+        call = GridExecutor.__call__
 
         def unseen_launch(*args, **options):
             with _disable_current_modes():  # the interpreter makes tensors of its own
-                return launch(*args, **options)
+                return call(*args, **options)
 
         monkeypatch.setattr(GridExecutor, "__call__", unseen_launch)
     rows, codes, width = 80, 500, 16
     given = problem(2, rows // 2, codes, width, device, share=1.0)
-    given["bias"] = given["bias"][0]
-    tensors = [given[name] for name in ("hidden", "weight", "bias", "tokens", "masked", "n_keep_masked", "seeds")]
-    settings = (3, 1.0, 1.0, draw, confidence, None, 0.0)
+    head = launch.Head(given["hidden"], None, given["weight"], given["bias"][0])
+    state = State(*(given[name] for name in State._fields))
+    settings = Settings(3, choice_temperature=1.0, draw=draw, confidence=confidence)
     with Largest() as eager:
-        head_sample_eager(*tensors, *settings)
+        head_sample_eager(*head, state, settings)
     assert eager.elements >= rows * codes
     with Largest() as ours:
-        kernels.head_sample_triton(*tensors, *settings)
+        launch.head_sample_triton(head, state, settings, counters_may_outlive=True)
     assert 0 < ours.elements <= rows * codes // 16
 
 
@@ -246,28 +245,149 @@ def count(monkeypatch):
 
 @interpreted
 @pytest.mark.parametrize("draw, confidence", MODES)
-def test_two_launches_and_one_product(count, draw, confidence, device):
-    """Guidance adds no product. "perturbed" takes two passes."""
+def test_three_launches_and_one_product(count, draw, confidence, device):
+    """Guidance adds no product."""
     for guided in (False, True):
         given = problem(1, 20, 200, 128, device, guided=guided, dtype=torch.float16)
         products = 2 * 2  # tiles of 128 codes, blocks of 64 columns of the hidden state
-        assert count(given | dict(draw=draw, confidence=confidence)) == (2, products * (1 + (draw == "perturbed")))
+        assert count(given | dict(draw=draw, confidence=confidence)) == (3, products)
 
 
 @interpreted
 def test_launches_on_the_device_of_the_tensors(launched_under, device):
     given = problem(1, 5, 9, 16, device)
     head_sample(**given)
-    assert [guard is given["hidden"] for guard in launched_under] == [True, True]
+    with choice.impose("product"):
+        head_sample(**given)
+    assert [guard is given["hidden"] for guard in launched_under] == [True] * 4
 
 
 @interpreted
-@pytest.mark.parametrize("masked, blocks", [(0, 0), (1, 1), (64, 1), (65, 2), (130, 3)])
-def test_products_are_made_for_masked_rows_only(count, masked, blocks, device):
-    given = problem(1, 130, 100, 64, device, dtype=torch.float16)
-    given["masked"] = torch.zeros(1, 130, dtype=torch.bool)
-    given["masked"][0, torch.randperm(130)[:masked]] = True
-    assert count(given) == (2, blocks)
+@pytest.mark.parametrize("masked, tiles", [([0, 0, 0], 0), ([1, 0, 0], 1), ([40, 0, 88], 1), ([43, 43, 43], 2)])
+def test_products_are_made_for_masked_rows_only(count, masked, tiles, device):
+    """Of all images together."""
+    given = problem(3, 130, 100, 64, device, dtype=torch.float16, share=0.0)
+    for image, number in zip(given["masked"], masked, strict=True):
+        image[torch.randperm(130)[:number]] = True
+    assert count(given) == (3, tiles)
+
+
+# --- rows of several images in a tile --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, 7, 100, 1500])
+def test_masked_positions_are_listed(length, device):
+    for share in (0.0, 0.1, 1.0):
+        masked = torch.rand(5, length, device=device) < share
+        threads = launch._listing_threads(length)
+        listed = torch.empty(5 * length + 1, dtype=torch.int32, device=device)
+        kernels.list_masked[(5,)](masked, listed, length, BLOCK=threads, num_warps=threads // 32)
+        expected = masked.flatten().nonzero()[:, 0]
+        assert listed[-1] == len(expected)
+        assert torch.equal(listed[: len(expected)].long(), expected)
+
+
+@pytest.fixture
+def partials(monkeypatch):
+    """What tiles have found: int32 [B, tiles, N, 4] of the last call."""
+    found = []
+    start = launch.start
+
+    def noted(kernel, grid, tensors, *rest):
+        start(kernel, grid, tensors, *rest)
+        if kernel is launch.draw_from_tiles:
+            found[:] = [tensors[-1]]
+
+    monkeypatch.setattr(launch, "start", noted)
+    return found
+
+
+@pytest.mark.parametrize("arithmetic", ["half", "ieee"])
+def test_bits_of_a_row_do_not_depend_on_what_shares_its_tile(arithmetic, partials, monkeypatch, device):
+    """Rows of a batch of three images, of the same image with fewer masked, of others around it, one alone."""
+    monkeypatch.setattr(launch, "math_for", lambda dtype: arithmetic)
+    dtype = torch.bfloat16 if arithmetic == "half" else torch.float32
+    given = problem(3, 50, 140, 48, device, dtype=dtype)
+    head_sample(**given)
+    whole = partials[0][1]  # [tiles, N, 4]
+    per_image = ("hidden", "tokens", "masked", "n_keep_masked", "seeds")
+    for images, place in (([1], 0), ([2, 1], 1), ([1, 0, 0], 0)):
+        some = {name: given[name][images].clone() for name in per_image}
+        some["masked"][place] &= torch.rand(50, device=device) < 0.7
+        neighbours = torch.arange(len(images), device=device) != place
+        some["hidden"][neighbours] = torch.nan
+        head_sample(**given | some)
+        rows = some["masked"][place]
+        assert rows.sum() > 10
+        assert torch.equal(partials[0][place][:, rows], whole[:, rows])
+
+
+# --- a product and a step --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draw, confidence", [*MODES, ("perturbed", "prob")])
+def test_logits_are_made_in_pieces(draw, confidence, monkeypatch, device):
+    given = problem(5, 9, 40, 32, device, guided=True)
+    given |= dict(draw=draw, confidence=confidence, choice_temperature=2.0)
+    largest = []
+    product = launch._product
+    monkeypatch.setattr(launch, "_product", lambda *factors: largest.append(product(*factors)) or largest[-1])
+    with choice.impose("product"):
+        whole = head_sample(**given)
+        for piece, rows in ((2 * 9 * 40, [18, 18, 9]), (1, [9] * 5)):
+            largest.clear()
+            monkeypatch.setattr(launch, "_PIECE", piece)
+            for ours, expected in zip(head_sample(**given), whole, strict=True):
+                assert torch.equal(ours, expected)
+            assert [len(logits) for logits in largest] == rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_both_ways_give_the_same(dtype, device):
+    """Logits are summed in float32 and rounded to nothing less, so that only the order of the sums differs."""
+    given = problem(3, 60, 140, 256, device, dtype=dtype, guided=True) | dict(choice_temperature=2.0)
+    fused = head_sample(**given)
+    with choice.impose("product"):
+        for ours, expected in zip(head_sample(**given), fused, strict=True):
+            assert torch.equal(ours, expected)
+
+
+def wins(rows, width, *, codes=1024, arithmetic="half", guided=False, capability=90, multiprocessors=132):
+    tile = (128, 128, 1) if arithmetic != "ieee" else (64, 128, 2)
+    return choice.fused_wins(rows, codes, width, arithmetic, guided, tile, capability, multiprocessors)
+
+
+def test_fused_where_it_was_timed_to_win():
+    """On an H200, bfloat16, D = 768: 26.8 us against 38.6 us, and 254 us against 347 us for 16 times the codes."""
+    assert wins(8 * 256, 768)
+    assert wins(8 * 256, 768, codes=16384)
+
+
+def test_the_product_where_tiles_load_too_much():
+    assert not wins(64 * 256, 2048) and not wins(64 * 256, 768, guided=True)
+    assert wins(64 * 256, 256, guided=True)
+    assert not wins(64 * 256, 768, capability=100, multiprocessors=148)  # a library's products are twice as fast
+    assert wins(64 * 256, 2048, capability=80, multiprocessors=108)  # half as fast
+    for settings in (dict(), dict(arithmetic="tf32"), dict(guided=True), dict(capability=100)):
+        ways = [wins(64 * 256, width, **settings) for width in range(16, 4096, 16)]
+        assert ways == sorted(ways, reverse=True)  # once the product wins, it does for everything wider
+
+
+def test_the_choice_is_made_by_shape(monkeypatch, device):
+    given = problem(2, 5, 9, 16, device)
+    state, settings = State(*(given[name] for name in State._fields)), Settings(0)
+    head = launch.Head(given["hidden"], None, given["weight"], given["bias"])
+    taken = []
+    monkeypatch.setattr(launch, "imposed", lambda: None)
+    monkeypatch.setattr(launch, "_fused", lambda *_: taken.append("fused"))
+    monkeypatch.setattr(launch, "_product_and_step", lambda *_: taken.append("product"))
+    for fused in (True, False):
+        launch._faster.cache_clear()
+        monkeypatch.setattr(launch, "fused_wins", lambda *shape, fused=fused: fused)
+        for some in (settings, settings._replace(draw="perturbed", confidence="prob")):
+            launch.head_sample_triton(head, state, some, counters_may_outlive=True)
+    launch._faster.cache_clear()
+    assert taken == ["fused", "product", "product", "product"]
 
 
 # --- on real hardware ------------------------------------------------------------------------------------------------
@@ -283,8 +403,11 @@ def test_large_steps_equal_pytorch(batch, length, codes, width, dtype):
     for guided in (False, True):
         given = problem(batch, length, codes, width, "cuda", dtype=dtype, guided=guided) | dict(choice_temperature=4.5)
         wide = {name: given[name].float() for name in ("hidden", "weight", "guidance_hidden") if name in given}
-        for options in ({}, dict(draw="greedy"), dict(draw="perturbed", confidence="prob")):
-            tokens, masked = head_sample(**given, **options)
+        for way, options in itertools.product(
+            choice.WAYS, ({}, dict(draw="greedy"), dict(draw="perturbed", confidence="prob"))
+        ):
+            with choice.impose(way):
+                tokens, masked = head_sample(**given, **options)
             expected_tokens, expected_masked = head_sample(**given | wide, **options, backend="torch")
             # Two ways to sum float32: of half a million races a few may end within rounding.
             assert (tokens != expected_tokens).sum() <= 2 + 1e-3 * batch * length
@@ -307,13 +430,18 @@ def test_images_of_a_large_batch_are_the_same_alone():
 @on_gpu
 def test_no_host_sync():
     given = problem(4, 256, 1024, 256, "cuda", dtype=torch.bfloat16, guided=True)
-    head_sample(**given)
-    head_sample(**given, backend="torch")
+    ways = [("fused", "triton"), ("product", "triton"), ("product", "torch")]
+
+    def run():
+        for way, implementation in ways:
+            with choice.impose(way):
+                head_sample(**given, backend=implementation)
+
+    run()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        head_sample(**given)
-        head_sample(**given, backend="torch")
+        run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -337,7 +465,7 @@ def test_scalars_do_not_recompile():
     given = problem(2, 64, 512, 128, "cuda", dtype=torch.bfloat16)
     for step, temperature in ((0, 0.5), (1, 1.0), (16, 2.0), (17, 3.5)):
         head_sample(**given | dict(step=step, softmax_temperature=temperature, choice_temperature=temperature))
-        compiled = [len(cache[0]) for cache in kernels.draw_from_tiles.device_caches.values()]
+        compiled = len(launching._started)
         if step == 0:
             first = compiled
     assert compiled == first
@@ -345,7 +473,11 @@ def test_scalars_do_not_recompile():
 
 @pytest.mark.gpu
 @on_gpu
-def test_cuda_graph_is_replayed_with_new_inputs():
+@pytest.mark.parametrize("way", choice.WAYS)
+def test_cuda_graph_is_replayed_with_new_inputs(way, request):
+    imposed = choice.impose(way)
+    imposed.__enter__()
+    request.addfinalizer(lambda: imposed.__exit__(None, None, None))
     first, second = (
         problem(4, 256, 1024, 256, "cuda", dtype=torch.bfloat16, seed=seed) | dict(choice_temperature=2.0)
         for seed in (1, 2)

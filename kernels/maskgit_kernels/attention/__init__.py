@@ -1,5 +1,5 @@
 """Bidirectional attention."""
 
-from maskgit_kernels.attention.op import attention
+from maskgit_kernels.attention.op import attention, attention_packed
 
-__all__ = ["attention"]
+__all__ = ["attention", "attention_packed"]

@@ -8,49 +8,112 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from maskgit_kernels.attention import tuned
 from maskgit_kernels.attention.reference import drops_in_256
 from maskgit_kernels.attention.tiling import Tiling, candidates, fixed
-from maskgit_kernels.attention.triton_tiles import Parts, few_left, programs
+from maskgit_kernels.attention.triton_tiles import few_left, programs
 from maskgit_kernels.backend import capability_of, interpreting
 from maskgit_kernels.build import Build
+from maskgit_kernels.common import math_for, precision
+
+# To find which compiled form of a kernel a call needs takes Triton longer than all else that the host does. So what it
+# found is kept, with the grid and the constexpr arguments, by everything that it went by.
+_kept: dict[tuple[Any, ...], tuple[Any, tuple[int, int, int], tuple[Any, ...]]] = {}
 
 
-def launch(name: str, kernel: Any, q: Tensor, k: Tensor, dropout_p: float, scale: float, *arguments: Any) -> None:
-    """Run a kernel on the GPU of q (or in Triton's interpreter), one program for each tile of each (image, head) pair.
+def key_of(name: str, q: Tensor, tensors: tuple[Tensor | None, ...], *numbers: Any) -> tuple[Any, ...]:
+    """What a call's compiled kernel is kept by.
+
+    Args:
+        name: of the kernel.
+        q: on the GPU that is to run it.
+        tensors: all that the kernel is given.
+        numbers: its integers, strides too, and what else grid and constants depend on.
+    """
+    return (name, q.device, numbers, *[x is None or (x.dtype, x.data_ptr() % 16) for x in tensors])
+
+
+def start(
+    key: tuple[Any, ...] | None,
+    kernel: Any,
+    arguments: tuple[Any, ...],
+    grid: tuple[int, int, int],
+    constants: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    """Run a kernel on the current GPU (or in Triton's interpreter), and keep its compiled form if there is a key.
+
+    Args:
+        arguments: the kernel's first; `constants` names the others.
+    """
+    compiled = kernel[grid](*arguments, **constants, **options)
+    if key is not None and not interpreting():
+        _kept[key] = compiled, grid, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
+
+
+def restart(key: tuple[Any, ...], arguments: tuple[Any, ...]) -> bool:
+    """Run what was kept on the current GPU, if anything was. Returns whether."""
+    if key not in _kept:
+        return False
+    compiled, grid, constants = _kept[key]
+    compiled[grid](*arguments, *constants)
+    return True
+
+
+def numbers_of(q: Tensor, k: Tensor, dropout_p: float, scale: float) -> tuple[int | float, ...]:
+    """The kernels' arguments from `heads` to `last_dropped`."""
+    return q.shape[1], q.shape[2], k.shape[2], float(scale), 1 / (1 - dropout_p), max(0, drops_in_256(dropout_p) - 1)
+
+
+def launch(
+    name: str,
+    kernel: Any,
+    q: Tensor,
+    k: Tensor,
+    dropout_p: float,
+    scale: float,
+    tensors: tuple[Tensor | None, ...],
+    strides: tuple[int, ...],
+) -> None:
+    """Run a kernel that has a program for each tile of each (image, head) pair, on the GPU of q.
 
     Args:
         name: "forward", "dq" or "dk_dv".
         q: [B, H, Nq, D]. k: [B, H, Nk, D].
-        arguments: those of the kernel up to its `heads`.
+        dropout_p: a multiple of 1/256.
+        tensors, strides: the kernel's arguments up to its `heads`.
     """
     batch, heads, num_queries, head_dim = q.shape
     num_keys = k.shape[2]
-    dropped = drops_in_256(dropout_p)
-    math = math_for(q.dtype)
-    numbers = (heads, num_queries, num_keys, scale, 1 / (1 - dropout_p), max(0, dropped - 1))
-    constants = {"D": head_dim, "DROPOUT": dropped > 0, "PRECISION": _precision(math)}
-
-    def grid(meta: dict[str, Any]) -> tuple[int]:
-        length, block = (num_keys, meta["BLOCK_N"]) if name == "dk_dv" else (num_queries, meta["BLOCK_M"])
-        return (batch * heads * programs(length, block),)
-
-    size = head_dim, math, dropped > 0
+    size = head_dim, math_for(q.dtype), dropout_p > 0
+    arguments = (*tensors, *strides, *numbers_of(q, k, dropout_p, scale))
+    key = key_of(name, q, tensors, *strides, batch, heads, num_queries, num_keys, *size)
     with torch.cuda.device_of(q):
-        if name not in _imposed and _tuning():
-            capability = capability_of(q.device)
-            tuner = _tuner(name, kernel, capability, *size, tuned.bucket(num_queries), tuned.bucket(num_keys))
-            tuner[grid](*arguments, *numbers, **constants)
+        if name not in _imposed and restart(key, arguments):
+            return
+        length = num_keys if name == "dk_dv" else num_queries
+
+        def run(tiling: Tiling, key: tuple[Any, ...] | None = None) -> None:
+            grid = (batch * heads * programs(length, _rows(name, tiling)), 1, 1)
+            start(key, kernel, arguments, grid, _constants(name, tiling, *size, length), _options(tiling))
+
+        if name in _imposed:
+            run(_imposed[name])
+        elif os.environ.get("MASKGIT_AUTOTUNE") == "1" and not interpreting():
+            place = (name, q.device, *size, tuned.bucket(num_queries), tuned.bucket(num_keys))
+            if place not in _timed:
+                _timed[place] = _fastest(candidates(name, capability_of(q.device), *size, length), run)
+            run(_timed[place], key)
         else:
-            tiling = _imposed.get(name) or choose(q.device, name, *size, num_keys if name == "dk_dv" else num_queries)
-            kernel[grid](*arguments, *numbers, **constants, **_blocks(tiling, head_dim), **_options(tiling))
+            run(choose(q.device, name, *size, length), key)
 
 
 @functools.cache
@@ -64,6 +127,11 @@ def choose(device: torch.device, name: str, head_dim: int, math: str, dropout: b
 
 
 _imposed: dict[str, Tiling] = {}
+
+
+def imposed(name: str) -> bool:
+    """Whether a kernel is being timed: see `impose`."""
+    return name in _imposed
 
 
 @contextlib.contextmanager
@@ -88,20 +156,17 @@ def builds_of(name: str, kernel: Any, capability: int, shipped: list[tuple[int, 
     for size in shipped:
         for length in _LENGTHS if size[0] in _ALL_LENGTHS and size[1] == "half" else _LENGTHS[:1]:
             tiling = fixed(name, capability, *size, length)
-            rows = tiling.block_n if name == "dk_dv" else tiling.block_m
-            few = few_left(length, rows, tiling.parts(size[0]))
+            few = _constants(name, tiling, *size, length)["FEW_LEFT"]
             remark = f", N={length}" if length != _LENGTHS[0] else ""
-            builds.setdefault((size, tiling, few), build(name, kernel, tiling, few, *size, remark))
+            builds.setdefault((size, tiling, few), build(name, kernel, tiling, length, *size, remark))
     return list(builds.values())
 
 
 def build(
-    name: str, kernel: Any, tiling: Tiling, few: Parts | None, head_dim: int, math: str, dropout: bool, remark: str
+    name: str, kernel: Any, tiling: Tiling, length: int, head_dim: int, math: str, dropout: bool, remark: str
 ) -> Build:
-    """What `launch` compiles for packed projections; `remark` goes into the build's name. For `few` see `few_left`."""
-    kernel = kernel.fn  # without the heuristics
-    constants = {"D": head_dim, "DROPOUT": dropout, "PRECISION": _precision(math), **_blocks(tiling, head_dim)}
-    constants["FEW_LEFT"] = few
+    """What `launch` compiles for packed projections; `remark` goes into the build's name. For `length` see `fixed`."""
+    constants = _constants(name, tiling, head_dim, math, dropout, length)
     constants |= {argument: 1 for argument in kernel.arg_names if argument.endswith("_column")}
     constants |= {} if dropout else {"seed_ptr": None}
     types = {"lse_ptr": "*fp32", "delta_ptr": "*fp32", "seed_ptr": "*i64", "scale": "fp32", "keep_scale": "fp32"}
@@ -125,26 +190,26 @@ def build(
     )
 
 
-def _blocks(tiling: Tiling, head_dim: int) -> dict[str, Any]:
-    return {"PARTS": tiling.parts(head_dim), "BLOCK_M": tiling.block_m, "BLOCK_N": tiling.block_n}
+def _rows(name: str, tiling: Tiling) -> int:
+    return tiling.block_n if name == "dk_dv" else tiling.block_m
+
+
+def _constants(name: str, tiling: Tiling, head_dim: int, math: str, dropout: bool, length: int) -> dict[str, Any]:
+    """The kernels' constexpr arguments."""
+    parts = tiling.parts(head_dim)
+    return {
+        "PARTS": parts,
+        "D": head_dim,
+        "BLOCK_M": tiling.block_m,
+        "BLOCK_N": tiling.block_n,
+        "DROPOUT": dropout,
+        "PRECISION": precision(math),
+        "FEW_LEFT": few_left(length, _rows(name, tiling), parts),
+    }
 
 
 def _options(tiling: Tiling) -> dict[str, Any]:
     return {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages, "maxnreg": tiling.max_registers}
-
-
-def math_for(dtype: torch.dtype) -> str:
-    """What multiplies: see `tiling.MATH`. float32 follows PyTorch's own setting for matrix products."""
-    if dtype != torch.float32:
-        return "half"
-    matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):  # since PyTorch 2.9, where reading the older setting may raise
-        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
-    return "tf32" if matmul.allow_tf32 else "ieee"
-
-
-def _precision(math: str) -> str:
-    return "tf32" if math == "tf32" else "ieee"
 
 
 def name_of(device: torch.device) -> str:
@@ -152,22 +217,16 @@ def name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
 
 
-def _tuning() -> bool:
-    return os.environ.get("MASKGIT_AUTOTUNE", "0") == "1" and not interpreting()
+_timed: dict[tuple[Any, ...], Tiling] = {}  # by what lengths of the same buckets share
 
 
-@functools.cache
-def _tuner(
-    name: str, kernel: Any, capability: int, head_dim: int, math: str, dropout: bool, queries: int, keys: int
-) -> Any:
-    """The kernel with an autotuner around it. Lengths of the same bucket share what was found."""
-    configs = [
-        triton.Config(
-            _blocks(tiling, head_dim),
-            num_warps=tiling.num_warps,
-            num_stages=tiling.num_stages,
-            maxnreg=tiling.max_registers,
-        )
-        for tiling in candidates(name, capability, head_dim, math, dropout, keys if name == "dk_dv" else queries)
-    ]
-    return triton.autotune(configs, key=[])(kernel)
+def _fastest(tilings: list[Tiling], start: Callable[[Tiling], Any]) -> Tiling:
+    """The tiling with which a kernel takes the least time. Those that do not fit on the GPU are out of the race."""
+
+    def milliseconds(tiling: Tiling) -> float:
+        try:
+            return triton.testing.do_bench(lambda: start(tiling), return_mode="median")
+        except (OutOfResources, PTXASError):
+            return float("inf")
+
+    return min(tilings, key=milliseconds)

@@ -1,4 +1,4 @@
-"""The public `attention`: validation, and the choice between implementations."""
+"""The public `attention` and `attention_packed`: validation, and the choice between implementations."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from maskgit_kernels.attention.eager import in_pieces, written_out
 from maskgit_kernels.attention.reference import drops_in_256
 from maskgit_kernels.attention.tiling import HEAD_DIMS
-from maskgit_kernels.attention.triton_op import attention_forward
+from maskgit_kernels.attention.triton_op import attention_forward, parts
 from maskgit_kernels.backend import resolve
+from maskgit_kernels.common import math_for
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -29,15 +30,15 @@ def attention(
 ) -> Tensor:
     """Bidirectional multi-head attention, softmax(q k^T * scale) v, without a causal mask.
 
-    Any strides are read in place: `packed.permute(2, 0, 3, 1, 4)` of a [B, N, 3, H, D] projection needs no copy. Nor
-    does merging the heads afterwards, `out.transpose(1, 2).flatten(2)`, but where gradients are needed on a CPU.
-    Under autocast the inputs are first cast to its dtype, as `scaled_dot_product_attention` does.
+    Any strides are read in place. Merging the heads afterwards, `out.transpose(1, 2).flatten(2)`, needs no copy. For
+    queries, keys and values that lie in one tensor, `attention_packed` has the gradient in one tensor too. Under
+    autocast the inputs are first cast to its dtype, as `scaled_dot_product_attention` does.
 
     Triton's kernels take float32, float16 and bfloat16 and a D of 16, 32, 48, ... 128; "auto" computes everything else
-    with PyTorch. They multiply float32 as PyTorch is set to (`torch.set_float32_matmul_precision`); for tf32, every
-    factor is rounded to the nearest. They give the same bits every time, and have no second derivatives. With
-    MASKGIT_AUTOTUNE=1 in the environment they are tuned when they first meet a size, which must not be while a CUDA
-    graph is captured.
+    with PyTorch, and so it does exact float32 without dropout, where that is faster. They multiply float32 as PyTorch
+    is set to (`torch.set_float32_matmul_precision`); for tf32, every factor is rounded to the nearest. They give the
+    same bits every time, and have no second derivatives. With MASKGIT_AUTOTUNE=1 in the environment they are tuned when
+    they first meet a size, which must not be while a CUDA graph is captured.
 
     Args:
         q: [B, H, Nq, D], float32, float16, bfloat16 or float64.
@@ -58,26 +59,77 @@ def attention(
         ValueError: a shape, dtype, device or probability that does not fit; a missing seed.
         RuntimeError: `backend` is "triton", where it cannot run, or with a D or dtype that its kernels do not take.
     """
+    return _attention(q, k, v, dropout_p, seed, scale, backend).transpose(1, 2)
+
+
+def attention_packed(
+    qkv: Tensor,
+    *,
+    dropout_p: float = 0.0,
+    seed: int | Tensor | None = None,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """`attention` of one sequence to itself, from a packed projection to merged heads.
+
+    It equals `attention(*qkv.transpose(1, 3).unbind(2)).transpose(1, 2)`, but for the backward pass: that makes three
+    gradients, which autograd then copies into one. Here they are written there at once, but by SDPA, and by Triton's
+    kernels for a `scale` that isn't positive.
+
+    Args:
+        qkv: queries, keys and values, [B, N, 3, H, D] with any strides; dtypes as for `attention`.
+        dropout_p, seed, scale, backend: see `attention`.
+
+    Returns:
+        [B, N, H, D] in qkv's dtype, contiguous.
+
+    Raises: as `attention`.
+    """
+    return _attention(qkv, None, None, dropout_p, seed, scale, backend).contiguous()
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    dropout_p: float,
+    seed: int | Tensor | None,
+    scale: float | None,
+    backend: str | None,
+) -> Tensor:
+    """[B, Nq, H, D], of q, k and v or of a packed q."""
     device_type = q.device.type
     autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)  # which raises for "meta"
     if autocast:
         dtype = torch.get_autocast_dtype(device_type)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    _check(q, k, v, dropout_p, seed)
+        q = q.to(dtype)
+        k, v = (None if x is None else x.to(dtype) for x in (k, v))
+    if k is None or v is None:
+        _check_packed(q)
+    else:
+        _check_parts(q, k, v)
+    _check(q.dtype, dropout_p, seed)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dropout_p = drops_in_256(dropout_p) / 256
-    if resolve(backend, q.device, _why_not_triton(q)) == "triton":
+    # On an H200 exact products take Triton's kernels 2 to 2.7 times as long as SDPA (docs/benchmarks.md).
+    slower = dropout_p == 0 and q.dtype == torch.float32 and _exact_float32()
+    if resolve(backend, q.device, _why_not_triton(q.dtype, q.shape[-1]), slower) == "triton":
         return _triton(q, k, v, dropout_p, seed, scale)
     with torch.autocast(device_type, enabled=False) if autocast else contextlib.nullcontext():
         # On a CPU, SDPA in bfloat16 converts to float32 and misses the matrix instructions. Written out it takes 0.4
         # times as long forward and backward (batch 32, 8 heads of 48, 256 tokens); in float32 SDPA is the faster one.
         if dropout_p > 0 or (device_type == "cpu" and q.dtype == torch.bfloat16):
             return (in_pieces if device_type == "cpu" else written_out)(q, k, v, dropout_p, seed, scale)
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+        if k is None or v is None:
+            q, k, v = (x.transpose(1, 2) for x in q.unbind(2))  # this way round autograd's gradient is contiguous
+        return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
-def _triton(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Tensor | None, scale: float) -> Tensor:
+def _triton(
+    q: Tensor, k: Tensor | None, v: Tensor | None, dropout_p: float, seed: int | Tensor | None, scale: float
+) -> Tensor:
     if scale <= 0:  # the kernels find the largest score before they scale
+        q, k, v = parts(q, k, v)
         q, scale = q * scale, 1.0
     seeds = None
     if dropout_p > 0:
@@ -88,16 +140,29 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Tenso
     return out
 
 
-def _why_not_triton(q: Tensor) -> str | None:
-    """What of q, if anything, the kernels can't take."""
-    if q.dtype == torch.float64:
+def _why_not_triton(dtype: torch.dtype, head_dim: int) -> str | None:
+    """What, if anything, the kernels can't take."""
+    if dtype == torch.float64:
         return "it has no kernel for float64"
-    if q.shape[-1] not in HEAD_DIMS:
-        return f"D must be a multiple of 16 up to {HEAD_DIMS[-1]}, and q is {tuple(q.shape)}"
+    if head_dim not in HEAD_DIMS:
+        return f"D must be a multiple of 16 up to {HEAD_DIMS[-1]}, not {head_dim}"
     return None
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Tensor | None) -> None:
+def _exact_float32() -> bool:
+    return math_for(torch.float32) == "ieee"
+
+
+# See `backend.why_not_triton`. Compilers see for themselves when the setting changes, and compile anew.
+_exact_float32._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _check_packed(qkv: Tensor) -> None:
+    if qkv.dim() != 5 or qkv.shape[2] != 3 or qkv.shape[1] == 0:
+        raise ValueError(f"qkv must be [B, N, 3, H, D] with at least one token, got shape {tuple(qkv.shape)}")
+
+
+def _check_parts(q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.dim() != 4:
         raise ValueError(f"q must be [B, H, Nq, D], got shape {tuple(q.shape)}")
     batch, heads, _, head_dim = q.shape
@@ -111,8 +176,11 @@ def _check(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: int | Tensor
             raise ValueError(f"{name} is {x.dtype} on {x.device}, but q is {q.dtype} on {q.device}")
     if k.shape[2] == 0:
         raise ValueError(f"k must hold at least one token to attend to, got shape {tuple(k.shape)}")
-    if q.dtype not in _DTYPES:
-        raise ValueError(f"q must be float32, float16, bfloat16 or float64, got {q.dtype}")
+
+
+def _check(dtype: torch.dtype, dropout_p: float, seed: int | Tensor | None) -> None:
+    if dtype not in _DTYPES:
+        raise ValueError(f"attention takes float32, float16, bfloat16 and float64, got {dtype}")
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
     if dropout_p > 0 and seed is None:

@@ -1,10 +1,14 @@
 """How the kernels cut their work: the tile sizes of each architecture, and those that autotuning tries.
 
-The fixed choices come from what the kernels compile to (`python -m benchmarks.compiled`). First, no spilled registers.
+What was timed comes before what was reckoned. For 16-bit numbers up to a head_dim of 64 on Hopper, the fixed choices
+are what an H200 taught (`tuned.json`; docs/benchmarks.md): rules that hold within 5 % in all its rows, not each row's
+own winner, which is the business of `tuned`.
+
+Elsewhere they come from what the kernels compile to (`python -m benchmarks.compiled`). First, no spilled registers.
 Then what limits the main loop, the longest of the times in `architectures.bounds`: issued instructions, exponentials,
 bytes from the L2 cache, tensor cores. Then warps per multiprocessor, which hide what that reckoning leaves out; and of
-equals, fewer instructions. So tiles of 64 rows, whose keys and values come from the L2 cache too often for Hopper, are
-doubled where two blocks of 8 warps still fit on a multiprocessor.
+equals, fewer instructions. So tiles of 64 rows, whose keys and values come from the L2 cache too often, are doubled
+where two blocks of 8 warps still fit on a multiprocessor. The H200 was slower with that wherever it was tried forward.
 """
 
 from __future__ import annotations
@@ -72,13 +76,14 @@ def fixed(kernel: str, capability: int, head_dim: int, math: str, dropout: bool,
     # up to 16 that fill no block cost little (see `triton_tiles.few_left`).
     tall = Tiling(block_m=128, num_warps=8, max_registers=128) if length >= 128 and length % 128 <= 16 else None
     if 90 <= capability < 100:  # Hopper: tensor cores that read shared memory
+        if head_dim <= 64:  # timed at 48 and 64, for 256 to 1025 tokens
+            if kernel == "dq" and dropout:  # four blocks on a multiprocessor in place of two
+                return Tiling(block_n=32, padded=head_dim == 48)
+            return Tiling(padded=head_dim == 48, num_stages=3)
         if kernel == "dk_dv":
-            block_m = 64 if head_dim <= 64 else 16 if dropout and head_dim > 112 else 32
+            block_m = 16 if dropout and head_dim > 112 else 32
             return Tiling(block_m=block_m, padded=head_dim == 112, max_registers=255)
-        fits = not dropout or head_dim <= 64 if kernel == "forward" else not dropout and head_dim <= 64
-        if tall and fits:
-            return tall
-        return Tiling(max_registers=128 if kernel == "forward" and head_dim <= 64 else None)
+        return tall if tall and kernel == "forward" and not dropout else Tiling()
     if 100 <= capability < 120:  # datacenter Blackwell: tensor cores with a memory of their own, where parts cost more
         if kernel == "forward":
             return Tiling(widest=128, padded=head_dim in (48, 96, 112))
@@ -106,17 +111,19 @@ def candidates(kernel: str, capability: int, head_dim: int, math: str, dropout: 
         return [choice, replace(choice, num_stages=3), replace(choice, max_registers=registers)]
     roomy = head_dim <= 64  # what a product leaves of the registers
     power_of_two = head_dim & (head_dim - 1) == 0
-    # The second is what an H200 takes for most sizes.
-    tilings = [choice, Tiling(num_stages=3, padded=roomy and not power_of_two)]
+    padded = roomy and not power_of_two
+    tilings = [choice, Tiling(num_stages=3, padded=padded)]  # the second is what Hopper has, where it was timed
     if (roomy or kernel == "forward") and not power_of_two:
         tilings.append(replace(choice, padded=not choice.padded))
     if kernel == "dk_dv":
         tilings.append(replace(choice, block_m=max(16, choice.block_m // 2)))
         tilings.append(replace(choice, block_n=128, num_warps=8))
-        if roomy and not power_of_two:
+        if padded:
             tilings.append(replace(choice, block_n=128, num_warps=8, padded=not choice.padded))
     else:
         tilings += [Tiling(max_registers=128 if roomy and not dropout else None), Tiling(block_m=128, num_warps=8)]
+        if kernel == "dq":
+            tilings.append(Tiling(block_n=32, padded=padded))
         if roomy or kernel == "forward":
             tilings += [Tiling(block_n=128), Tiling(block_m=128, block_n=128, num_warps=8)]
         if roomy and kernel == "forward" and not dropout:

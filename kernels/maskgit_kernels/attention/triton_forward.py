@@ -17,7 +17,6 @@ from maskgit_kernels.attention.triton_tiles import (
     TAIL,
     add_products,
     factors,
-    few_left,
     keep_by_columns,
     keys_as_columns,
     load_rows,
@@ -34,10 +33,9 @@ from maskgit_kernels.build import Build
 @triton.jit
 def _attend(
     state,
-    q,
+    own,
     k_matrix,
     v_matrix,
-    queries,
     first_key,
     num_keys,
     scale,
@@ -49,8 +47,12 @@ def _attend(
     PRECISION: tl.constexpr,
 ):
     """The running softmax after BLOCK_N more keys, the first rows of the matrices: the largest score and the sum of
-    weights, both [BLOCK_M], and the weighted sum of values, [BLOCK_M, D_i]. Scores count in powers of two."""
+    weights, both [BLOCK_M], and the weighted sum of values, [BLOCK_M, D_i].
+
+    `own` is what the program has of its own queries. Scores count in powers of two.
+    """
     top, total, sums = state
+    q, queries = own
     offsets = keys_as_columns(BLOCK_N) if noise is not None else tl.arange(0, BLOCK_N)  # [BLOCK_N]
     left = num_keys - first_key
     k = factors(load_rows(k_matrix, offsets, left, PARTS, D, MASK), PRECISION)  # [BLOCK_N, D_i]
@@ -91,33 +93,21 @@ def _forward_rows(
     queries = first_query + offsets  # [BLOCK_M]
     q_matrix, out_matrix = skip_rows(q_matrix, first_query), skip_rows(out_matrix, first_query)
 
-    q = factors(load_rows(q_matrix, offsets, num_queries - first_query, PARTS, D, True), PRECISION)  # [BLOCK_M, D_i]
+    q = load_rows(q_matrix, offsets, num_queries - first_query, PARTS, D, True)  # [BLOCK_M, D_i]
+    own = (factors(q, PRECISION), queries)
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     state = (top, total, zeros(BLOCK_M, PARTS))
     whole = 0 if FEW else num_keys // BLOCK_N * BLOCK_N
     for first_key in range(0, whole, BLOCK_N):
         state = _attend(
-            state,
-            q,
-            k_matrix,
-            v_matrix,
-            queries,
-            first_key,
-            num_keys,
-            scale,
-            noise,
-            PARTS,
-            D,
-            BLOCK_N,
-            False,
-            PRECISION,
+            state, own, k_matrix, v_matrix, first_key, num_keys, scale, noise, PARTS, D, BLOCK_N, False, PRECISION
         )
         k_matrix, v_matrix = skip_rows(k_matrix, BLOCK_N), skip_rows(v_matrix, BLOCK_N)
     STEP: tl.constexpr = FEW_COLUMNS if FEW else TAIL
     for first_key in tl.range(whole, num_keys, STEP, num_stages=1):  # too few turns for a pipeline to be worth its cost
         state = _attend(
-            state, q, k_matrix, v_matrix, queries, first_key, num_keys, scale, noise, PARTS, D, STEP, True, PRECISION
+            state, own, k_matrix, v_matrix, first_key, num_keys, scale, noise, PARTS, D, STEP, True, PRECISION
         )
         k_matrix, v_matrix = skip_rows(k_matrix, STEP), skip_rows(v_matrix, STEP)
     top, total, sums = state
@@ -126,7 +116,6 @@ def _forward_rows(
     tl.store(lse_ptr + queries, top + tl.log2(total), mask=queries < num_queries)
 
 
-@triton.heuristics({"FEW_LEFT": lambda given: few_left(given["num_queries"], given["BLOCK_M"], given["PARTS"])})
 @triton.jit(do_not_specialize=["heads", "num_queries", "num_keys", "last_dropped"])
 def attention_forward_kernel(
     q_ptr,
@@ -201,7 +190,7 @@ def forward(
         lse: float32 [B, H, Nq], contiguous; see the kernel.
     """
     strides = (*q.stride(), *k.stride(), *v.stride())
-    launch("forward", attention_forward_kernel, q, k, dropout_p, scale, q, k, v, out, lse, seed, *strides)
+    launch("forward", attention_forward_kernel, q, k, dropout_p, scale, (q, k, v, out, lse, seed), strides)
 
 
 def builds(capability: int) -> list[Build]:

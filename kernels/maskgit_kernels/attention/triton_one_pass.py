@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskgit_kernels.attention.reference import drops_in_256
+from maskgit_kernels.attention.launch import key_of, numbers_of, restart, start
 from maskgit_kernels.attention.tiling import Tiling
 from maskgit_kernels.attention.triton_one_pass_kernel import attention_one_pass_kernel
 from maskgit_kernels.attention.triton_tiles import TAIL
@@ -35,9 +35,9 @@ def takes(capability: int, head_dim: int, math: str, dropout: bool, num_queries:
 
     Instructions for each score of 256 by 256, of the two kernels together and of this one, with dropout in brackets:
 
-        capability 9.0, head_dim 48: 18.5 and 12.4 (32.6 and 18.7)
-        capability 8.0, head_dim 48: 21.0 and 23.3 (35.3 and 31.0), and 85 (101) registers are spilled
-        capability 10.0, head_dim 48: 21.2 (33.5), and here more tensor memory is asked for than there is
+        capability 9.0, head_dim 48: 17.6 and 12.4 (34.7 and 18.7)
+        capability 8.0, head_dim 48: 20.9 and 23.3 (35.3 and 31.0), and 85 (101) registers are spilled
+        capability 10.0, head_dim 48: 21.4 (33.5), and here more tensor memory is asked for than there is
 
     At head_dim 96, dq of 256 queries leaves no registers for the rest.
 
@@ -74,18 +74,16 @@ def backward_one_pass(
         dq: [B, H, Nq, D]; dk, dv: [B, H, Nk, D]; with strides (N * row, D, row, 1), where row >= H * D is the same for
             dk and dv: each a transposed contiguous [B, N, H, D], or a part of a packed [B, N, 3, H, D].
     """
-    batch, heads, num_queries, head_dim = q.shape
-    num_keys = k.shape[2]
-    dropped = drops_in_256(dropout_p)
+    tensors = (q, k, v, out, grad, lse, dq, dk, dv, seed)
     strides = (*q.stride(), *k.stride(), *v.stride(), *grad.stride(), *out.stride())
     strides += (dq.stride(0), dq.stride(2), dk.stride(0), dk.stride(2))
-    numbers = (heads, num_queries, num_keys, scale, 1 / (1 - dropout_p), max(0, dropped - 1))
-    blocks, few = _blocks(num_queries)
+    arguments = (*tensors, *strides, *numbers_of(q, k, dropout_p, scale))
+    key = key_of("one pass", q, tensors, *strides, *q.shape, k.shape[2], dropout_p > 0)
     with torch.cuda.device_of(q):
-        attention_one_pass_kernel[(batch * heads,)](
-            q, k, v, out, grad, lse, dq, dk, dv, seed, *strides, *numbers,
-            **_constants(head_dim, blocks, few, dropped > 0), **_OPTIONS,
-        )  # fmt: skip
+        if not restart(key, arguments):
+            batch, heads, num_queries, head_dim = q.shape
+            constants = _constants(head_dim, *_blocks(num_queries), dropout_p > 0)
+            start(key, attention_one_pass_kernel, arguments, (batch * heads, 1, 1), constants, _OPTIONS)
 
 
 def _constants(head_dim: int, blocks: int, few: bool, dropout: bool) -> dict[str, Any]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from maskgit_kernels.backend import resolve
 from maskgit_kernels.decode_step.eager import decode_step_eager
-
-DRAWS = ("categorical", "greedy", "perturbed")
-CONFIDENCES = ("log_prob", "prob")
+from maskgit_kernels.decode_step.settings import Settings, State, check_tensors, new_state
 
 
 def decode_step(
@@ -74,68 +70,6 @@ def decode_step(
             position gets some valid code).
         RuntimeError: `backend` is "triton", where it can't run or for float64 logits.
     """
-    _check_tensors(logits, tokens, masked, n_keep_masked, seeds, guidance_logits)
-    columns = logits.shape[2]
-    num_codes = columns if num_codes is None else num_codes
-    if not 1 <= num_codes <= columns:
-        raise ValueError(f"num_codes must be in [1, {columns}], the columns of logits, got {num_codes}")
-    check_settings(step, softmax_temperature, choice_temperature, draw, confidence, guidance_scale)
-    if guidance_scale != 0 and guidance_logits is None:
-        raise ValueError(f"guidance_scale is {guidance_scale}, but guidance_logits is missing")
-    return _decode_step(
-        logits,
-        tokens,
-        masked,
-        n_keep_masked,
-        seeds,
-        step,
-        num_codes,
-        softmax_temperature,
-        choice_temperature,
-        draw,
-        confidence,
-        guidance_logits,
-        guidance_scale,
-        backend,
-        torch.compiler.is_compiling(),
-    )
-
-
-def check_settings(
-    step: int, softmax_temperature: float, choice_temperature: float, draw: str, confidence: str, guidance_scale: float
-) -> None:
-    """Raise a ValueError for a setting of `decode_step` that makes no sense."""
-    if not 0 <= step < 2**32:
-        raise ValueError(f"step must be in [0, 2**32), got {step}")
-    if not (softmax_temperature > 0 and math.isfinite(softmax_temperature)):
-        raise ValueError(
-            f"softmax_temperature must be positive and finite, got {softmax_temperature} (its limit 0 is draw='greedy')"
-        )
-    if not (choice_temperature >= 0 and math.isfinite(choice_temperature)):
-        raise ValueError(f"choice_temperature must be at least 0 and finite, got {choice_temperature}")
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale must be finite, got {guidance_scale}")
-    check_draw(draw, confidence)
-
-
-def check_draw(draw: str, confidence: str) -> None:
-    """Raise a ValueError unless the two name a way to draw tokens and a confidence that goes with it."""
-    if draw not in DRAWS:
-        raise ValueError(f"draw must be one of {', '.join(DRAWS)}, got {draw!r}")
-    if confidence not in CONFIDENCES:
-        raise ValueError(f"confidence must be one of {', '.join(CONFIDENCES)}, got {confidence!r}")
-    if draw == "perturbed" and confidence != "prob":
-        raise ValueError("draw='perturbed' has the perturbed probability as its confidence: pass confidence='prob'")
-
-
-def _check_tensors(
-    logits: Tensor,
-    tokens: Tensor,
-    masked: Tensor,
-    n_keep_masked: Tensor,
-    seeds: Tensor,
-    guidance_logits: Tensor | None,
-) -> None:
     if tokens.dim() != 2:
         raise ValueError(f"tokens must be [B, N], got shape {tuple(tokens.shape)}")
     batch, length = tokens.shape
@@ -143,21 +77,18 @@ def _check_tensors(
         raise ValueError(f"logits must be [{batch}, {length}, V] to fit tokens, got shape {tuple(logits.shape)}")
     if not logits.is_floating_point():
         raise ValueError(f"logits must be floating-point, got {logits.dtype}")
-    expected = {
-        "tokens": (tokens, torch.int64, (batch, length)),
-        "masked": (masked, torch.bool, (batch, length)),
-        "n_keep_masked": (n_keep_masked, torch.int64, (batch,)),
-        "seeds": (seeds, torch.int64, (batch,)),
-    }
-    if guidance_logits is not None:
-        expected["guidance_logits"] = (guidance_logits, logits.dtype, tuple(logits.shape))
-    for name, (tensor, dtype, shape) in expected.items():
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            raise ValueError(
-                f"{name} must be {dtype} of shape {list(shape)}, got {tensor.dtype} of shape {list(tensor.shape)}"
-            )
-        if tensor.device != logits.device:
-            raise ValueError(f"{name} is on {tensor.device}, but logits are on {logits.device}")
+    state = State(tokens, masked, n_keep_masked, seeds)
+    check_tensors(state, "logits are", logits, guidance_logits=(guidance_logits, logits.dtype, list(logits.shape)))
+    columns = logits.shape[2]
+    num_codes = columns if num_codes is None else num_codes
+    if not 1 <= num_codes <= columns:
+        raise ValueError(f"num_codes must be in [1, {columns}], the columns of logits, got {num_codes}")
+    settings = Settings(step, softmax_temperature, choice_temperature, draw, confidence, guidance_scale)
+    settings.check()
+    if guidance_scale != 0 and guidance_logits is None:
+        raise ValueError(f"guidance_scale is {guidance_scale}, but guidance_logits is missing")
+    compiled = torch.compiler.is_compiling()
+    return _decode_step(logits, guidance_logits, num_codes, *state, *settings, backend, compiled)
 
 
 # One opaque operator, so that torch.compile and torch.export take a step as a whole: on a CPU its work depends on the
@@ -165,51 +96,36 @@ def _check_tensors(
 @torch.library.custom_op("maskgit_kernels::decode_step", mutates_args=())
 def _decode_step(
     logits: Tensor,
+    guidance_logits: Tensor | None,
+    num_codes: int,
     tokens: Tensor,
     masked: Tensor,
     n_keep_masked: Tensor,
     seeds: Tensor,
     step: int,
-    num_codes: int,
     softmax_temperature: float,
     choice_temperature: float,
     draw: str,
     confidence: str,
-    guidance_logits: Tensor | None,
     guidance_scale: float,
     backend: str | None,
     compiled: bool,
 ) -> tuple[Tensor, Tensor]:
-    arguments = (
-        logits,
-        tokens,
-        masked,
-        n_keep_masked,
-        seeds,
-        step,
-        num_codes,
-        softmax_temperature,
-        choice_temperature,
-        draw,
-        confidence,
-        guidance_logits,
-        guidance_scale,
-    )
+    state = State(tokens, masked, n_keep_masked, seeds)
+    settings = Settings(step, softmax_temperature, choice_temperature, draw, confidence, guidance_scale)
     unsupported = "it does not take float64 logits" if logits.dtype == torch.float64 else None
     if resolve(backend, logits.device, unsupported) == "triton":
-        from maskgit_kernels.decode_step.triton import decode_step_triton
+        from maskgit_kernels.decode_step.launch import decode_step_triton
 
         with torch.cuda.device_of(logits):  # Triton launches on the current device
-            return decode_step_triton(*arguments, counters_may_outlive=not compiled)
-    return decode_step_eager(*arguments)
+            return decode_step_triton(
+                logits, guidance_logits, num_codes, state, settings, counters_may_outlive=not compiled
+            )
+    return decode_step_eager(logits, guidance_logits, num_codes, state, settings)
 
 
 @_decode_step.register_fake
 def _(
-    logits: Tensor,
-    tokens: Tensor,
-    masked: Tensor,
-    *_: object,
+    logits: Tensor, guidance_logits: Tensor | None, num_codes: int, tokens: Tensor, masked: Tensor, *_: object
 ) -> tuple[Tensor, Tensor]:
-    contiguous = torch.contiguous_format
-    return torch.empty_like(tokens, memory_format=contiguous), torch.empty_like(masked, memory_format=contiguous)
+    return new_state(tokens, masked)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from maskgit_kernels.decode_step.settings import Settings
 from maskgit_kernels.philox import STREAM_CONFIDENCE, STREAM_TOKEN, gumbel, random_words
 
 
@@ -15,40 +18,40 @@ def decode_step_reference(
     n_keep_masked: Tensor,
     *,
     seeds: Tensor,
-    step: int,
     num_codes: int | None = None,
-    softmax_temperature: float = 1.0,
-    choice_temperature: float = 0.0,
-    draw: str = "categorical",
-    confidence: str = "log_prob",
     guidance_logits: Tensor | None = None,
-    guidance_scale: float = 0.0,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """See `decode_step` for the arguments, results and errors; this states what they mean, image by image."""
+    """See `decode_step` for the arguments, results and errors; this states what they mean, image by image.
+
+    `options` are the fields of `Settings`.
+    """
+    settings = Settings(**options)
+    scale, step, tau = settings.guidance_scale, settings.step, settings.choice_temperature
     tokens, still_masked = tokens.clone(), torch.zeros_like(masked)
     for b in range(len(tokens)):
         confidences = []
         positions = masked[b].nonzero().flatten().tolist()
         for n in positions:
             z = logits[b, n, :num_codes].float()  # [V]
-            if guidance_logits is not None and guidance_scale != 0:
-                z = _guide(z, guidance_logits[b, n, :num_codes].float(), guidance_scale)
+            if guidance_logits is not None and scale != 0:
+                z = _guide(z, guidance_logits[b, n, :num_codes].float(), scale)
             z = _settle_infinities(z)
-            log_p = torch.log_softmax((z - z.max()) / softmax_temperature, dim=0)  # [V]
+            log_p = torch.log_softmax((z - z.max()) / settings.softmax_temperature, dim=0)  # [V]
 
             place = torch.tensor(n, device=z.device)
             token_noise = gumbel(random_words(seeds[b], place, step, STREAM_TOKEN, len(z)))  # [V]
             confidence_noise = gumbel(random_words(seeds[b], place, step, STREAM_CONFIDENCE, 1))[0]
-            if draw == "perturbed":
-                score = log_p.exp() + choice_temperature * token_noise
+            if settings.draw == "perturbed":
+                score = log_p.exp() + tau * token_noise
                 score[z == -torch.inf] = -torch.inf
                 code = score.argmax()
                 certainty = score[code]
             else:
                 # Adding Gumbel noise to log-probabilities and taking the largest draws from the distribution.
-                code = (log_p + token_noise).argmax() if draw == "categorical" else log_p.argmax()
-                certainty = log_p[code] if confidence == "log_prob" else log_p[code].exp()
-                certainty = certainty + choice_temperature * confidence_noise
+                code = (log_p + token_noise).argmax() if settings.draw == "categorical" else log_p.argmax()
+                certainty = log_p[code] if settings.confidence == "log_prob" else log_p[code].exp()
+                certainty = certainty + tau * confidence_noise
             tokens[b, n] = code
             confidences.append(float(certainty))
 

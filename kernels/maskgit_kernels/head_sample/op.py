@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from maskgit_kernels.backend import resolve
-from maskgit_kernels.decode_step.op import check_settings
+from maskgit_kernels.decode_step.settings import Settings, State, check_tensors, new_state
 from maskgit_kernels.head_sample.eager import head_sample_eager
 
 
@@ -30,12 +30,15 @@ def head_sample(
 ) -> tuple[Tensor, Tensor]:
     """One step of iterative decoding from what goes into the LM head: `decode_step` on hidden @ weight.T + bias.
 
-    The product is made for masked positions only, and no tensor of B x N x V logits is made: with Triton no logit is
-    ever in memory. Guidance takes one product, not two, because the head is linear: that of hidden + s * (hidden -
-    guidance_hidden), in which the bias cancels.
+    Of the B x N x V logits only some are ever in memory: on a CPU those of some masked positions, on a GPU those of
+    some images. With Triton no logit is in memory where a product that draws from its tiles is expected to be faster
+    (`choice.py`), which takes masked positions only. Guidance takes one product, not two, because the head is linear:
+    that of hidden + s * (hidden - guidance_hidden), in which the bias cancels.
 
-    Everything `decode_step` says of noise and reproducibility holds here. Implementations sum products in different
-    orders, and PyTorch rounds each logit to the dtype of `hidden`, so where two codes nearly tie they may differ.
+    Everything `decode_step` says of noise and reproducibility holds here, but what is within rounding is the sum of a
+    product too. Implementations add up in different orders, and so do Triton's two ways, of which one is chosen by the
+    GPU, D, V and the number of positions in the batch; these sum and keep logits in float32. PyTorch rounds each to the
+    dtype of `hidden`. So where two codes nearly tie, an image may get the one or the other.
 
     Under autocast hidden, guidance_hidden and weight are first cast to its dtype, as by `F.linear`.
 
@@ -47,7 +50,7 @@ def head_sample(
             -inf is impossible.
         tokens, masked, n_keep_masked, seeds, step: as for `decode_step`.
         softmax_temperature, choice_temperature, draw, confidence: as for `decode_step`. "perturbed" needs a row's
-            softmax before it can compare, so Triton makes the product twice.
+            softmax before it can compare: its logits always go through memory.
         guidance_hidden: a second hidden state, such as the unconditional model's, like `hidden`.
         guidance_scale: s in logits + s * (logits - guidance_logits); 0 is no guidance.
         backend: "auto", "triton" or "torch" for this call; see `maskgit_kernels.backend`.
@@ -66,72 +69,39 @@ def head_sample(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         guidance_hidden = None if guidance_hidden is None else guidance_hidden.to(dtype)
-    _check_tensors(hidden, weight, bias, tokens, masked, n_keep_masked, seeds, guidance_hidden)
-    check_settings(step, softmax_temperature, choice_temperature, draw, confidence, guidance_scale)
-    if guidance_scale != 0 and guidance_hidden is None:
-        raise ValueError(f"guidance_scale is {guidance_scale}, but guidance_hidden is missing")
-    return _head_sample(
-        hidden,
-        weight,
-        bias,
-        tokens,
-        masked,
-        n_keep_masked,
-        seeds,
-        step,
-        softmax_temperature,
-        choice_temperature,
-        draw,
-        confidence,
-        guidance_hidden,
-        guidance_scale,
-        backend,
-    )
-
-
-def _check_tensors(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    tokens: Tensor,
-    masked: Tensor,
-    n_keep_masked: Tensor,
-    seeds: Tensor,
-    guidance_hidden: Tensor | None,
-) -> None:
     if hidden.dim() != 3 or not hidden.is_floating_point():
         raise ValueError(f"hidden must be [B, N, D] and floating-point, got {hidden.dtype} {list(hidden.shape)}")
-    batch, length, width = hidden.shape
+    length, width = hidden.shape[1:]
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"weight must be [V, D] with at least one code, got shape {list(weight.shape)}")
     num_codes = len(weight)
-    expected = {
-        "weight": (weight, hidden.dtype, [num_codes, width]),
-        "tokens": (tokens, torch.int64, [batch, length]),
-        "masked": (masked, torch.bool, [batch, length]),
-        "n_keep_masked": (n_keep_masked, torch.int64, [batch]),
-        "seeds": (seeds, torch.int64, [batch]),
-    }
-    if bias is not None:
-        if not bias.is_floating_point() or list(bias.shape) not in ([num_codes], [length, num_codes]):
-            raise ValueError(
-                f"bias must be floating-point of shape [{num_codes}] or [{length}, {num_codes}], got {bias.dtype} "
-                f"{list(bias.shape)}"
-            )
-        expected["bias"] = (bias, bias.dtype, list(bias.shape))
-    if guidance_hidden is not None:
-        expected["guidance_hidden"] = (guidance_hidden, hidden.dtype, [batch, length, width])
-    for name, (tensor, dtype, shape) in expected.items():
-        if list(tensor.shape) != shape or tensor.dtype != dtype:
-            raise ValueError(f"{name} must be {dtype} of shape {shape}, got {tensor.dtype} {list(tensor.shape)}")
-        if tensor.device != hidden.device:
-            raise ValueError(f"{name} is on {tensor.device}, but hidden is on {hidden.device}")
+    if bias is not None and not (bias.is_floating_point() and list(bias.shape) in ([num_codes], [length, num_codes])):
+        raise ValueError(
+            f"bias must be floating-point of shape [{num_codes}] or [{length}, {num_codes}], got {bias.dtype} "
+            f"{list(bias.shape)}"
+        )
+    state = State(tokens, masked, n_keep_masked, seeds)
+    check_tensors(
+        state,
+        "hidden is",
+        hidden,
+        weight=(weight, hidden.dtype, [num_codes, width]),
+        bias=(bias, hidden.dtype if bias is None else bias.dtype, [] if bias is None else list(bias.shape)),
+        guidance_hidden=(guidance_hidden, hidden.dtype, list(hidden.shape)),
+    )
+    settings = Settings(step, softmax_temperature, choice_temperature, draw, confidence, guidance_scale)
+    settings.check()
+    if guidance_scale != 0 and guidance_hidden is None:
+        raise ValueError(f"guidance_scale is {guidance_scale}, but guidance_hidden is missing")
+    compiled = torch.compiler.is_compiling()
+    return _head_sample(hidden, guidance_hidden, weight, bias, *state, *settings, backend, compiled)
 
 
 # One opaque operator, for the reasons that `decode_step` is one.
 @torch.library.custom_op("maskgit_kernels::head_sample", mutates_args=())
 def _head_sample(
     hidden: Tensor,
+    guidance_hidden: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     tokens: Tensor,
@@ -143,43 +113,31 @@ def _head_sample(
     choice_temperature: float,
     draw: str,
     confidence: str,
-    guidance_hidden: Tensor | None,
     guidance_scale: float,
     backend: str | None,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor]:
-    arguments = (
-        hidden,
-        weight,
-        bias,
-        tokens,
-        masked,
-        n_keep_masked,
-        seeds,
-        step,
-        softmax_temperature,
-        choice_temperature,
-        draw,
-        confidence,
-        guidance_hidden,
-        guidance_scale,
-    )
+    state = State(tokens, masked, n_keep_masked, seeds)
+    settings = Settings(step, softmax_temperature, choice_temperature, draw, confidence, guidance_scale)
+    guidance_hidden = None if guidance_scale == 0 else guidance_hidden
     unsupported = "it does not take float64" if hidden.dtype == torch.float64 else None
     if resolve(backend, hidden.device, unsupported) == "triton":
-        from maskgit_kernels.head_sample.triton import head_sample_triton
+        from maskgit_kernels.head_sample.launch import Head, head_sample_triton
 
+        head = Head(hidden, guidance_hidden, weight, bias)
         with torch.cuda.device_of(hidden):  # Triton launches on the current device
-            return head_sample_triton(*arguments)
-    return head_sample_eager(*arguments)
+            return head_sample_triton(head, state, settings, counters_may_outlive=not compiled)
+    return head_sample_eager(hidden, guidance_hidden, weight, bias, state, settings)
 
 
 @_head_sample.register_fake
 def _(
     hidden: Tensor,
+    guidance_hidden: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     tokens: Tensor,
     masked: Tensor,
     *_: object,
 ) -> tuple[Tensor, Tensor]:
-    contiguous = torch.contiguous_format
-    return torch.empty_like(tokens, memory_format=contiguous), torch.empty_like(masked, memory_format=contiguous)
+    return new_state(tokens, masked)

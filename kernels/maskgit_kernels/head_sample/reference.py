@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from maskgit_kernels.decode_step.reference import decode_step_reference
@@ -11,36 +13,15 @@ def head_sample_reference(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    tokens: Tensor,
-    masked: Tensor,
-    n_keep_masked: Tensor,
-    *,
-    seeds: Tensor,
-    step: int,
-    softmax_temperature: float = 1.0,
-    choice_temperature: float = 0.0,
-    draw: str = "categorical",
-    confidence: str = "log_prob",
+    *state: Tensor,
     guidance_hidden: Tensor | None = None,
-    guidance_scale: float = 0.0,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """See `head_sample` for the arguments, results and errors."""
+    """See `head_sample` for the arguments, results and errors; `state` and `options` are those of a decoding step."""
 
     def logits(hidden: Tensor) -> Tensor:  # [B, N, D] -> [B, N, V]
         products = hidden.float() @ weight.float().T
         return products if bias is None else products + bias.float()
 
-    return decode_step_reference(
-        logits(hidden),
-        tokens,
-        masked,
-        n_keep_masked,
-        seeds=seeds,
-        step=step,
-        softmax_temperature=softmax_temperature,
-        choice_temperature=choice_temperature,
-        draw=draw,
-        confidence=confidence,
-        guidance_logits=None if guidance_hidden is None else logits(guidance_hidden),
-        guidance_scale=guidance_scale,
-    )
+    guidance_logits = None if guidance_hidden is None else logits(guidance_hidden)
+    return decode_step_reference(logits(hidden), *state, guidance_logits=guidance_logits, **options)

@@ -92,7 +92,7 @@ def builds(capability):
     sums = {"x_ptr": "*bf16", "out_ptr": "*fp32", "count": "i32"}
     passing = dict.fromkeys(("x_ptr", "room_ptr", "out_ptr"), "*fp32") | {"counter_ptr": "*i32"}
     # The shipped kernel where nothing else makes its threads wait: elsewhere a reduction does, through shared memory.
-    steps = import_module("maskgit_kernels.decode_step.triton").builds(80)
+    steps = import_module("maskgit_kernels.decode_step.launch").builds(80)
     (step,) = (x for x in steps if x.name == "decode step, categorical, one launch, V=1024, bf16")
     tiny = {"NUM_CODES": 4, "BLOCK_R": 4, "BLOCK_Q": 1, "BLOCK_N": 4}
     return [

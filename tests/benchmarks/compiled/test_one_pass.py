@@ -1,4 +1,4 @@
-"""Gates on the one-pass backward kernel: what its code costs beside that of the two kernels it stands for."""
+"""Gates on the one-pass backward kernel: what its machine code costs beside that of the two kernels it replaces."""
 
 from __future__ import annotations
 

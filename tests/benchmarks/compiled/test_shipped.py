@@ -28,21 +28,12 @@ _FOR_TWO_BLOCKS = (
     "spills up to 13 registers for 128 rows to fit twice on a multiprocessor, as they do without spills before 3.9. "
     "64 rows would not spill, and wait for twice the bytes: 24 instructions' time a score at head_dim 96 instead of 12"
 )
-_FOR_A_THIRD_BLOCK = "spills a register or two for a third block to fit"
 # What is faulty all the same, and why, by version of Triton, architecture and build.
 FAULTY = {
-    ("3.6", 120, "attention dq, head_dim 48, half, dropout"): _FOR_A_THIRD_BLOCK,
-    ("3.6", 120, "attention dq, head_dim 48, N=257, half, dropout"): _FOR_A_THIRD_BLOCK,
     ("3.6", 100, "attention forward, head_dim 96, N=257, half, dropout"): "spills four registers",
-    ("3.8", 86, "attention dq, head_dim 48, N=257, half, dropout"): _FOR_A_THIRD_BLOCK,
-    ("3.8", 89, "attention dq, head_dim 48, N=257, half, dropout"): _FOR_A_THIRD_BLOCK,
-    ("3.6", 120, "head sample, categorical, V=1024, fp32"): "spills one register",
-    ("3.8", 120, "head sample, categorical, V=1024, tf32"): "spills one register",
-    ("3.9", 120, "head sample, categorical, V=1024, tf32"): "spills one register",
     ("3.9", 90, "attention forward, head_dim 96, half"): _FOR_TWO_BLOCKS,
     ("3.9", 90, "attention forward, head_dim 96, N=257, half"): _FOR_TWO_BLOCKS,
     ("3.9", 90, "attention forward, head_dim 128, half"): _FOR_TWO_BLOCKS,
-    ("3.9", 120, "attention dq, head_dim 48, N=257, half, dropout"): _FOR_A_THIRD_BLOCK,
 }
 
 
@@ -171,7 +162,8 @@ class TestShippedKernels:
     def check(self, rows: Collection[dict[str, Any]]) -> None:
         print(command.table(map(as_report, rows)))
         operators = {"attention forward", "attention dq", "attention dk_dv", "decode step", "head sample"}
-        assert {row["name"].split(",")[0] for row in rows} == operators
+        found = {row["name"].split(",")[0] for row in rows} - {"head loss"}  # which has test_head_loss.py
+        assert found == operators
         faults = {row["name"]: row["faults"] for row in rows if row["faults"]}
         excused = [row["name"] for row in rows if (VERSION, row["capability"], row["name"]) in FAULTY]
         assert list(faults) == excused, faults
@@ -182,9 +174,8 @@ class TestShippedKernels:
         rows = shipped(capability)
         published = ["new_tokens, published", "scores, published", "scores, read"]
         assert only(rows, "decode step, categorical, one launch, V=1024")["handed_over"] == published
-        assert only(rows, "head sample, categorical, V=1024, bf16")["handed_over"] == ["listed, read"]
         assert only(rows, "head sample, finish, N=256")["handed_over"] == ["scores, read"]
-        others = [row for name, row in rows.items() if "one launch" not in name and not name.startswith("head sample")]
+        others = [row for name, row in rows.items() if "one launch" not in name and "finish" not in name]
         assert {row["name"]: row["handed_over"] for row in others if row["handed_over"]} == {}
 
     def test_a_short_decoding_step_waits_too(self, samples: Any) -> None:
@@ -201,8 +192,10 @@ def test_what_tuning_tries_is_fit_for_hopper(run_compiled: RunCompiled) -> None:
 
 
 class TestAttentionForward:
-    @pytest.mark.parametrize("head_dim", [48, 96])
-    @pytest.mark.parametrize("capability", [80, 86, 90, 120])
+    # On 90, 48 is padded: with that and three stages an H200 takes 5 to 22 % less time. Nobody has timed 96.
+    @pytest.mark.parametrize(
+        "capability, head_dim", [(80, 48), (80, 96), (86, 48), (86, 96), (90, 96), (120, 48), (120, 96)]
+    )
     def test_head_dims_that_are_no_power_of_two_cost_no_padding(
         self, shipped: Any, capability: int, head_dim: int
     ) -> None:
@@ -214,9 +207,9 @@ class TestAttentionForward:
         assert row["limits"]["issue"] <= 10.5
         assert row["blocks"] * row["num_warps"] >= warps
 
-    @pytest.mark.parametrize("head_dim, dropout", [(48, ""), (48, ", dropout"), (96, "")])
-    def test_cache_does_not_limit_it_where_it_did(self, shipped: Any, head_dim: int, dropout: str) -> None:
-        row = shipped(90)[f"attention forward, head_dim {head_dim}, half{dropout}"]
+    def test_cache_does_not_limit_it_where_it_did(self, shipped: Any) -> None:
+        """At head_dim 96. At 48 it would, by this reckoning, and yet an H200 is faster with tiles of 64 rows."""
+        row = shipped(90)["attention forward, head_dim 96, half"]
         limits = row["limits"]
         assert limits["L2"] <= max(limits["issue"], limits["special"], limits["tensor"])
         assert row["blocks"] >= 2
@@ -256,7 +249,7 @@ class TestAttentionBackward:
             (86, {"3.6": 22.5, "3.8": 22, "3.9": 22}),
             (
                 90,
-                {"3.6": 19.5, "3.8": 18.5, "3.9": 20.5},
+                {"3.6": 18.5, "3.8": 18, "3.9": 19.5},
             ),  # 3.6 loads queries twice for dk and dv, 3.9 moves more about
         ],
     )
@@ -277,10 +270,10 @@ class TestDecodeStep:
 
     @quick
     def test_each_logit_is_read_once_and_none_written(self, shipped: Any, capability: int) -> None:
-        from maskgit_kernels.decode_step import triton as kernels
+        from maskgit_kernels.decode_step import launch
 
         rows = shipped(capability)
-        for build in kernels.builds(capability):
+        for build in launch.builds(capability):
             if build.name.startswith("decode step, categorical"):
                 row = rows[build.name]
                 assert row["bytes_per_element"] == (4 if "guided" in build.name else 2), build.name  # bf16
@@ -296,6 +289,19 @@ class TestHeadSample:
         for num_codes in (1024, 16384):
             row = only(shipped(capability), "head sample, categorical, V=", f"V={num_codes}, bf16")
             assert row["epilogue_per_element"] <= 45
+
+    @pytest.mark.parametrize("capability", [80, 90, 100])
+    def test_a_weight_is_loaded_for_128_rows(self, shipped: Any, capability: int) -> None:
+        """With 64 a logit takes 3 bytes of each 64 columns, and waits half as long again for the L2 cache."""
+        row = shipped(capability)["head sample, categorical, V=1024, bf16"]
+        assert row["bytes_per_element"] <= 2
+        assert max(row["limits"].values()) <= 8
+
+    @pytest.mark.parametrize("capability", [86, 120])
+    def test_two_programs_take_turns_where_tensor_cores_set_the_pace(self, shipped: Any, capability: int) -> None:
+        row = shipped(capability)["head sample, categorical, V=1024, bf16"]
+        assert max(row["limits"], key=row["limits"].get) == "tensor"
+        assert row["blocks"] >= 2
 
     @quick
     def test_guidance_takes_no_second_product(self, shipped: Any, capability: int) -> None:

@@ -1,8 +1,4 @@
-"""CUDA graphs of the decoding loop: on a GPU where there is one, and by a stand-in for `torch.cuda` on a CPU.
-
-The stand-in's graph records every operator of a capture with its tensors, and a replay runs them again on the same
-tensors, so what would be frozen in a real graph is frozen in it too.
-"""
+"""CUDA graphs of the decoding loop: on a GPU where there is one, and by a stand-in for `torch.cuda` on a CPU."""
 
 from __future__ import annotations
 
@@ -19,8 +15,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
 from maskgit.decoding import DECODERS, DecodeConfig, graphs
@@ -74,51 +68,6 @@ def assert_same(graph: tuple[Tensor, Tensor], steps: list[tuple[Tensor, Tensor]]
 
 
 # --- without a GPU ----------------------------------------------------------------------------------------------------
-
-
-class Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, ...]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func.overloadpacket.__name__ not in ("lift_fresh", "_local_scalar_dense"), "data from or to the host"
-        result = func(*args, **(kwargs or {}))
-        self.calls.append((func, args, kwargs or {}, result))
-        return result
-
-
-class StandInGraph:
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-
-    def replay(self) -> None:
-        for func, args, kwargs, results in self.calls:
-            for old, new in zip(tree_leaves(results), tree_leaves(func(*args, **kwargs)), strict=True):
-                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
-
-
-@contextlib.contextmanager
-def stand_in_capture(graph: StandInGraph, *, stream: object, capture_error_mode: str) -> Iterator[None]:
-    with Recorder() as recorder:
-        yield
-    graph.calls = recorder.calls
-
-
-@pytest.fixture
-def stand_in_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = SimpleNamespace(wait_stream=lambda other: None, wait_event=lambda event: None)
-    for name, value in {
-        "CUDAGraph": StandInGraph,
-        "graph": stand_in_capture,
-        "Stream": lambda: stream,
-        "current_stream": lambda: stream,
-        "Event": lambda: SimpleNamespace(record=lambda: None),
-        "stream": lambda stream: contextlib.nullcontext(),
-        "device": lambda device: contextlib.nullcontext(),
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
 
 
 @pytest.mark.parametrize("name", LOOPS)

@@ -14,6 +14,7 @@ from maskgit.decoding import DECODERS, DecodeConfig, decode, decode_plan, decode
 from maskgit.decoding.schedules import SCHEDULES, mask_counts
 from maskgit.network.transformer import Transformer
 from maskgit_kernels.decode_step.eager import decode_step_eager
+from maskgit_kernels.decode_step.settings import Settings, State
 
 V, N = 12, 30
 MASK = V
@@ -357,7 +358,8 @@ def test_a_step_stays_on_a_gpu(draw, guided):
         logits = torch.empty(3, 16, V + 1, device="cuda")
         other = logits if guided else None
         with HostForbidden() as guard:
-            result = decode_step_eager(logits, tokens, masked, counts, seeds, 0, V, 1.0, 2.0, draw, "prob", other, 1.0)
+            state, settings = State(tokens, masked, counts, seeds), Settings(0, 1.0, 2.0, draw, "prob", 1.0)
+            result = decode_step_eager(logits, other, V, state, settings)
     assert [x.device.type for x in result] == ["cuda", "cuda"] and "sort" in guard.called
 
 
@@ -388,4 +390,4 @@ def test_the_docstring_leads_to_the_kernel():
     for name in ("decode_step", "head_sample"):
         paths = re.findall(r"[\w/]+/\w+\.py", loop.__doc__.replace("decode_step", name))
         assert len(paths) == 3 and all((root / path).is_file() for path in paths)
-        assert (root / paths[0]).with_name("triton.py").is_file()
+        assert (root / paths[0]).with_name("triton_draw.py").is_file()

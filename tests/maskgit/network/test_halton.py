@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from maskgit.config import HaltonConfig
 from maskgit.network.folder import Model, ModelError, load_model, save_model
-from maskgit.network.halton import HaltonTransformer
+from maskgit.network.halton import NORM_EPS, HaltonTransformer, QKNorm
 from maskgit.pipeline import MaskGIT
 from maskgit.tokenizer import VQGAN
+from maskgit_kernels import backend
 
 CONFIG = HaltonConfig(
     codebook_size=16, num_tokens=16, dim=32, depth=2, heads=2, mlp_dim=40, num_classes=3, dropout=0.5, registers=2
@@ -72,6 +77,68 @@ def test_dropout_is_for_training(model: HaltonTransformer) -> None:
     assert torch.equal(model(tokens), first)
     first.square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_queries_and_keys_are_normalized_and_values_are_not(dtype: torch.dtype) -> None:
+    """By PyTorch's RMSNorm in float64, of which rounding takes away no more than from PyTorch's in that precision."""
+    packed, grad = (torch.randn(2, 5, 3, 48, dtype=torch.float64) * 3 for _ in range(2))
+
+    def both(function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> list[Tensor]:
+        leaf = packed.to(dtype).requires_grad_()
+        out = function(leaf)
+        return [out, *torch.autograd.grad(out, leaf, grad.to(out.dtype))]
+
+    def plain(packed: Tensor) -> Tensor:
+        q, k, v = packed.unbind(2)
+        return torch.stack([*(F.rms_norm(x, x.shape[-1:], eps=NORM_EPS) for x in (q, k)), v], 2)
+
+    exact, base = both(plain, torch.float64), both(plain, dtype)
+    for found, x, truth in zip(both(QKNorm.apply, dtype), base, exact, strict=True):
+        assert found.dtype == dtype
+        assert (found - truth).square().mean().sqrt() <= 2 * (x - truth).square().mean().sqrt() + 1e-12
+    assert torch.autograd.gradcheck(QKNorm.apply, packed.requires_grad_())
+
+
+def test_trains_compiled_as_one_graph_with_the_same_dropout(model: HaltonTransformer) -> None:
+    model = HaltonTransformer(dataclasses.replace(CONFIG, attention_dropout=0.5)).train()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokens, compiled = torch.randint(17, (2, 16)), torch.compile(model, fullgraph=True, backend="aot_eager")
+
+    def run(network: torch.nn.Module, seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        logits = network(tokens)
+        return [logits, *torch.autograd.grad(logits.square().mean(), list(model.parameters()))]
+
+    for seed in (1, 2):
+        torch.testing.assert_close(run(compiled, seed), run(model, seed))
+    assert not torch.equal(run(model, 1)[0], run(model, 2)[0])
+
+
+@pytest.mark.usefixtures("cpp_compiler")
+def test_trains_compiled_by_inductor(model: HaltonTransformer) -> None:
+    tokens = torch.randint(17, (2, 16))
+    expected = torch.autograd.grad(model(tokens).square().mean(), list(model.parameters()))
+    compiled = torch.compile(model, fullgraph=True)
+    found = torch.autograd.grad(compiled(tokens).square().mean(), list(model.parameters()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_attention_are_never_put_together(
+    model: HaltonTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the graph of a training step with Triton's kernels; of what has tokens only registers are, behind them."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(backend, "_requested", "triton")
+
+    def step(tokens: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(model(tokens).square().mean(), list(model.parameters()))
+
+    nodes = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(torch.randint(17, (2, 16))).graph.nodes
+    assert [str(node.target) for node in nodes].count("maskgit_kernels.attention_backward.default") == CONFIG.depth
+    joined = [node for node in nodes if str(node.target) in ("aten.stack.default", "aten.cat.default")]
+    assert [node.meta["val"].shape for node in joined if node.meta["val"].ndim > 2] == [(2, 16 + CONFIG.registers, 32)]
 
 
 @torch.no_grad()

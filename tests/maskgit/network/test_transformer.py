@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import maskgit.network.transformer
 from maskgit.config import TransformerConfig
+from maskgit.network.dropout import layer_seeds
 from maskgit.network.transformer import Transformer
+from maskgit_kernels import backend
 
 VARIANTS = [
     {"norm": norm, "tied": tied, "num_classes": classes, "input_mlp": mlp, "gelu": gelu}
@@ -145,24 +149,24 @@ def test_initialisation(tiny_transformer_config: TransformerConfig) -> None:
 
 def test_dropout_is_for_training(tiny_transformer_config: TransformerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict] = []
-    real = maskgit.network.transformer.attention
+    real = maskgit.network.transformer.attention_packed
 
     def spy(*args: Tensor, **options: object) -> Tensor:
         asked.append(options)
         return real(*args, **options)
 
-    monkeypatch.setattr(maskgit.network.transformer, "attention", spy)
+    monkeypatch.setattr(maskgit.network.transformer, "attention_packed", spy)
     model = make(tiny_transformer_config, dropout=0.0, attention_dropout=0.5)
     tokens = torch.randint(17, (1, 16))
     assert torch.equal(model(tokens), model(tokens))
-    assert all(not options for options in asked)
+    assert [options for options in asked] == [{"dropout_p": 0.0, "seed": None}] * 4
     asked.clear()
     model.train()
     torch.manual_seed(1)
     first, second = model(tokens), model(tokens)
     assert not torch.equal(first, second)
     assert [options["dropout_p"] for options in asked] == [0.5] * 4
-    assert len({options["seed"] for options in asked}) == 4  # another mask in every layer and every step
+    assert len({int(options["seed"]) for options in asked}) == 4  # another mask in every layer and every step
     torch.manual_seed(1)
     assert torch.equal(model(tokens), first)
     # Dropout on the residual stream, likewise.
@@ -170,6 +174,59 @@ def test_dropout_is_for_training(tiny_transformer_config: TransformerConfig, mon
     assert torch.equal(model(tokens), model(tokens))
     model.train()
     assert not torch.equal(model(tokens), model(tokens))
+
+
+def test_seeds_of_dropout_are_drawn_at_once(
+    tiny_transformer_config: TransformerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all layers, in training only, and where a multiple of 16 bytes begins."""
+    drawn: list[Tensor] = []
+    randint = torch.randint
+
+    def noted_randint(*args: Any, **options: Any) -> Tensor:
+        drawn.append(randint(*args, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(torch, "randint", noted_randint)
+    tokens = randint(17, (1, 16))
+    for changes, train, draws in (
+        ({"attention_dropout": 0.5}, True, 1),
+        ({"attention_dropout": 0.5}, False, 0),
+        ({}, True, 0),
+    ):
+        make(tiny_transformer_config, dropout=0.0, **changes).train(train)(tokens)
+        assert len(drawn) == draws
+        drawn.clear()
+    seeds = layer_seeds(3, 0.5, torch.device("cpu"))
+    assert all(seed is not None and seed.data_ptr() % 16 == 0 for seed in seeds)
+    assert len({int(seed) for seed in seeds if seed is not None}) == 3
+
+
+def test_activation_checkpointing_replays_dropout(tiny_transformer_config: TransformerConfig) -> None:
+    model = make(tiny_transformer_config, dropout=0.0, attention_dropout=0.5).train()
+    tokens, found = torch.randint(17, (2, 16)), []
+    for model.checkpoint_blocks in (False, True):
+        torch.manual_seed(3)
+        found.append(torch.autograd.grad(model(tokens).square().mean(), list(model.parameters())))
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_gradients_of_attention_are_never_put_together(
+    tiny_transformer_config: TransformerConfig, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    """In the graph of a training step with Triton's kernels."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(backend, "_requested", "triton")
+    model = make(tiny_transformer_config, dim=32, heads=2, dropout=0.0, attention_dropout=dropout).train()
+
+    def step(tokens: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(model(tokens).square().mean(), list(model.parameters()))
+
+    graph = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(torch.randint(17, (2, 16))).graph
+    names = [str(node.target) for node in graph.nodes]
+    assert names.count("maskgit_kernels.attention_backward.default") == model.config.depth
+    assert not {"aten.stack.default", "aten.cat.default"} & set(names)
 
 
 def test_trains_compiled_as_one_graph_with_the_same_dropout() -> None:

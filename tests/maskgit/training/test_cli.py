@@ -122,3 +122,16 @@ def test_the_script() -> None:
     )
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "error: --steps 0: must be at least 1")
     assert "Traceback" not in done.stderr
+
+
+def test_help_whose_reader_has_gone() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "transformer", "--help"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")

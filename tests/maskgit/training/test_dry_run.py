@@ -85,3 +85,4 @@ def test_what_is_wrong_is_said(capsys: Any) -> None:
         assert f"{option} {10**30}: must be at most 999999999" in failure("tokenizer", option, str(10**30))
     assert "--batch-size 10: must be a multiple of 3" in failure("tokenizer", "--batch-size", "10", "--accumulate", "3")
     assert "nowhere" in failure("transformer", "--tokenizer", "nowhere")
+    assert "--graphs: needs an NVIDIA GPU" in failure("transformer", "--graphs")

@@ -7,30 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_train import STAGES, Interrupted, curve, interrupt_at
+from tiny_train import STAGES, Interrupted, break_steps, curve, interrupt_at
 from torch import Tensor
 
 import maskgit.training.loop as loop
 from maskgit.training.checkpoint import list_checkpoints, load_checkpoint, module_states
-from maskgit.training.engine import Engine
 from maskgit.training.settings import TrainingError
 from maskgit.training.tokenizer import TokenizerTask
-
-
-def break_steps(patch: pytest.MonkeyPatch, chosen: Any, what: str) -> None:
-    """Make the loss, or else its gradients, NaN in the steps that `chosen(step)` names."""
-    begin, backward, update = Engine.begin, Engine.backward, Engine.update
-    bad = torch.tensor(1.0)
-
-    def begin_and_look(self: Engine, step: int) -> None:
-        bad.fill_(float("nan") if chosen(step) else 1.0)
-        begin(self, step)
-
-    patch.setattr(Engine, "begin", begin_and_look)
-    if what == "gradient":
-        patch.setattr(Engine, "backward", lambda self, loss: backward(self, loss * bad))
-    else:
-        patch.setattr(Engine, "update", lambda self, optimizer, loss: update(self, optimizer, loss * bad))
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -69,6 +69,16 @@ def test_two_processes_train_the_transformer_as_one(options: Any, tmp_path: Path
         load_model(two / "model")
 
 
+@pytest.mark.slow
+def test_two_processes_in_half_precision(options: Any, tmp_path: Path) -> None:
+    """Divided weights are bfloat16 in a step, those of the head too: of the table of embeddings, and its bias."""
+    settings = options["transformer"] | {"precision": "bf16", "steps": STEPS // 2}
+    one = train("transformer", settings, tmp_path / "one")
+    for name, divides in (("copied", {}), ("divided", {"fsdp": True})):
+        two = train("transformer", settings, tmp_path / name, 2, **divides)
+        assert largest_difference(two, one) < 0.02
+
+
 def test_two_processes_train_the_tokenizer_as_one(options: Any, tmp_path: Path) -> None:
     """With discriminator; the codebook follows the vectors of both."""
     settings = options["tokenizer"]

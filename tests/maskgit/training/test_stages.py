@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_train import SAVED, STAGES, STEPS, TASKS, Interrupted, assert_same_run, curve, interrupt_at, last_state
+from tiny_train import (
+    SAVED,
+    STAGES,
+    STEPS,
+    TASKS,
+    Interrupted,
+    assert_same_run,
+    curve,
+    interrupt_at,
+    last_state,
+    watch_training,
+)
 from torch import Tensor
 
 import maskgit.training.transformer
@@ -24,7 +35,6 @@ from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import CheckpointError, list_checkpoints
 from maskgit.training.settings import TrainingError
-from maskgit.training.transformer import TransformerTask
 
 
 @pytest.fixture
@@ -116,21 +126,12 @@ def test_the_loss_falls(stage: str, run: Any, unbroken: dict[str, Path], tmp_pat
 
 def test_loss_is_over_masked_tokens_only(run: Any, unbroken: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
     """The first logged loss is the cross-entropy written out for the masks and views of that step."""
-    seen: dict[str, Any] = {}
-    real = TransformerTask.training_step
-
-    def training_step(self: Any, batch: Any, step: int) -> dict[str, Tensor]:
-        self.model.register_forward_hook(lambda _, inputs, output: seen.update(held=inputs[0], logits=output))
-        logged = real(self, batch, step)
-        seen.update(tokens=batch[0], loss=logged["loss"])
-        return logged
-
-    monkeypatch.setattr(TransformerTask, "training_step", training_step)
+    seen = watch_training(monkeypatch)
     run("transformer", tmp_path, steps=1, precision="float32")
     masked = seen["held"] == 16
     assert torch.equal(seen["held"][~masked], seen["tokens"][~masked])
     assert 1 <= masked.sum(1).min() and len(masked.sum(1).unique()) > 1  # each image its own share
-    scores = seen["logits"].detach().double().log_softmax(-1)
+    scores = seen["logits"].log_softmax(-1)
     picked = scores.gather(-1, seen["tokens"][..., None])[..., 0]
     assert float(seen["loss"]) == pytest.approx(-float(picked[masked].mean()), rel=1e-5)
 

@@ -27,9 +27,11 @@ from torch import Tensor  # noqa: E402
 
 import maskgit.training.tokenizer  # noqa: E402
 from maskgit.config import PRESETS, ModelConfig, Stage, TokenizerConfig, TransformerConfig  # noqa: E402
+from maskgit.network.transformer import Transformer  # noqa: E402
 from maskgit.tokenizer.losses import PatchDiscriminator  # noqa: E402
 from maskgit.training.checkpoint import list_checkpoints, load_checkpoint  # noqa: E402
 from maskgit.training.cli import main  # noqa: E402
+from maskgit.training.engine import Engine  # noqa: E402
 from maskgit.training.tokenizer import TokenizerTask  # noqa: E402
 from maskgit.training.transformer import TransformerTask  # noqa: E402
 
@@ -74,6 +76,47 @@ def interrupt_at(step: int, stage: str, patch: pytest.MonkeyPatch) -> None:
         return real(self, batch, now)
 
     patch.setattr(TASKS[stage], "training_step", training_step)
+
+
+def break_steps(patch: pytest.MonkeyPatch, chosen: Any, what: str) -> None:
+    """Make the loss, or else its gradients, NaN in the steps that `chosen(step)` names."""
+    begin, backward, update = Engine.begin, Engine.backward, Engine.update
+    bad = torch.tensor(1.0)
+
+    def begin_and_look(self: Engine, step: int) -> None:
+        bad.fill_(float("nan") if chosen(step) else 1.0)
+        begin(self, step)
+
+    patch.setattr(Engine, "begin", begin_and_look)
+    if what == "gradient":
+        patch.setattr(Engine, "backward", lambda self, loss: backward(self, loss * bad))
+    else:
+        patch.setattr(Engine, "update", lambda self, optimizer, loss: update(self, optimizer, loss * bad))
+
+
+def watch_training(patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Of the last step: tokens and held, int64 [b, N] each, the loss, and logits of the transformer, float64 [b, N, V].
+
+    Where the last block isn't evaluated, the logits are the bias.
+    """
+    seen: dict[str, Any] = {}
+    hidden, step = Transformer.hidden, TransformerTask.training_step
+
+    def watched_hidden(self: Transformer, tokens: Tensor, *arguments: Any) -> Tensor:
+        states = hidden(self, tokens, *arguments)
+        if self.training:
+            weight, bias = (x.detach().double() for x in self.output_weights())
+            seen.update(held=tokens, logits=states.detach().double() @ weight.T + bias)
+        return states
+
+    def watched_step(self: TransformerTask, batch: Any, now: int) -> dict[str, Tensor]:
+        logged = step(self, batch, now)
+        seen.update(tokens=batch[0], loss=logged["loss"])
+        return logged
+
+    patch.setattr(Transformer, "hidden", watched_hidden)
+    patch.setattr(TransformerTask, "training_step", watched_step)
+    return seen
 
 
 def run(arguments: list[str]) -> int:

@@ -1,0 +1,62 @@
+"""What launchers of kernels share: how a kernel is started, and whole numbers, with which Triton takes its time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from maskgit_kernels.backend import interpreting
+
+_started: dict[tuple[Any, ...], Any] = {}
+
+
+def start(
+    kernel: Any,
+    grid: tuple[int, int, int],
+    tensors: tuple[Tensor | None, ...],
+    strides: tuple[int, ...],
+    scalars: tuple[int | float, ...],
+    constants: dict[str, Any],
+    num_warps: int,
+    num_stages: int = 3,
+) -> None:
+    """Run a kernel on the current device, or in Triton's interpreter. Its arguments are these, in this order.
+
+    To find which compiled form of a kernel a call needs takes Triton longer than anything else that the host has to do.
+    So what it found is kept, by everything that it went by.
+
+    Args:
+        tensors: the first not None.
+        strides: integers for whose value the kernel may be compiled.
+        scalars: floats, and integers that the kernel names in do_not_specialize.
+        constants: its constexpr arguments.
+    """
+    assert tensors[0] is not None
+    key = (
+        kernel.__name__,
+        tensors[0].device,
+        *strides,
+        *constants.values(),
+        num_warps,
+        num_stages,
+        *[x is None or (x.dtype, x.data_ptr() % 16 == 0) for x in tensors],
+        *[x >= 2**31 for x in scalars if isinstance(x, int)],
+    )
+    if (compiled := _started.get(key)) is not None:
+        compiled[grid](*tensors, *strides, *scalars, *constants.values())
+        return
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    compiled = kernel[grid](*tensors, *strides, *scalars, *constants.values(), **options)
+    if not interpreting():
+        _started[key] = compiled
+
+
+def cdiv(number: int, by: int) -> int:
+    """number / by, rounded up."""
+    return -(-number // by)
+
+
+def next_power_of_2(number: int) -> int:
+    """The smallest that is no less, from 1."""
+    return 1 << (number - 1).bit_length()
