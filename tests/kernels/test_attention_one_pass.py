@@ -117,9 +117,10 @@ def test_extreme_scores(device, size):
         assert rms(x, truth) <= 2 * rms(y, truth) + 2e-7, name
 
 
-def test_negative_scores_leave_absent_keys_without_weight(device):
+@pytest.mark.parametrize("length", [40, 130])
+def test_negative_scores_leave_absent_keys_without_weight(device, length):
     """All scores are far below 0, where an absent key, whose score would be 0, outweighs all that are there."""
-    q = torch.full((1, 1, 40, 16), 30.0, dtype=torch.float16, device=device)
+    q = torch.full((1, 1, length, 16), 30.0, dtype=torch.float16, device=device)
     k = -q[:, :, :21] + torch.randn(1, 1, 21, 16, device=device).half() / 8
     v, grad = torch.randn_like(k), torch.randn_like(q)
     check([q, k, v, grad])
@@ -193,8 +194,8 @@ def test_queries_and_keys_may_have_rows_of_different_lengths(device):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes too much memory")
 @pytest.mark.parametrize("dim", [0, 1, 2, 3], ids=["images", "heads", "rows", "columns"])
 def test_offsets_beyond_32_bits_in_the_interpreter(device, far_apart, dim):
-    """Its integers wrap as a GPU's do."""
-    tensors = inputs((2, 2, 20, 20, 16), torch.float16, device)
+    """Its integers wrap as a GPU's do. Three images and heads, so that not the stride, but a multiple is too large."""
+    tensors = inputs((3, 3, 20, 20, 16), torch.float16, device)
     far = [far_apart(x, dim) for x in tensors]
     for x, y in zip(ours(far), ours(tensors), strict=True):
         assert torch.equal(x, y)
