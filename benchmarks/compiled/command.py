@@ -28,6 +28,7 @@ from maskgit_kernels.build import Build
 MODULES = (
     "maskgit_kernels.attention.triton_forward",
     "maskgit_kernels.attention.triton_backward",
+    "maskgit_kernels.attention.triton_one_pass",
     "maskgit_kernels.decode_step.launch",
     "maskgit_kernels.head_sample.launch",
     "maskgit_kernels.head_loss.plan",

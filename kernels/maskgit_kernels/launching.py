@@ -8,7 +8,8 @@ from torch import Tensor
 
 from maskgit_kernels.backend import interpreting
 
-_started: dict[tuple[Any, ...], Any] = {}
+# Compiled kernels with their constexpr arguments, by everything that Triton goes by to find them.
+_started: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
 
 
 def start(
@@ -18,19 +19,21 @@ def start(
     strides: tuple[int, ...],
     scalars: tuple[int | float, ...],
     constants: dict[str, Any],
-    num_warps: int,
+    num_warps: int = 4,
     num_stages: int = 3,
+    max_registers: int | None = None,
 ) -> None:
     """Run a kernel on the current device, or in Triton's interpreter. Its arguments are these, in this order.
 
     To find which compiled form of a kernel a call needs takes Triton longer than anything else that the host has to do.
-    So what it found is kept, by everything that it went by.
+    So what it found is kept.
 
     Args:
         tensors: the first not None.
         strides: integers for whose value the kernel may be compiled.
         scalars: floats, and integers that the kernel names in do_not_specialize.
-        constants: its constexpr arguments.
+        constants: its constexpr arguments, in the same order at every call.
+        max_registers: per thread; None leaves them to the compiler.
     """
     assert tensors[0] is not None
     key = (
@@ -40,16 +43,19 @@ def start(
         *constants.values(),
         num_warps,
         num_stages,
+        max_registers,
         *[x is None or (x.dtype, x.data_ptr() % 16 == 0) for x in tensors],
         *[x >= 2**31 for x in scalars if isinstance(x, int)],
     )
-    if (compiled := _started.get(key)) is not None:
-        compiled[grid](*tensors, *strides, *scalars, *constants.values())
+    arguments = (*tensors, *strides, *scalars)
+    if (kept := _started.get(key)) is not None:
+        compiled, values = kept
+        compiled[grid](*arguments, *values)
         return
-    options = {"num_warps": num_warps, "num_stages": num_stages}
-    compiled = kernel[grid](*tensors, *strides, *scalars, *constants.values(), **options)
+    options = {"num_warps": num_warps, "num_stages": num_stages, "maxnreg": max_registers}
+    compiled = kernel[grid](*arguments, **constants, **options)
     if not interpreting():
-        _started[key] = compiled
+        _started[key] = compiled, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
 
 
 def cdiv(number: int, by: int) -> int:

@@ -23,49 +23,7 @@ from maskgit_kernels.attention.triton_tiles import few_left, programs
 from maskgit_kernels.backend import capability_of, interpreting
 from maskgit_kernels.build import Build
 from maskgit_kernels.common import math_for, precision
-
-# To find which compiled form of a kernel a call needs takes Triton longer than all else that the host does. So what it
-# found is kept, with the grid and the constexpr arguments, by everything that it went by.
-_kept: dict[tuple[Any, ...], tuple[Any, tuple[int, int, int], tuple[Any, ...]]] = {}
-
-
-def key_of(name: str, q: Tensor, tensors: tuple[Tensor | None, ...], *numbers: Any) -> tuple[Any, ...]:
-    """What a call's compiled kernel is kept by.
-
-    Args:
-        name: of the kernel.
-        q: on the GPU that is to run it.
-        tensors: all that the kernel is given.
-        numbers: its integers, strides too, and what else grid and constants depend on.
-    """
-    return (name, q.device, numbers, *[x is None or (x.dtype, x.data_ptr() % 16) for x in tensors])
-
-
-def start(
-    key: tuple[Any, ...] | None,
-    kernel: Any,
-    arguments: tuple[Any, ...],
-    grid: tuple[int, int, int],
-    constants: dict[str, Any],
-    options: dict[str, Any],
-) -> None:
-    """Run a kernel on the current GPU (or in Triton's interpreter), and keep its compiled form if there is a key.
-
-    Args:
-        arguments: the kernel's first; `constants` names the others.
-    """
-    compiled = kernel[grid](*arguments, **constants, **options)
-    if key is not None and not interpreting():
-        _kept[key] = compiled, grid, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
-
-
-def restart(key: tuple[Any, ...], arguments: tuple[Any, ...]) -> bool:
-    """Run what was kept on the current GPU, if anything was. Returns whether."""
-    if key not in _kept:
-        return False
-    compiled, grid, constants = _kept[key]
-    compiled[grid](*arguments, *constants)
-    return True
+from maskgit_kernels.launching import start
 
 
 def numbers_of(q: Tensor, k: Tensor, dropout_p: float, scale: float) -> tuple[int | float, ...]:
@@ -91,29 +49,25 @@ def launch(
         dropout_p: a multiple of 1/256.
         tensors, strides: the kernel's arguments up to its `heads`.
     """
-    batch, heads, num_queries, head_dim = q.shape
-    num_keys = k.shape[2]
-    size = head_dim, math_for(q.dtype), dropout_p > 0
-    arguments = (*tensors, *strides, *numbers_of(q, k, dropout_p, scale))
-    key = key_of(name, q, tensors, *strides, batch, heads, num_queries, num_keys, *size)
+    pairs, length = q.shape[0] * q.shape[1], k.shape[2] if name == "dk_dv" else q.shape[2]
+    size = q.shape[3], math_for(q.dtype), dropout_p > 0
+    numbers = numbers_of(q, k, dropout_p, scale)
+
+    def run(tiling: Tiling) -> None:
+        per_pair, constants = _layout(name, tiling, *size, length)
+        options = tiling.num_warps, tiling.num_stages, tiling.max_registers
+        start(kernel, (pairs * per_pair, 1, 1), tensors, strides, numbers, constants, *options)
+
     with torch.cuda.device_of(q):
-        if name not in _imposed and restart(key, arguments):
-            return
-        length = num_keys if name == "dk_dv" else num_queries
-
-        def run(tiling: Tiling, key: tuple[Any, ...] | None = None) -> None:
-            grid = (batch * heads * programs(length, _rows(name, tiling)), 1, 1)
-            start(key, kernel, arguments, grid, _constants(name, tiling, *size, length), _options(tiling))
-
         if name in _imposed:
             run(_imposed[name])
         elif os.environ.get("MASKGIT_AUTOTUNE") == "1" and not interpreting():
-            place = (name, q.device, *size, tuned.bucket(num_queries), tuned.bucket(num_keys))
+            place = (name, q.device, *size, tuned.bucket(q.shape[2]), tuned.bucket(k.shape[2]))
             if place not in _timed:
                 _timed[place] = _fastest(candidates(name, capability_of(q.device), *size, length), run)
-            run(_timed[place], key)
+            run(_timed[place])
         else:
-            run(choose(q.device, name, *size, length), key)
+            run(choose(q.device, name, *size, length))
 
 
 @functools.cache
@@ -156,7 +110,7 @@ def builds_of(name: str, kernel: Any, capability: int, shipped: list[tuple[int, 
     for size in shipped:
         for length in _LENGTHS if size[0] in _ALL_LENGTHS and size[1] == "half" else _LENGTHS[:1]:
             tiling = fixed(name, capability, *size, length)
-            few = _constants(name, tiling, *size, length)["FEW_LEFT"]
+            few = _layout(name, tiling, *size, length)[1]["FEW_LEFT"]
             remark = f", N={length}" if length != _LENGTHS[0] else ""
             builds.setdefault((size, tiling, few), build(name, kernel, tiling, length, *size, remark))
     return list(builds.values())
@@ -166,7 +120,7 @@ def build(
     name: str, kernel: Any, tiling: Tiling, length: int, head_dim: int, math: str, dropout: bool, remark: str
 ) -> Build:
     """What `launch` compiles for packed projections; `remark` goes into the build's name. For `length` see `fixed`."""
-    constants = _constants(name, tiling, head_dim, math, dropout, length)
+    constants = dict(_layout(name, tiling, head_dim, math, dropout, length)[1])
     constants |= {argument: 1 for argument in kernel.arg_names if argument.endswith("_column")}
     constants |= {} if dropout else {"seed_ptr": None}
     types = {"lse_ptr": "*fp32", "delta_ptr": "*fp32", "seed_ptr": "*i64", "scale": "fp32", "keep_scale": "fp32"}
@@ -190,26 +144,23 @@ def build(
     )
 
 
-def _rows(name: str, tiling: Tiling) -> int:
-    return tiling.block_n if name == "dk_dv" else tiling.block_m
-
-
-def _constants(name: str, tiling: Tiling, head_dim: int, math: str, dropout: bool, length: int) -> dict[str, Any]:
-    """The kernels' constexpr arguments."""
+@functools.cache
+def _layout(
+    name: str, tiling: Tiling, head_dim: int, math: str, dropout: bool, length: int
+) -> tuple[int, dict[str, Any]]:
+    """Programs for each (image, head) pair, and the kernel's constexpr arguments."""
     parts = tiling.parts(head_dim)
-    return {
+    rows = tiling.block_n if name == "dk_dv" else tiling.block_m
+    constants = {
         "PARTS": parts,
         "D": head_dim,
         "BLOCK_M": tiling.block_m,
         "BLOCK_N": tiling.block_n,
         "DROPOUT": dropout,
         "PRECISION": precision(math),
-        "FEW_LEFT": few_left(length, _rows(name, tiling), parts),
+        "FEW_LEFT": few_left(length, rows, parts),
     }
-
-
-def _options(tiling: Tiling) -> dict[str, Any]:
-    return {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages, "maxnreg": tiling.max_registers}
+    return programs(length, rows), constants
 
 
 def name_of(device: torch.device) -> str:

@@ -5,22 +5,24 @@ The kernel is in `triton_one_pass_kernel`.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from maskgit_kernels.attention.launch import key_of, numbers_of, restart, start
+from maskgit_kernels.attention.launch import numbers_of
 from maskgit_kernels.attention.tiling import Tiling
 from maskgit_kernels.attention.triton_one_pass_kernel import attention_one_pass_kernel
 from maskgit_kernels.attention.triton_tiles import TAIL
 from maskgit_kernels.backend import interpreting
 from maskgit_kernels.build import Build
+from maskgit_kernels.launching import start
 
 _BLOCK_M, _BLOCK_N = 128, 64  # queries of a block, keys at a time
 _MOST_BLOCKS = 2  # of queries: for dq of more there are no registers
 _MOST_KEYS = 320  # for more, two kernels have more programs, and as few bytes
-_OPTIONS = {"num_warps": 8, "num_stages": 2, "maxnreg": 255}
+_OPTIONS = {"num_warps": 8, "num_stages": 2, "max_registers": 255}
 
 
 def _blocks(num_queries: int) -> tuple[int, bool]:
@@ -77,15 +79,14 @@ def backward_one_pass(
     tensors = (q, k, v, out, grad, lse, dq, dk, dv, seed)
     strides = (*q.stride(), *k.stride(), *v.stride(), *grad.stride(), *out.stride())
     strides += (dq.stride(0), dq.stride(2), dk.stride(0), dk.stride(2))
-    arguments = (*tensors, *strides, *numbers_of(q, k, dropout_p, scale))
-    key = key_of("one pass", q, tensors, *strides, *q.shape, k.shape[2], dropout_p > 0)
+    batch, heads, num_queries, head_dim = q.shape
+    constants = _constants(head_dim, *_blocks(num_queries), dropout_p > 0)
     with torch.cuda.device_of(q):
-        if not restart(key, arguments):
-            batch, heads, num_queries, head_dim = q.shape
-            constants = _constants(head_dim, *_blocks(num_queries), dropout_p > 0)
-            start(key, attention_one_pass_kernel, arguments, (batch * heads, 1, 1), constants, _OPTIONS)
+        numbers = numbers_of(q, k, dropout_p, scale)
+        start(attention_one_pass_kernel, (batch * heads, 1, 1), tensors, strides, numbers, constants, **_OPTIONS)
 
 
+@functools.cache
 def _constants(head_dim: int, blocks: int, few: bool, dropout: bool) -> dict[str, Any]:
     parts, wide = Tiling().parts(head_dim), Tiling(padded=True).parts(head_dim)
     tiles = {"BLOCK_M": _BLOCK_M, "BLOCK_N": _BLOCK_N, "BLOCKS": blocks, "FEW": few}
@@ -106,7 +107,7 @@ def builds(capability: int) -> list[Build]:
 def _build(head_dim: int, num_queries: int, dropout: bool) -> Build:
     kernel = attention_one_pass_kernel
     blocks, few = _blocks(num_queries)
-    constants = _constants(head_dim, blocks, few, dropout)
+    constants = dict(_constants(head_dim, blocks, few, dropout))
     constants |= {argument: 1 for argument in kernel.arg_names if argument.endswith("_column")}
     constants |= {} if dropout else {"seed_ptr": None}
     types = {"lse_ptr": "*fp32", "seed_ptr": "*i64", "scale": "fp32", "keep_scale": "fp32"}
@@ -121,9 +122,7 @@ def _build(head_dim: int, num_queries: int, dropout: bool) -> Build:
             if argument not in constants
         },
         constants=constants,
-        num_warps=_OPTIONS["num_warps"],
-        num_stages=_OPTIONS["num_stages"],
-        max_registers=_OPTIONS["maxnreg"],
+        **_OPTIONS,
         aligned=tuple(x for x in kernel.arg_names if x.endswith(("_image", "_head", "_row"))),
         elements=elements,
         ideal_macs=5 * head_dim * elements,

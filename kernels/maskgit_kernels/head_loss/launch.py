@@ -9,13 +9,14 @@ import triton
 from torch import Tensor
 
 from maskgit_kernels.common import math_for
-from maskgit_kernels.head_loss.plan import Plan
+from maskgit_kernels.head_loss.plan import plan_of
 from maskgit_kernels.head_loss.triton_gradients import (
     differentiate_hidden,
     differentiate_logits,
     differentiate_weight,
 )
 from maskgit_kernels.head_loss.triton_loss import join_tiles, pack_rows, sum_rows, weigh_tiles
+from maskgit_kernels.launching import start
 
 
 def head_loss_triton(
@@ -42,14 +43,19 @@ def head_loss_triton(
     )
     bias = None if bias is None else bias.contiguous()
     kind = "none" if bias is None else "code" if bias.dim() == 1 else "position"
-    plan = Plan(math_for(hidden.dtype), batch, length, width, num_codes, kind, gradients)
+    plan = plan_of(math_for(hidden.dtype), batch, length, width, num_codes, kind, gradients)
     chunk, tiles = plan.chunk, plan.tiles
 
     def new(*shape: int, dtype: torch.dtype = torch.float32, make: Any = torch.empty) -> Tensor:
         return make(shape, dtype=dtype, device=hidden.device)
 
     def run(kernel: Any, grid: tuple[int, ...], *arguments: Any) -> None:
-        kernel[grid](*arguments, **plan.constants[kernel.__name__])
+        tensors = tuple(x for x in arguments if x is None or isinstance(x, Tensor))
+        integers = tuple(x for x in arguments if isinstance(x, int))
+        floats = tuple(x for x in arguments if isinstance(x, float))
+        constants, options = plan.compiled[kernel.__name__]
+        columns, rows, depth = (*grid, 1, 1)[:3]
+        start(kernel, (columns, rows, depth), tensors, integers, floats, constants, **options)
 
     loss, hits = new(), new(dtype=torch.int64)
     rows, starts = new(num_rows, dtype=torch.int32), new(length + 1, dtype=torch.int32)

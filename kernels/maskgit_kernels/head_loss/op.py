@@ -58,7 +58,7 @@ def head_loss(
     _check(hidden, weight, bias, targets, counted, hits_among, label_smoothing)
     gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     loss, hits, *_ = head_loss_operator(
-        hidden, weight, bias, targets, counted, hits_among, label_smoothing, gradients, backend
+        hidden, weight, bias, targets, counted, hits_among, float(label_smoothing), gradients, backend
     )
     return loss, hits
 

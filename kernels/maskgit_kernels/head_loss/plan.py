@@ -79,12 +79,12 @@ class Plan:
         return max(1, min(wanted, self.num_rows // (4 * self.depth)))
 
     @functools.cached_property
-    def constants(self) -> dict[str, dict[str, Any]]:
-        """By kernel: its constants and how it is compiled."""
+    def compiled(self) -> dict[str, tuple[dict[str, Any], dict[str, int]]]:
+        """By kernel: its constexpr arguments, and its warps and stages."""
         options = {"num_warps": 4 if self.math == "ieee" else 8, "num_stages": 3}
         product = {"NUM_CODES": self.num_codes, "PRECISION": precision(self.math), **options}
         gradient = product | {"CODES_STRIDE": self.stride, "EVEN_WIDTH": self.width % self.side == 0}
-        return {
+        kernels: dict[str, dict[str, Any]] = {
             "pack_rows": {"BLOCK": self.rows_packed, "num_warps": 8},
             "weigh_tiles": product
             | {"BIAS": self.bias, "EVEN_WIDTH": self.width % self.depth == 0}
@@ -99,7 +99,16 @@ class Plan:
             "differentiate_weight": gradient | {"BLOCK_V": self.side, "BLOCK_D": self.side, "BLOCK_M": self.depth},
             "sum_rows": {"BLOCK": self.rows_summed, "num_warps": 8},
         }
+        return {
+            name: (
+                {x: value for x, value in constants.items() if x.isupper()},
+                {x: value for x, value in constants.items() if not x.isupper()},
+            )
+            for name, constants in kernels.items()
+        }
 
+
+plan_of = functools.cache(Plan)
 
 _TYPES = {
     "counted": "*i1",
@@ -122,9 +131,8 @@ def builds(capability: int) -> list[Build]:
     def build(name: str, math: str, length: int, num_codes: int, bias: str, gradients: bool = True) -> Build:
         plan = Plan(math, 64, length, 768, num_codes, bias, gradients)
         kernel = getattr(triton_loss if hasattr(triton_loss, name) else triton_gradients, name)
-        constants = plan.constants[name]
-        options = {option: constants.pop(option) for option in ("num_warps", "num_stages") if option in constants}
-        constants |= {"bias": None} if bias == "none" else {}
+        constants, options = plan.compiled[name]
+        constants = constants | ({"bias": None} if bias == "none" else {})
         constants |= {} if gradients else {"weights": None}
         constants |= {} if bias != "none" else {"sums": None}
         multiplied = "*bf16" if math == "half" else "*fp32"
