@@ -35,19 +35,21 @@ def test_only_what_changes_the_code_is_compiled_anew() -> None:
     assert json.loads(done.stdout) == {
         "attention": 3,  # forward, dq, dk and dv
         "another length that 128 divides": 0,
+        "a short one": 1,  # all gradients by one kernel
+        "packed": 0,
         "another dtype": 3,
         "another head_dim": 3,
         "no gradients": 1,
         "decode_step": 1,
         "its scalars": 0,
-        "head_sample": 2,
+        "head_sample": 3,
         "whose scalars": 0,
     }
 
 
 def count_new() -> dict[str, int]:
     """Kernels that each call would compile which those before it have not."""
-    from maskgit_kernels.attention import attention
+    from maskgit_kernels.attention import attention, attention_packed
     from maskgit_kernels.decode_step import decode_step
     from maskgit_kernels.head_sample import head_sample
 
@@ -59,13 +61,18 @@ def count_new() -> dict[str, int]:
         run(*arguments, **options)
         counts[name] = len(compiled) - before
 
+    def attend_packed(head_dim: int, length: int) -> None:
+        attention_packed(torch.empty(2, length, 3, 4, head_dim, dtype=torch.bfloat16, device=GPU))
+
     def attend(head_dim: int, length: int, dtype: torch.dtype = torch.bfloat16) -> None:
         x = torch.empty(2, 4, length, head_dim, dtype=dtype, device=GPU)
         attention(x, x, x)
 
     with FakeTensorMode():
-        count("attention", attend, 48, 256)
-        count("another length that 128 divides", attend, 48, 384)
+        count("attention", attend, 48, 512)
+        count("another length that 128 divides", attend, 48, 640)
+        count("a short one", attend, 48, 256)
+        count("packed", attend_packed, 48, 256)
         count("another dtype", attend, 48, 64, torch.float16)
         count("another head_dim", attend, 96, 64)
         torch.set_grad_enabled(False)
@@ -123,6 +130,7 @@ def replace_the_gpu() -> set[tuple[str, str]]:
         (torch.cuda, "current_stream", lambda _: mock.Mock(cuda_stream=0)),
         (torch.cuda, "get_device_capability", lambda _: (9, 0)),
         (torch.cuda, "get_device_name", lambda _: "a stand-in"),
+        (torch.cuda, "get_device_properties", lambda _: mock.Mock(multi_processor_count=132)),
         (backend, "why_not_triton", lambda _: None),
         (fake_tensor, "init_gpu_context", lambda _: None),
         # Without PyTorch's dispatcher, which would compute the shapes of the results and launch nothing.
