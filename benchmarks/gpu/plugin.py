@@ -34,6 +34,7 @@ PARTS: dict[str, list[str]] = {
         "decode-step/b64-n256-v1024-bf16",
         "head-sample/b64-n256-v1024-d*-bf16",
         "training/embedded-b32",
+        "head-loss/lab-b64-bf16",
         "decode-step/b8-n256-v1024-bf16-guided",
         "head-sample/b8-n256-v1024-d*-bf16-guided",
         "head-sample/b8-n256-v16384-d*-bf16",
