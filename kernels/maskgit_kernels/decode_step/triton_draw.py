@@ -21,15 +21,6 @@ _STREAM_TOKEN = tl.constexpr(STREAM_TOKEN)
 
 
 @triton.jit
-def _beyond(pointer, offset):
-    """pointer + offset, or None if there is no pointer."""
-    if pointer is None:
-        return None
-    else:
-        return pointer + offset
-
-
-@triton.jit
 def _load(rows, codes, wanted):
     """Logits as float32, biased and guided if asked for, with +inf and NaN replaced by the largest float.
 
@@ -202,14 +193,13 @@ def draw_tokens(
     if tl.max(open_rows.to(tl.int32), 0) > 0:
         key0, key1 = seed_halves(tl.load(seeds + image))
         n = positions.to(tl.int64)[:, None, None]  # [BLOCK_R, 1, 1]
-        rows = (
-            logits + image * stride_b + n * stride_n,
-            _beyond(guidance, image * guidance_stride_b + n * guidance_stride_n),
-            _beyond(bias, n * bias_stride_n),
-            stride_v,
-            guidance_stride_v,
-            guidance_scale,
-        )
+        # Assigned in three steps, for Triton 3.6 has no functions that return None.
+        row_logits, row_guidance, row_bias = logits + image * stride_b + n * stride_n, guidance, bias
+        if guidance is not None:
+            row_guidance = guidance + image * guidance_stride_b + n * guidance_stride_n
+        if bias is not None:
+            row_bias = bias + n * bias_stride_n
+        rows = (row_logits, row_guidance, row_bias, stride_v, guidance_stride_v, guidance_scale)
         code, score = _draw(
             rows,
             open_rows,
