@@ -162,11 +162,9 @@ class TestShippedKernels:
     def check(self, rows: Collection[dict[str, Any]]) -> None:
         print(command.table(map(as_report, rows)))
         operators = {"attention forward", "attention dq", "attention dk_dv", "decode step", "head sample"}
-        found = {row["name"].split(",")[0] for row in rows} - {
-            "head loss",
-            "attention one pass",
-        }  # which have tests of their own
-        assert found == operators
+        with_own_tests = {"head loss", "attention one pass"}
+        rows = [row for row in rows if row["name"].split(",")[0] not in with_own_tests]
+        assert {row["name"].split(",")[0] for row in rows} == operators
         faults = {row["name"]: row["faults"] for row in rows if row["faults"]}
         excused = [row["name"] for row in rows if (VERSION, row["capability"], row["name"]) in FAULTY]
         assert list(faults) == excused, faults
