@@ -83,8 +83,8 @@ def test_kernels_run_with_the_tiling_of_the_table(table: Path, monkeypatch: pyte
         json.dumps({"Fake GPU": [tuned.key("forward", 48, "ieee", False, 70) | {"tiling": chosen.__dict__}]})
     )
     used: list[Tiling] = []
-    options = launch._options
-    monkeypatch.setattr(launch, "_options", lambda tiling: used.append(tiling) or options(tiling))
+    layout = launch._layout
+    monkeypatch.setattr(launch, "_layout", lambda name, tiling, *size: used.append(tiling) or layout(name, tiling, *size))
     q, k, v = torch.randn(3, 1, 2, 70, 48, generator=torch.Generator().manual_seed(0))
     found, expected = (attention(q, k, v, backend=backend) for backend in ("triton", "torch"))
     assert used == [chosen]
