@@ -84,7 +84,7 @@ def test_kernels_run_with_the_tiling_of_the_table(table: Path, monkeypatch: pyte
     )
     used: list[Tiling] = []
     layout = launch._layout
-    monkeypatch.setattr(launch, "_layout", lambda name, tiling, *rest: used.append(tiling) or layout(name, tiling, *rest))
+    monkeypatch.setattr(launch, "_layout", lambda name, tiling, *x: used.append(tiling) or layout(name, tiling, *x))
     q, k, v = torch.randn(3, 1, 2, 70, 48, generator=torch.Generator().manual_seed(0))
     found, expected = (attention(q, k, v, backend=backend) for backend in ("triton", "torch"))
     assert used == [chosen]
