@@ -47,9 +47,9 @@ def _poisoning(make: Any) -> Any:
         tensor = make(*args, **options)
         if type(tensor) is not torch.Tensor or tensor.device.type == "meta":
             return tensor
-        if tensor.dtype.is_floating_point:
-            return tensor.fill_(torch.nan)
-        return tensor.fill_(True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).min)
+        is_float, is_bool = tensor.dtype.is_floating_point, tensor.dtype == torch.bool
+        tensor.detach().fill_(torch.nan if is_float else True if is_bool else torch.iinfo(tensor.dtype).min)
+        return tensor
 
     return poisoned
 
