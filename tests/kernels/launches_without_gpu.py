@@ -1,6 +1,6 @@
 """Starts attention's kernels, compiled for an H100, on a driver that only notes which is started and with what.
 
-`test_attention_launch.py` runs this in a process of its own: under TRITON_INTERPRET, as tests run, nothing is compiled.
+`test_launching.py` runs this in a process of its own: under TRITON_INTERPRET, as tests run, nothing is compiled.
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
-"""What starts attention's kernels: it remembers compiled ones, but no wrong ones, and finds the fastest tiling."""
+"""What starts attention's kernels finds the fastest tiling. For what it remembers see test_launching.py."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -16,17 +12,6 @@ from triton.runtime.errors import OutOfResources
 
 from maskgit_kernels.attention import launch
 from maskgit_kernels.attention.tiling import Tiling
-
-HERE = Path(__file__).resolve().parent
-
-
-def test_the_compiled_kernel_that_triton_would_start_is_started():
-    """Compiles kernels, in a process of its own."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1] / "kernels"), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, str(HERE / "launches_without_gpu.py")]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
 
 
 def test_the_fastest_tiling_that_fits_is_found(monkeypatch):

@@ -14,11 +14,12 @@ HERE = Path(__file__).resolve().parent
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_the_compiled_kernel_that_triton_would_start_is_started():
+@pytest.mark.parametrize("program", ["launches_without_gpu.py", "decoding_without_gpu.py"])
+def test_the_compiled_kernel_that_triton_would_start_is_started(program):
     """Compiles kernels, in a process of its own."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1] / "kernels"), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, str(HERE / "decoding_without_gpu.py")]
+    command = [sys.executable, str(HERE / program)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
