@@ -291,7 +291,7 @@ LAB_TOKENIZER = TokenizerConfig(
 """The course lab's VQGAN: resampling at its stages 2 and 4, counted from 0 at full resolution."""
 
 EMBEDDED_TOKENIZER = TokenizerConfig(
-    codebook_size=512,
+    codebook_size=1024,
     codebook_dim=16,
     latent_channels=128,
     stem_channels=32,
@@ -306,7 +306,7 @@ EMBEDDED_TOKENIZER = TokenizerConfig(
 PRESETS: dict[str, ModelConfig] = {
     "embedded": ModelConfig(
         EMBEDDED_TOKENIZER,
-        TransformerConfig(codebook_size=512, dim=256, depth=8, heads=4, mlp_dim=1024, dropout=0.1, num_classes=10),
+        TransformerConfig(dim=256, depth=8, heads=4, mlp_dim=1024, dropout=0.1, num_classes=12),
     ),
     "lab": ModelConfig(
         LAB_TOKENIZER,
