@@ -17,7 +17,7 @@ from maskgit.metrics.card.settings import Options
 from maskgit.metrics.figures import spread
 from maskgit.metrics.held_out import HeldOut, from_picture
 from maskgit.metrics.pairs import hole_errors, psnr_of_mean_error
-from maskgit.metrics.sets import frechet_distance
+from maskgit.metrics.sets import frechet_distance, monge_distance
 from maskgit.pipeline import InpaintResult, MaskGIT
 
 HOLES = {"center": "center hole, half the side", "boxes": "random boxes"}
@@ -89,8 +89,10 @@ def measure_holes(
 
     def compare(filled: Tensor, drawn: np.ndarray, what: str) -> dict[str, float]:
         absolute, square = hole_errors(to_signed(filled), to_signed(pixels), torch.from_numpy(drawn))
+        ours = extract(network, filled, options, what)
         return {
-            "frechet": frechet_distance(extract(network, filled, options, what), reference),
+            "frechet": frechet_distance(ours, reference),
+            "monge": monge_distance(ours, reference),
             # Of the mean error: a hole in plain white filled perfectly has no PSNR that could be averaged.
             "psnr_in_hole": psnr_of_mean_error(float(square.mean())),
             "l1_in_hole": 127.5 * float(absolute.mean()),

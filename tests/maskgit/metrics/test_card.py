@@ -191,6 +191,8 @@ def test_report_and_pictures(model_folder: Path, photos: Path, tmp_path: Path, t
                 assert math.isfinite(figure["mean"])
                 assert len(figure["values"]) == (2 if method == "MaskGIT" else 1)
                 assert ("std" in figure) == (method == "MaskGIT")
+        ours, telea = (methods[name]["frechet"]["mean"] for name in ("MaskGIT", "OpenCV Telea"))
+        assert f"Fréchet distance of MaskGIT: {ours / telea:.2f} of OpenCV Telea's, " in out
     for name in ("inpaintings.png", "reconstructions.png"):
         with Image.open(tmp_path / "a" / name) as picture:
             assert picture.width > 300
