@@ -4,7 +4,8 @@
     python -m maskgit.metrics.card runs/transformer/model --output outputs/evaluation
     python -m maskgit.metrics.card my-model --data photos            # the held-out tenth of a folder
 
-Writes report.json, report.md, inpaintings.png and reconstructions.png. Needs the extra [metrics].
+Writes report.json, report.md, inpaintings.png and reconstructions.png; for a model with classes also generated.png and
+nearest.png. Needs the extra [metrics].
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from maskgit.data.png import png_bytes
 from maskgit.files import find_replaced, write_atomically
 from maskgit.machine import describe
 from maskgit.metrics.card import measuring
+from maskgit.metrics.card.generation import how_many, measure_generation
 from maskgit.metrics.card.holes import measure_holes, shown_indices
 from maskgit.metrics.card.measuring import timed, tokenize_views
 from maskgit.metrics.card.report import markdown
@@ -37,6 +39,9 @@ from maskgit.metrics.sets import codebook_usage
 from maskgit.pictures.strips import overview, triples
 from maskgit.pipeline import MaskGIT
 
+FILES = ("inpaintings.png", "reconstructions.png", "generated.png", "nearest.png")
+"""Pictures that are written, the last two if some are generated."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (None: the process's) and return its exit status."""
@@ -46,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(options: Options, command: str) -> None:
     """Measure the model that the options name; what is missing is found out first."""
     options.check()
-    pictures = [options.output / name for name in ("inpaintings.png", "reconstructions.png")]
+    pictures = [options.output / name for name in FILES]
     if Path(options.data).is_dir() and (replaced := find_replaced(pictures, find_images(options.data))):
         raise UsageError(f"{printable(replaced[0][1])} would be replaced: choose another --output")
     model = MaskGIT.from_pretrained(options.model, device=options.device, precision=options.precision)
@@ -59,7 +64,7 @@ def measure(options: Options, command: str) -> None:
 
 
 def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str = "") -> dict[str, Any]:
-    """Measure everything, write the four files, and return the report.
+    """Measure everything, write the files, and return the report.
 
     `network` is what `maskgit.metrics.features.efficientnet_lite0` returns, on the device where it shall run. Of the
     options, `device` and `precision` are not looked at again; `command` is noted in the report.
@@ -77,6 +82,8 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
     with timed(seconds, "data"):
         held_out = load_held_out(model, options.data, options.classes, options.max_images, options.seed)
         training = load_dataset(options.data, size, "train")
+        training.number_classes_as(model.class_names)
+        how_many(model, held_out, training, options)  # what can't be generated is found out first
     with timed(seconds, "tokenizer"):
         tokens, tokenizer_figures, decoded = measuring.measure_tokenizer(model, held_out.pixels)
         training_tokens = tokenize_views(model, training)
@@ -87,6 +94,9 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
     with timed(seconds, "features of the originals"):
         reference = measuring.extract(network, held_out.pixels, options, "the originals")
     holes, shown = measure_holes(model, network, held_out, decoded, reference, decoding, options, seconds)
+    generation, generated_files = measure_generation(
+        model, network, held_out, training, reference, decoding, options, seconds
+    )
 
     machine = describe(model.device)
     report: dict[str, Any] = {
@@ -106,11 +116,13 @@ def evaluate(model: MaskGIT, network: nn.Module, options: Options, command: str 
         "tokenizer": {"codes_used_in_data_set": used, "perplexity_in_data_set": perplexity, **tokenizer_figures},
         "masked_token_loss": loss_figures,
         "inpainting": holes,
+        "generation": generation,
         "seconds": seconds,
     }
     files = {
         "inpaintings.png": png_bytes(triples(shown), optimize=True),
         "reconstructions.png": draw_reconstructions(held_out.pixels, decoded, shown_indices(len(tokens), options.seed)),
+        **generated_files,
         "report.md": markdown(report).encode(),
         "report.json": json_bytes(report),
     }

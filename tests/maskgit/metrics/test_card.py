@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,12 @@ from PIL import Image
 from torch import nn
 
 from maskgit.config import Stage, TokenizerConfig, TransformerConfig
-from maskgit.data import DataError
+from maskgit.data import DataError, ImageDataset, find_images, in_validation
+from maskgit.decoding import DecodeConfig
+from maskgit.metrics import classifier
 from maskgit.metrics.card import __main__ as card
 from maskgit.metrics.card.__main__ import main
+from maskgit.metrics.card.generation import classes_in_turn, nearest_images
 from maskgit.metrics.card.measuring import average, fixed_losses, model_losses, stratified_masks
 from maskgit.metrics.held_out import choose_images, fill_mean, fill_telea, paste_decoded
 from maskgit.network.transformer import Transformer
@@ -26,7 +31,8 @@ SIZE, CODES, TOKENS = 16, 32, 16
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two random models, one without classes and one with."""
     torch.manual_seed(0)
     stages = (Stage(8, 1, resample=True), Stage(8, 1, resample=True), Stage(8, 1))
     tokenizer = VQGAN(
@@ -35,7 +41,29 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nn.init.normal_(tokenizer.codebook.weight)
     transformer = Transformer(TransformerConfig(CODES, TOKENS, dim=32, depth=1, heads=2, mlp_dim=32))
     folder = tmp_path_factory.mktemp("model")
-    MaskGIT(tokenizer, transformer, device="cpu").save_pretrained(folder)
+    MaskGIT(tokenizer, transformer, device="cpu").save_pretrained(folder / "plain")
+    torch.manual_seed(0)
+    transformer = Transformer(TransformerConfig(CODES, TOKENS, dim=32, depth=1, heads=2, mlp_dim=32, num_classes=3))
+    MaskGIT(tokenizer, transformer, ["blue", "red", "grey"], device="cpu").save_pretrained(folder / "classes")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(models: Path) -> Path:
+    return models / "plain"
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise around the colors that their classes have the names of; grey is twice as frequent."""
+    folder, rng = tmp_path_factory.mktemp("drawings"), np.random.default_rng(1)
+    colors = {"red": (200, 40, 40), "blue": (40, 40, 200), "grey": (120, 120, 120)}
+    for name, color in colors.items():
+        (folder / name).mkdir()
+        for i in range(60 * (1 + (name == "grey"))):
+            pixels = np.array(color) + rng.integers(-30, 30, (4, 4, 3))
+            picture = Image.fromarray(pixels.astype(np.uint8)).resize((20, 20), Image.Resampling.BICUBIC)
+            picture.save(folder / name / f"{i}.png")
     return folder
 
 
@@ -56,7 +84,7 @@ class TinyNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.convolution = nn.Conv2d(3, 12, 4, stride=4)
+        self.convolution, self._fc = nn.Conv2d(3, 12, 4, stride=4), nn.Linear(12, 5)
 
     def extract_features(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.convolution(inputs).relu()
@@ -205,6 +233,107 @@ def test_report_and_pictures(model_folder: Path, photos: Path, tmp_path: Path, t
     assert (tmp_path / "a" / "inpaintings.png").read_bytes() == (tmp_path / "b" / "inpaintings.png").read_bytes()
 
 
+def test_generated_by_class(models: Path, drawings: Path, tmp_path: Path, tiny_network: None, monkeypatch, capsys):
+    pytest.importorskip("cv2")
+    monkeypatch.setattr(classifier, "STEPS", 40)
+    asked: list[tuple[list[int], DecodeConfig]] = []
+    generate = MaskGIT.generate
+
+    def watched(self: MaskGIT, count: int, **options: Any) -> list[Image.Image]:
+        asked.append((options["labels"], options["config"]))
+        return generate(self, count, **options)
+
+    monkeypatch.setattr(MaskGIT, "generate", watched)
+    arguments = [str(models / "classes"), "--data", str(drawings), "--seeds", "1", "--rounds", "1", "--steps", "2"]
+    arguments += ["--feature-size", "32", "--device", "cpu", "--output"]
+    assert main([*arguments, str(tmp_path / "a"), "--guidance", "1.5"]) == 0
+    out = capsys.readouterr().out
+    report = json.loads((tmp_path / "a" / "report.json").read_text(encoding="utf-8"))
+    figures = report["generation"]
+    (labels, config), count = asked[0], report["held_out_images"]
+    assert (config.guidance_scale, config.steps) == (figures["guidance_scale"], 2) == (1.5, 2)
+    assert figures["images"] == len(labels) == count
+    keys = [path.relative_to(drawings).as_posix() for path in find_images(drawings)]
+    held = Counter(key.split("/")[0] for key in keys if in_validation(key, 0.1))
+    assert Counter(["blue", "red", "grey"][label] for label in labels) == held  # by the model's numbers, not the data's
+    assert labels[:6] == [0, 1, 2, 0, 1, 2]
+
+    generated, training = figures["generated"], figures["training"]
+    assert set(generated) == {*training, "named"} and len(training) == 8
+    # Training pictures are like the held-out ones, and a random model's aren't.
+    assert training["frechet"] < generated["frechet"] / 2 and training["monge"] < generated["monge"] / 2
+    assert training["precision"] > 0.6 and generated["precision"] < 0.2
+    assert training["accuracy"] > 0.9 > generated["accuracy"]
+    assert figures["accuracy_ratio"] == pytest.approx(generated["accuracy"] / training["accuracy"])
+    page = out[out.index("## Generated by class") :]
+    assert f"| taken for the class that was asked for | {generated['named']:.1%} |  |" in page
+    assert f"| {generated['accuracy']:.1%} | {training['accuracy']:.1%} |" in page and "guidance scale 1.5" in page
+    for name in ("generated.png", "nearest.png"):
+        with Image.open(tmp_path / "a" / name) as picture:
+            assert picture.width > 700
+
+    assert main([*arguments, str(tmp_path / "b"), "--guidance", "1.5"]) == 0
+    again = json.loads((tmp_path / "b" / "report.json").read_text(encoding="utf-8"))
+    assert again["generation"] == figures
+    for name in ("generated.png", "nearest.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+    capsys.readouterr()
+    assert main([*arguments, str(tmp_path / "c"), "--generate", "0"]) == 0
+    assert "## Generated" not in capsys.readouterr().out and len(asked) == 2
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [
+        "inpaintings.png", "reconstructions.png", "report.json", "report.md",
+    ]  # fmt: skip
+
+
+def test_classes_come_in_turn_and_as_often():
+    assert classes_in_turn(np.array([3, 3, 0, 3]), 4) == [0, 3, 3, 3]
+    assert classes_in_turn(np.array([0, 0, 1, 1, 2, 2]), 3) == [0, 1, 2]
+    assert Counter(classes_in_turn(np.array([0] * 6 + [1] * 3 + [2]), 25)) == {0: 15, 1: 8, 2: 2}  # 15, 7.5, 2.5
+    assert Counter(classes_in_turn(np.array([1, 0, 1]), 300)) == {0: 100, 1: 200}
+
+
+def test_nearest_images_are_found_in_all_parts():
+    class Brightness(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def extract_features(self, inputs: torch.Tensor) -> torch.Tensor:
+            return inputs.mean((1, 2, 3), keepdim=True)
+
+    class Greys(ImageDataset):
+        image_size, labels, class_names = 8, np.zeros(200, dtype=np.int64), []
+
+        def picture(self, index: int) -> Image.Image:
+            return Image.new("RGB", (8, 8), (7 * index % 200,) * 3)  # every brightness once, in no order
+
+    greys = torch.tensor([0, 77, 199], dtype=torch.uint8)[:, None, None, None].expand(3, 3, 8, 8)
+    found = nearest_images(Brightness(), greys, Greys(), 32)
+    assert [7 * i % 200 for i in found[:, 0].tolist()] == [0, 77, 199]
+    assert [sorted(7 * i % 200 for i in row) for row in found.tolist()] == [[0, 1, 2], [76, 77, 78], [197, 198, 199]]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["{models}/plain", "--generate", "8"], "this one knows none"),
+        (
+            ["{models}/plain", "--guidance", "2"],
+            "--generate and --guidance need a model with the classes of {drawings}",
+        ),
+        (["{models}/classes", "--max-images", "3", "--generate", "8"], "more than 3 held-out and training images"),
+    ],
+)
+def test_what_cannot_be_generated(
+    arguments: list[str], message: str, models: Path, drawings: Path, tmp_path: Path, tiny_network: None, capsys
+):
+    pytest.importorskip("cv2")
+    filled = [argument.format(models=models) for argument in arguments]
+    assert main([*filled, "--data", str(drawings), "--output", str(tmp_path)]) == 1
+    assert message.format(drawings=drawings) in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "arguments, status, message",
     [
@@ -212,6 +341,10 @@ def test_report_and_pictures(model_folder: Path, photos: Path, tmp_path: Path, t
         (["--max-images", "1"], 2, "--max-images 1"),
         (["--seed", "-1"], 2, "--seed -1: must be at least 0"),
         (["--seed", str(2**64)], 2, "must be below 2**64"),
+        (["--generate", "3"], 2, "--generate 3: must be 0 or above 3"),
+        (["--generate", "-1"], 2, "--generate -1: must be"),
+        (["--generate", "0", "--guidance", "2"], 2, "leave out --generate 0"),
+        (["--guidance", "nan"], 2, "--guidance nan: must be finite"),
         (["--unknown"], 2, "unknown"),
         (["no/such/model/here"], 1, "no such model"),
         (["{model}", "--data", "no/such/folder"], 1, "no such folder"),
@@ -231,12 +364,15 @@ def test_exit_status(
 
 
 def test_the_pictures_that_are_measured_are_not_replaced(tmp_path: Path, capsys):
-    Image.new("RGB", (20, 20)).save(tmp_path / "inpaintings.png")
-    before = (tmp_path / "inpaintings.png").read_bytes()
-    assert main(["--data", str(tmp_path), "--output", str(tmp_path)]) == 2
-    expected = f"error: {tmp_path / 'inpaintings.png'} would be replaced: choose another --output\n"
-    assert capsys.readouterr().err == expected
-    assert (tmp_path / "inpaintings.png").read_bytes() == before
+    for name in ("inpaintings.png", "nearest.png"):
+        folder = tmp_path / name[:-4]
+        folder.mkdir()
+        Image.new("RGB", (20, 20)).save(folder / name)
+        before = (folder / name).read_bytes()
+        assert main(["--data", str(folder), "--output", str(folder)]) == 2
+        expected = f"error: {folder / name} would be replaced: choose another --output\n"
+        assert capsys.readouterr().err == expected
+        assert (folder / name).read_bytes() == before
 
 
 @pytest.mark.parametrize("package", ["cv2", "torchmetrics.functional"])
