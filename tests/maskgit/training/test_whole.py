@@ -132,6 +132,17 @@ def test_a_model_in_the_time_that_there_is(
             assert torch.equal(tensor.to(halves[key].dtype), halves[key]), key
 
 
+def test_by_the_real_clock(pictures: Path, tmp_path: Path) -> None:
+    """Both stages are timed as they are, and come to an end."""
+    assert main(words(pictures, tmp_path, "--minutes", "0.1")) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["stages"].keys() == {"tokenizer", "transformer"} and plan["seconds_spent"] > 0
+    for name, stage in plan["stages"].items():
+        assert 0 < stage["pace"]["step"] < 10 and stage["pace"]["validation"] > 0
+        assert stage["settings"] == settings_of(tmp_path, name) and stage["settings"]["steps"] >= 20
+    assert MaskGIT.from_pretrained(tmp_path / "model")
+
+
 def test_the_embedded_model_fits_into_the_repository() -> None:
     """Each file of it, in float16, is below 16 MB."""
     with torch.device("meta"):
