@@ -26,7 +26,7 @@ setup(
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",
     license="MIT",
-    license_files=["LICENSE", "maskgit/assets/NOTO_EMOJI_LICENSE.txt"],
+    license_files=["LICENSE", "maskgit/assets/AVATARS_NOTICE.txt"],
     python_requires=">=3.10",
     packages=[*find_packages(include=["maskgit", "maskgit.*"]), *KERNELS],
     package_dir={"maskgit_kernels": "kernels/maskgit_kernels"},
