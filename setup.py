@@ -15,7 +15,7 @@ METRICS = [
 APP = ["gradio>=6"]
 CONVERT = ["msgpack>=1.0"]
 BENCH = ["matplotlib>=3.8", "pytest-benchmark[histogram]>=5.3"]  # the first that runs with pytest 9.2
-DEV = ["fonttools>=4.40", "mypy>=1.10", "prdc>=0.2", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"]
+DEV = ["mypy>=1.10", "prdc>=0.2", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"]
 
 KERNELS = ["maskgit_kernels", *(f"maskgit_kernels.{name}" for name in find_packages("kernels/maskgit_kernels"))]
 
