@@ -17,7 +17,7 @@ from maskgit.files import write_atomically
 from maskgit.pictures.__main__ import main as evolution
 
 FOLDER = Path("docs/images")
-FOX = "maskgit/assets/samples/fox.png"
+SAMPLE = "maskgit/assets/samples/lorelei-333.png"
 
 # Name of the picture: the command, its arguments, and which file that it writes is the picture.
 PICTURES = {
@@ -26,7 +26,7 @@ PICTURES = {
     "generated": (inpaint, ["--generate", "12", "--class", "Food & Drink"], "overview.grid.png"),
     "evolution": (evolution, ["--steps", "6"], "evolution.png"),
     "animation": (evolution, ["--steps", "6", "--animation", "webp"], "evolution.webp"),
-    "maps": (inpaint, ["--images", FOX, "--steps", "4", "--maps"], "fox.maps.png"),
+    "maps": (inpaint, ["--images", SAMPLE, "--steps", "4", "--maps"], "lorelei-333.maps.png"),
 }
 
 

@@ -3,8 +3,8 @@
 python inpaint.py                                                       # the samples, with the embedded model
 python inpaint.py --images photos --mask holes --output filled          # a folder, with a folder of masks
 python inpaint.py --images photos --outpaint 0 0 50% 0                  # half a picture more on the right
-python inpaint.py --images photos --box 25% 25% 50% 50% --class Flags   # paste a class into a box
-python inpaint.py --generate 16 --class "Food & Drink"                  # from nothing
+python inpaint.py --images photos --box 25% 25% 50% 50% --class lorelei # paste a class into a box
+python inpaint.py --generate 16 --class micah                           # from nothing
 python inpaint.py --maps --map-at 50% 30%                               # where the model looks, and how sure it is
 """
 
