@@ -61,9 +61,8 @@ def measure_pace(task: StageTask, config: LoopConfig, engine: Engine) -> Pace:
 
 def _batches(task: StageTask, config: LoopConfig, steps: int) -> Iterator[list[tuple[int, int]]]:
     """Batches of (index, position) in random order, as `SampleOrder` gives them."""
-    dataset: Any = task.dataset  # whose type doesn't say that it has a length
     for step in range(steps):
-        chosen = np.random.default_rng((config.seed, step)).integers(len(dataset), size=config.batch_size)
+        chosen = np.random.default_rng((config.seed, step)).integers(len(task.dataset), size=config.batch_size)
         yield [(int(index), step * config.batch_size + place) for place, index in enumerate(chosen)]
 
 
