@@ -27,6 +27,7 @@ _MOST_GENERATED = 10**6
 # Fields of DecodeConfig that options change, and their names there.
 _SETTINGS = {"choice_temperature": "temperature", "guidance_scale": "guidance"}
 _SETTINGS |= {name: name for name in ("steps", "schedule", "softmax_temperature", "remask", "reuse")}
+_INTERVAL = ("guidance_from", "guidance_to")
 
 # What makes no sense with what: each says by itself what is to be done.
 _EXCLUDED = {
@@ -95,6 +96,9 @@ class Options:
     guidance: float | None = None
     """With a class: how much it counts, 0 or more (classifier-free guidance). Default: the decoder's (valeo 3, growing
     with the steps; the others 0)."""
+    guidance_interval: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="FROM TO")] = None
+    """With a class: guide only in the steps from this share of them up to that one, such as 0.5 1 for the second half.
+    The others take half the time. Default: the decoder's (always 0 1)."""
     remask: float | None = None
     """0 to 1: mask decided tokens again, so that they can be revised (ReMDM); 1 is as many as the schedule allows.
     Meant for many steps. Default: the decoder's (always 0)."""
@@ -134,11 +138,13 @@ def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
     """
     given = {field: getattr(options, option) for field, option in _SETTINGS.items()}
     changes: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+    if options.guidance_interval is not None:
+        changes |= dict(zip(_INTERVAL, options.guidance_interval, strict=True))
     try:
         return dataclasses.replace(default if options.decoder is None else decoder(options.decoder), **changes)
     except ValueError as error:  # it begins with the field's name
         field, _, reason = str(error).partition(" ")
-        option = _SETTINGS.get(field, field)
+        option = "guidance_interval" if field in _INTERVAL else _SETTINGS.get(field, field)
         if not hasattr(options, option):  # a setting of the model's own
             reason = f"the model's own way of decoding can't be changed so: {error}; choose a --decoder"
             raise UsageError(reason) from error
@@ -185,5 +191,6 @@ def check_task(options: Options) -> None:
         raise UsageError("--map-at needs --maps")
     if options.kernels not in (None, *BACKENDS):
         raise UsageError(f"--kernels must be one of {', '.join(BACKENDS)}, got {options.kernels!r}")
-    if options.guidance is not None and options.class_ is None:
-        raise UsageError("--guidance needs a --class to guide to")
+    for name in ("guidance", "guidance_interval"):
+        if getattr(options, name) is not None and options.class_ is None:
+            raise UsageError(f"{flag(name)} needs a --class to guide to")

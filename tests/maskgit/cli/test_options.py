@@ -100,6 +100,12 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["--box", "1", "1", "1", "1", "--mask", "half"], "--box and --mask exclude each other"),
         (["--outpaint", "1", "1", "1cm", "1"], "--outpaint 1cm: neither pixels, such as 12, nor percent"),
         (["--guidance", "2"], "--guidance needs a --class"),
+        (["--guidance-interval", "0", "1"], "--guidance-interval needs a --class"),
+        (["--guidance-interval", "-1", "1", "--class", "cats"], "--guidance-interval must be in [0, 1], got -1.0"),
+        (
+            ["--guidance-interval", "0.7", "0.3", "--class", "cats"],
+            "--guidance-interval must be at most guidance_to, 0.3",
+        ),
         (["--guidance", "-1", "--class", "cats"], "--guidance -1.0: must be at least 0"),
         (["--guidance", "nan", "--class", "cats"], "--guidance must be finite, got nan"),
         (["--generate", "2", "--invert-mask"], "--generate and --invert-mask exclude each other"),
