@@ -91,7 +91,9 @@ def _hole_table(hole: str, methods: dict[str, Any]) -> str:
     cells = [[method, *(number(figures[key]) for key in HOLE)] for method, figures in methods.items()]
     ours, telea, bound = (methods[method]["frechet"]["mean"] for method in (OURS, TELEA, TOKENIZER_ONLY))
     ratios = f"{_ratio(ours, telea)} of {TELEA}'s, {_ratio(ours, bound)} of the tokenizer's"
-    return "\n".join([*markdown_table([HOLES[hole], *HOLE.values()], cells), f"Fréchet distance of {OURS}: {ratios}.", ""])
+    return "\n".join(
+        [*markdown_table([HOLES[hole], *HOLE.values()], cells), f"Fréchet distance of {OURS}: {ratios}.", ""]
+    )
 
 
 def _ratio(a: float, b: float) -> str:
