@@ -185,6 +185,9 @@ def settings(options: Options, own: DecodeConfig) -> list[Setting]:
         if not options.tells_classes:  # the preset's guidance would have nothing to act on
             config = dataclasses.replace(config, guidance_scale=0.0)
         found.append(Setting(name, config))
+    guided = any(setting.config.guidance_scale or setting.decoder == OWN for setting in found)
+    if options.guidance_intervals and not guided:  # all intervals would give the same
+        raise ValueError("--guidance-intervals: nothing is guided; give --guidance too, such as 2")
     return list(dict.fromkeys(found))
 
 

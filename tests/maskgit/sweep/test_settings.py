@@ -67,6 +67,16 @@ def test_what_is_no_interval(text: str) -> None:
         settings(Options(guidance_intervals=(text,)), OWN)
 
 
+def test_intervals_without_guidance() -> None:
+    intervals = ("0:1", "0.5:1")
+    for options in (Options(guidance_intervals=intervals), Options(guidance_intervals=intervals, decoders=("valeo",))):
+        with pytest.raises(ValueError, match="--guidance-intervals: nothing is guided; give --guidance too"):
+            settings(options, OWN)
+    told = Options(guidance_intervals=intervals, decoders=("valeo",), classes=True)
+    assert [setting.config.passes for setting in settings(told, OWN)] == [15, 12]  # its ramp begins with 0
+    assert settings(Options(guidance_intervals=intervals, decoders=("model",)), OWN)  # it may guide: only it knows
+
+
 @pytest.mark.parametrize("study", STUDIES)
 def test_studies(study: Any) -> None:
     found = settings(Options(study=study), OWN)
