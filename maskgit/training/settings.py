@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from maskgit.console import flag
 from maskgit.data import AugmentConfig
+from maskgit.decoding import DECODERS
 from maskgit.decoding.masking import Count, Per
 from maskgit.decoding.schedules import check_schedule
 from maskgit_kernels.backend import BACKENDS
@@ -89,9 +90,6 @@ class LoopConfig:
     val_fraction: float = 0.1
     """Share of the images that is held out to validate on, chosen by their names. Give both stages the same, or the
     second validates on images that the first has seen."""
-    one_per_family: bool = False
-    """Show one image of each family of near copies in an epoch (of the emoji: skin tones, genders, directions), a
-    random one each time, instead of all of them."""
     seed: int = 0
     """Seed of everything that is random in the run."""
     workers: int = 0
@@ -132,7 +130,7 @@ class LoopConfig:
         *("log_every", "validate_every", "save_every", "keep", "wandb", "resume"),
     )
     PLACES: ClassVar[tuple[str, ...]] = ("data", "tokens", "tokenizer", "init", "decoder_of")
-    """Settings that are paths; `data` may also be "emoji"."""
+    """Settings that are paths; `data` may also be "avatars"."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +144,8 @@ class TokenizerTraining(LoopConfig):
     tokens stay what they are, so a transformer that was trained on them still fits."""
     model: str = "embedded"
     """Preset whose tokenizer is trained: embedded, lab, maskgit-256, maskgit-512."""
-    data: str = "emoji"
-    """A folder of images, or `emoji` for the embedded data set."""
+    data: str = "avatars"
+    """A folder of images, or `avatars` for the embedded data set."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random resized crop and flip."""
     pixel_loss: Literal["l1", "l2"] = "l1"
@@ -199,8 +197,8 @@ class TransformerTraining(LoopConfig):
     will do."""
     model: str = "embedded"
     """Preset whose transformer is trained: embedded, lab, maskgit-256, maskgit-512."""
-    data: str = "emoji"
-    """A folder of images, tar archives ('shards/train-{000..009}.tar'), or `emoji` for the embedded data set."""
+    data: str = "avatars"
+    """A folder of images, tar archives ('shards/train-{000..009}.tar'), or `avatars` for the embedded data set."""
     tokens: Path | None = None
     """Folder of token shards that `train.py tokens` wrote, or the folder `tokens` of an earlier run. Images aren't
     needed then: --data, --val-fraction, --views, --augment and --holes say nothing."""
@@ -278,8 +276,8 @@ class TokensConfig:
     interruption: finished parts are kept."""
     tokenizer: Path = Path("runs/tokenizer/model")
     """Folder of the trained tokenizer: what stage 1 wrote, or any model folder."""
-    data: str = "emoji"
-    """A folder of images, tar archives ('shards/train-{000..009}.tar'), or `emoji` for the embedded data set."""
+    data: str = "avatars"
+    """A folder of images, tar archives ('shards/train-{000..009}.tar'), or `avatars` for the embedded data set."""
     val_data: str | None = None
     """Images to validate on, if they are apart; by default a share of --data, the same as in the other stages."""
     val_fraction: float = 0.1
@@ -305,6 +303,45 @@ class TokensConfig:
         require(self, lambda value: 0 < value < 1, "between 0 and 1", "val_fraction")
 
 
+@dataclass(frozen=True)
+class ModelTraining:
+    """All of it in a given time: tokenizer, tokens, transformer, and the model folder that comes of them."""
+
+    output: Path = Path("runs/model")
+    """Folder of it all: tokenizer, tokens and transformer, plan.json, which --resume goes by, and in the end model,
+    which inpaint.py takes."""
+    minutes: float = 60.0
+    """How long it may take in all. How many steps each stage has comes from how long they take on this machine."""
+    tokenizer_share: float = 0.3
+    """Share of the time that the tokenizer is trained for. Then all images are tokenized, and the transformer has what
+    is left."""
+    model: str = "embedded"
+    """Preset that is trained: embedded, lab, maskgit-256, maskgit-512."""
+    data: str = TokenizerTraining.data
+    """A folder of images, tar archives ('shards/train-{000..009}.tar'), or the name of the embedded data set."""
+    val_fraction: float = LoopConfig.val_fraction
+    """Share of the images that is held out to validate on, chosen by their names."""
+    tokenizer_batch_size: int | None = None
+    """Images per step of the tokenizer; by default 16, and 64 on a GPU."""
+    batch_size: int | None = None
+    """Images per step of the transformer; by default 32, and 128 on a GPU."""
+    decoder: str = "maskgit"
+    """How the model decodes if nothing else is said: maskgit, halton, valeo, lab-perturbed, lab-sampled, lab-greedy."""
+    seed: int = LoopConfig.seed
+    """Seed of everything that is random."""
+    device: str = "auto"
+    """cuda, cpu, ... ; auto takes a GPU where there is one."""
+    resume: bool = False
+    """Go on where the last start of the same command ended (from the start if there was none)."""
+
+    def __post_init__(self) -> None:
+        require(self, lambda value: 0 < value <= 525_600, "above 0, and a year (525600) at most", "minutes")
+        require(self, lambda value: 0 < value < 1, "between 0 and 1", "tokenizer_share", "val_fraction")
+        require_at_least(self, 1, "tokenizer_batch_size", "batch_size")
+        require_at_least(self, 0, "seed")
+        require_one_of(self, tuple(DECODERS), "decoder")
+
+
 STAGES: dict[str, type[LoopConfig]] = {"tokenizer": TokenizerTraining, "transformer": TransformerTraining}
 """The settings of each stage, by the name of its command."""
-COMMANDS: dict[str, type] = {**STAGES, "tokens": TokensConfig}
+COMMANDS: dict[str, type] = {"model": ModelTraining, **STAGES, "tokens": TokensConfig}

@@ -20,7 +20,6 @@ from maskgit.data.tokens import (
     HIDDEN,
     TokenShard,
     class_names,
-    family_numbers,
     hole_of,
     open_shard,
     tokenize,
@@ -303,7 +302,7 @@ def test_the_same_bytes_from_any_number_of_processes(
     for processes in (0, 1, 2):
         job(images, folder=tmp_path / str(processes), processes=processes, batch_size=3)
     first = digests(tmp_path / "0")
-    assert set(first) == {"tokens.npy", "tokens.json", "labels.npy", "families.npy", "names.jsonl", "images.json"}
+    assert set(first) == {"tokens.npy", "tokens.json", "labels.npy", "names.jsonl", "images.json"}
     assert first == digests(tmp_path / "1") == digests(tmp_path / "2")
 
 
@@ -336,7 +335,6 @@ def test_a_shard_tells_its_images(folder: Path, job: Job) -> None:
     shard = job(images, hole_share=0.5)
     opened = open_shard(job.folder, job.tokenizer, 7, 0.5)
     assert class_names(job.folder) == ["cat", "dog"] and opened.labels.tolist() == images.labels.tolist()
-    assert family_numbers(job.folder).tolist() == list(range(11))
     names = [json.loads(line) for line in (job.folder / "names.jsonl").read_text().splitlines()]
     assert names == [f"{('cat', 'dog')[i % 2]}/{i:02d}.png" for i in sorted(range(11), key=lambda i: (i % 2, i))]
     sent = pickle.loads(pickle.dumps(opened))
@@ -350,7 +348,7 @@ def test_a_shard_tells_its_images(folder: Path, job: Job) -> None:
 def test_a_shard_without_a_description_of_its_images(job: Job) -> None:
     """As older releases wrote them: read as it is, and described."""
     job()
-    for name in ("labels.npy", "families.npy", "names.jsonl", "images.json"):
+    for name in ("labels.npy", "names.jsonl", "images.json"):
         (job.folder / name).unlink()
     with pytest.raises(DataError, match="not a whole token shard: .*labels.npy"):
         open_shard(job.folder, job.tokenizer)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from maskgit.training.run_file import changed_settings, run_settings
+from maskgit.training.run_file import changed_settings, run_settings, settings_from_json, settings_to_json
 from maskgit.training.settings import LoopConfig, TokenizerTraining, TrainingError, TransformerTraining
 
 
@@ -27,12 +27,22 @@ def test_settings_that_count() -> None:
 
 def test_settings_that_an_older_release_did_not_have() -> None:
     settings = run_settings(TokenizerTraining())
-    del settings["augment"], settings["one_per_family"]
+    del settings["augment"], settings["compile"]
     assert changed_settings(settings, TokenizerTraining()) == []
-    assert changed_settings(settings, TokenizerTraining(one_per_family=True)) == [
-        "one_per_family (was False, now True)"
-    ]
+    assert changed_settings(settings, TokenizerTraining(compile=True)) == ["compile (was False, now True)"]
     assert changed_settings(settings | {"gone": 1}, TokenizerTraining()) == ["gone (was 1, now None)"]
+
+
+def test_settings_that_this_release_has_no_more() -> None:
+    settings = run_settings(TokenizerTraining())
+    assert changed_settings(settings | {"one_per_family": False}, TokenizerTraining()) == []
+    assert changed_settings(settings | {"one_per_family": True}, TokenizerTraining()) == [
+        "one_per_family (was True, now None)"
+    ]
+    values = settings_to_json(TokenizerTraining())
+    assert settings_from_json(TokenizerTraining, values | {"one_per_family": False}) == (TokenizerTraining(), [])
+    with pytest.raises(ValueError, match="no setting one_per_family"):
+        settings_from_json(TokenizerTraining, values | {"one_per_family": True})
 
 
 @pytest.mark.parametrize(
