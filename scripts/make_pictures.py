@@ -29,6 +29,7 @@ PICTURES: dict[str, tuple[Callable[[list[str]], int], list[str], str]] = {
     **{mask: (inpaint, ["--mask", mask], "overview.grid.png") for mask in ("boxes", "strokes", "half")},
     "class-box": (inpaint, ["--box", "25%", "25%", "50%", "50%", "--class", "lorelei"], "overview.grid.png"),
     "outpainted": (inpaint, ["--outpaint", "0", "0", "50%", "0"], "overview.grid.png"),
+    "all-classes": (inpaint, ["--generate", "24", "--class", "all"], "overview.grid.png"),
     "by-class": (inpaint, ["--generate", "12", "--class", "micah"], "overview.grid.png"),
     "guided": (inpaint, ["--generate", "12", "--class", "micah", "--guidance", "2"], "overview.grid.png"),
     "evolution": (evolution, ["--steps", "6"], "evolution.png"),

@@ -208,8 +208,9 @@ class Run:
     def shown_as(self, picture: Image.Image, job: Job) -> Image.Image:
         """A generated picture for the overview: with its class, where there are several."""
         shown = resize(picture, display_size(picture.size))
-        several = len(self.classes) > 1 and job.label is not None
-        return framed(shown, printable(class_name(self.model, job.label))[:_CLASS_LETTERS]) if several else shown
+        if len(self.classes) < 2 or job.label is None:
+            return shown
+        return framed(shown, printable(class_name(self.model, job.label))[:_CLASS_LETTERS])
 
     def fail(self, job: Job, error: Exception) -> None:
         """Note a failure, without naming the file twice."""
