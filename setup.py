@@ -15,7 +15,7 @@ METRICS = [
 APP = ["gradio>=6"]
 CONVERT = ["msgpack>=1.0"]
 BENCH = ["matplotlib>=3.8", "pytest-benchmark[histogram]>=5.3"]  # the first that runs with pytest 9.2
-DEV = ["fonttools>=4.40", "mypy>=1.10", "prdc>=0.2", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"]
+DEV = ["mypy>=1.10", "prdc>=0.2", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"]
 
 KERNELS = ["maskgit_kernels", *(f"maskgit_kernels.{name}" for name in find_packages("kernels/maskgit_kernels"))]
 
@@ -26,7 +26,7 @@ setup(
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",
     license="MIT",
-    license_files=["LICENSE", "maskgit/assets/NOTO_EMOJI_LICENSE.txt"],
+    license_files=["LICENSE", "maskgit/assets/AVATARS_NOTICE.txt"],
     python_requires=">=3.10",
     packages=[*find_packages(include=["maskgit", "maskgit.*"]), *KERNELS],
     package_dir={"maskgit_kernels": "kernels/maskgit_kernels"},

@@ -3,7 +3,7 @@
     python train.py tokenizer --output runs/tokenizer
     python train.py transformer --tokenizer runs/tokenizer/model --output runs/transformer
 
-on the embedded emoji, or on any folder of images with `--data FOLDER`. Add `--resume` to go on after an interruption,
+on the embedded avatars, or on any folder of images with `--data FOLDER`. Add `--resume` to go on after an interruption,
 `--help` for every setting. `tensorboard --logdir runs` shows the curves and pictures.
 """
 

@@ -2,7 +2,7 @@
 
     reading.py, png.py, carried.py   one picture: as it is shown, whether it is whole, what else its file holds
     masks.py, pixels.py              masks, made or read; pixels as bytes and as what the networks see
-    images.py, emoji.py, shards.py   data sets: folders, the embedded emoji, tar archives
+    images.py, avatars.py, shards.py data sets: folders, the embedded avatars, tar archives
     arrays.py, parts.py              .npy files that may be damaged, and large ones that are computed part by part
     tokens.py, token_files.py        token shards, and what their files must be
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 
-from maskgit.data.emoji import EmojiDataset
+from maskgit.data.avatars import AvatarDataset
 from maskgit.data.images import (
     AugmentConfig,
     DataError,
@@ -30,8 +30,8 @@ from maskgit.data.shards import ImageShards, is_shards
 
 __all__ = [
     "AugmentConfig",
+    "AvatarDataset",
     "DataError",
-    "EmojiDataset",
     "EmptySplitError",
     "ImageDataset",
     "ImageError",
@@ -55,8 +55,8 @@ def load_dataset(
     """The data set that a command line names.
 
     Args:
-        spec: "emoji" for the embedded set, a pattern that ends in .tar for WebDataset's archives
-            ("shards/train-{000..009}.tar"), anything else is a folder ("./emoji" for a folder of that name).
+        spec: "avatars" for the embedded set, a pattern that ends in .tar for WebDataset's archives
+            ("shards/train-{000..009}.tar"), anything else is a folder ("./avatars" for a folder of that name).
         image_size: side S of the views.
         split: "train", "val" or "all".
         val_fraction: share that validation gets, on average.
@@ -65,8 +65,8 @@ def load_dataset(
     Raises:
         DataError: a missing or empty folder or archive, an empty split, wrong arguments.
     """
-    if spec == "emoji":
-        return EmojiDataset(image_size, split, val_fraction)
+    if spec == "avatars":
+        return AvatarDataset(image_size, split, val_fraction)
     if is_shards(spec):
         return ImageShards(spec, image_size, split, val_fraction, check)
     return ImageFolder(spec, image_size, split, val_fraction, check)

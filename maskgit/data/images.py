@@ -154,10 +154,6 @@ class ImageDataset(abc.ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def family_numbers(self) -> np.ndarray:
-        """int64 [n]: images with the same number are near copies of each other. Here every image is its own family."""
-        return np.arange(len(self))
-
     def number_classes_as(self, names: Sequence[str]) -> None:
         """Take over the order of the same classes that a model or a shard knows them by; others change nothing."""
         numbers = class_numbers(self.class_names, names)

@@ -24,7 +24,7 @@ In larger ones those of a sample are when it is read."""
 CHUNK = 2**24
 """Tokens of it that are looked at together: 32 MB."""
 
-ARRAYS = ("tokens.npy", "holes.npy", "labels.npy", "families.npy")
+ARRAYS = ("tokens.npy", "holes.npy", "labels.npy")
 FILES = (*ARRAYS, "names.jsonl", "tokens.json", "holes.json", "images.json")
 
 MARKS = {
@@ -100,7 +100,6 @@ def describe_images(folder: Path, images: ImageDataset) -> None:
     """Write which image each column is, where that isn't written yet."""
     files = {
         folder / "labels.npy": npy_bytes(images.labels.astype(np.int64)),
-        folder / "families.npy": npy_bytes(images.family_numbers().astype(np.int64)),
         folder / "names.jsonl": "".join(json.dumps(images.name(i)) + "\n" for i in range(len(images))).encode(),
         folder / "images.json": json_bytes({"class_names": images.class_names}),
     }

@@ -6,7 +6,6 @@ A shard is a folder:
     holes.npy      uint16 [holes, views, images, N], only where asked for: the tokens outside of a hole, HIDDEN inside
     tokens.json, holes.json   what each was made from; written last, so a file without one doesn't count
     labels.npy     int64 [images], the class of each image
-    families.npy   int64 [images], the same number for near copies
     names.jsonl    a JSON string per image: where it comes from
     images.json    the class names
 """
@@ -251,12 +250,6 @@ def class_names(folder: Path) -> list[str]:
             "it again with train.py tokens"
         )
     return names
-
-
-def family_numbers(folder: Path) -> np.ndarray:
-    """int64 [images], as `ImageDataset.family_numbers`. Raises DataError as `open_shard`."""
-    images = len(open_stored(folder / "labels.npy", np.int64, (None,)))
-    return np.array(open_stored(folder / "families.npy", np.int64, (images,)))
 
 
 @dataclass

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -102,7 +101,7 @@ def _transformer(config: TransformerTraining, engine: Engine) -> tuple[StageTask
         source = f"{config.data}, tokens of {config.views} views will take {size / 1e6:,.1f} MB"
     samples = _random_samples(config, architecture)
     stand_in: Any = samples  # for token shards, which are yet to be made, or needn't be read
-    tokens = TrainingTokens(stand_in, stand_in, np.zeros(len(samples), dtype=np.int64), [])
+    tokens = TrainingTokens(stand_in, stand_in, [])
     task = TransformerTask(dataclasses.replace(config, eval_every=0), architecture, tokenizer, engine, tokens)
     data = f"{images:,} images, {held_out:,} held out, {classes} classes ({source})"
     model = f"transformer of {_millions(task.model)}, tokenizer of {_millions(tokenizer, '')}"
@@ -123,9 +122,10 @@ def _tokenizer(config: TokenizerTraining, engine: Engine) -> tuple[StageTask, in
     task = TokenizerTask(config, preset(config.model).tokenizer, engine)
     _, held_out = load_splits(config, task.model.config.image_size)
     judge = "" if task.discriminator is None else f", discriminator of {_millions(task.discriminator, '')}"
-    data = f"{len(task.families):,} images, {len(held_out):,} held out ({config.data})"
-    samples = [task.dataset[index % len(task.families), index] for index in range(config.batch_size)]
-    return task, len(task.families), samples, data, f"VQGAN of {_millions(task.model)}{judge}"
+    images = len(task.dataset)
+    data = f"{images:,} images, {len(held_out):,} held out ({config.data})"
+    samples = [task.dataset[index % images, index] for index in range(config.batch_size)]
+    return task, images, samples, data, f"VQGAN of {_millions(task.model)}{judge}"
 
 
 # --- what a step takes ------------------------------------------------------------------------------------------------

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from maskgit.data.arrays import json_bytes
@@ -48,10 +47,8 @@ class StageTask(abc.ABC):
     """What is trained, averaged and saved."""
     optimizers: list[torch.optim.Optimizer]
     """Made by `prepare`."""
-    dataset: Dataset[Any]
-    """Indexed by (index, position); see SampleOrder."""
-    families: np.ndarray
-    """int64 [n]: the family of each of the data set's samples, as `ImageDataset.family_numbers` gives them."""
+    dataset: Any
+    """A `Dataset` that has a length, indexed by (index, position); see SampleOrder."""
     tokens_per_image: int = 0
     """For the throughput; 0 where tokens aren't what is trained on."""
     graphs: bool = False
@@ -185,7 +182,7 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
     config, engine, task = run.config, run.engine, run.task
     loader = DataLoader(
         task.dataset,
-        batch_sampler=SampleOrder(task.families, config, first_step, engine.process, engine.processes),
+        batch_sampler=SampleOrder(len(task.dataset), config, first_step, engine.process, engine.processes),
         num_workers=config.workers,
         pin_memory=engine.device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
@@ -314,8 +311,8 @@ def _newest(config: LoopConfig) -> _Saved | None:
 
 def _keep_apart(config: LoopConfig) -> None:
     """Raise a TrainingError if the pictures of the run would be among the images that it trains on."""
-    data, output = getattr(config, "data", "emoji"), config.output.resolve()
-    if data != "emoji" and Path(data).is_dir() and Path(data).resolve() in (output, *output.parents):
+    data, output = getattr(config, "data", "avatars"), config.output.resolve()
+    if data != "avatars" and Path(data).is_dir() and Path(data).resolve() in (output, *output.parents):
         raise TrainingError(
             f"--output {config.output}: lies in --data {data}, where its pictures would be taken for images; "
             "choose another --output"

@@ -21,6 +21,7 @@ from maskgit.training.settings import STAGES, LoopConfig, TrainingError
 FILE = "run.json"
 _PACKAGES = ("maskgit-inpaint", "accelerate", "numpy", "safetensors", "triton")
 _OF_ONE_START = ("resume",)  # whether a start goes on with a run is no setting of the run
+_GONE = {"one_per_family": False}  # settings that earlier releases had, and what all runs do now
 
 ConfigT = TypeVar("ConfigT")
 
@@ -88,7 +89,7 @@ def settings_from_json(kind: type[ConfigT], values: dict[str, Any]) -> tuple[Con
 
     Raises ValueError: fields that don't exist, values of the wrong type, or whatever the settings themselves refuse.
     """
-    hints = typing.get_type_hints(kind)
+    hints, values = typing.get_type_hints(kind), _without_gone(values)
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     if unknown := sorted(values.keys() - set(names)):
         raise ValueError(f"there is no setting {', '.join(unknown)} in this release")
@@ -144,13 +145,13 @@ def changed_settings(theirs: dict[str, Any], config: LoopConfig, folder: Path = 
     Args:
         folder: where that run was started: its relative paths begin there.
     """
-    before, now = _flat(run_settings(type(config)()) | theirs), _flat(run_settings(config))
+    before, now = _flat(run_settings(type(config)()) | _without_gone(theirs)), _flat(run_settings(config))
     changes = []
     for name in {**now, **before}:
         old, new = before.get(name), now.get(name)
         if name == "steps" and isinstance(old, int) and old <= config.steps:
             continue
-        embedded = name == "data" and "emoji" in (old, new)
+        embedded = name == "data" and "avatars" in (old, new)
         if name in config.PLACES and isinstance(old, str) and isinstance(new, str) and not embedded:
             old, new = (folder / old).resolve(), Path(new).resolve()
             known = old.parent if is_shards(old) else old  # of archives, there is only a pattern
@@ -160,6 +161,11 @@ def changed_settings(theirs: dict[str, Any], config: LoopConfig, folder: Path = 
         if old != new:
             changes.append(f"{name} (was {old}, now {new})")
     return changes
+
+
+def _without_gone(values: dict[str, Any]) -> dict[str, Any]:
+    """Of settings that are gone, only those that asked for something else than what is done now."""
+    return {name: value for name, value in values.items() if name not in _GONE or value != _GONE[name]}
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

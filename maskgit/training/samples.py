@@ -28,17 +28,15 @@ class SampleOrder(Sampler[list[tuple[int, int]]]):
     is the same for any number of processes, each of which takes its part of every batch.
 
     Args:
-        families: int64 [n], the family of each sample; with config.one_per_family, an epoch has one of each.
+        count: number of samples in an epoch, each of which comes once in it.
         config: batch_size is of all processes.
         process, processes: this one's number, and how many there are; they divide the batch.
     """
 
-    def __init__(
-        self, families: np.ndarray, config: LoopConfig, first_step: int, process: int = 0, processes: int = 1
-    ) -> None:
-        if not len(families):
+    def __init__(self, count: int, config: LoopConfig, first_step: int, process: int = 0, processes: int = 1) -> None:
+        if not count:
             raise TrainingError("the training set is empty")
-        self.families, self.config, self.first_step = families, config, first_step
+        self.count, self.config, self.first_step = count, config, first_step
         self.share = config.batch_size // processes
         self.offset = process * self.share
 
@@ -46,21 +44,13 @@ class SampleOrder(Sampler[list[tuple[int, int]]]):
         return self.config.steps - self.first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        length = len(np.unique(self.families)) if self.config.one_per_family else len(self.families)
         epoch, order = -1, np.empty(0, dtype=np.int64)
         for step in range(self.first_step, self.config.steps):
             batch = []
             first = step * self.config.batch_size + self.offset
             for position in range(first, first + self.share):
-                if position // length != epoch:
-                    epoch = position // length
-                    order = self._shuffled(epoch)
-                batch.append((int(order[position % length]), position))
+                if position // self.count != epoch:
+                    epoch = position // self.count
+                    order = np.random.default_rng((self.config.seed, epoch)).permutation(self.count)
+                batch.append((int(order[position % self.count]), position))
             yield batch
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self.families))
-        if self.config.one_per_family:
-            _, first = np.unique(self.families[order], return_index=True)
-            order = order[np.sort(first)]
-        return order

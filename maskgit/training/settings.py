@@ -89,9 +89,6 @@ class LoopConfig:
     val_fraction: float = 0.1
     """Share of the images that is held out to validate on, chosen by their names. Give both stages the same, or the
     second validates on images that the first has seen."""
-    one_per_family: bool = False
-    """Show one image of each family of near copies in an epoch (of the emoji: skin tones, genders, directions), a
-    random one each time, instead of all of them."""
     seed: int = 0
     """Seed of everything that is random in the run."""
     workers: int = 0
@@ -132,7 +129,7 @@ class LoopConfig:
         *("log_every", "validate_every", "save_every", "keep", "wandb", "resume"),
     )
     PLACES: ClassVar[tuple[str, ...]] = ("data", "tokens", "tokenizer", "init", "decoder_of")
-    """Settings that are paths; `data` may also be "emoji"."""
+    """Settings that are paths; `data` may also be "avatars"."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +143,8 @@ class TokenizerTraining(LoopConfig):
     tokens stay what they are, so a transformer that was trained on them still fits."""
     model: str = "embedded"
     """Preset whose tokenizer is trained: embedded, lab, maskgit-256, maskgit-512."""
-    data: str = "emoji"
-    """A folder of images, or `emoji` for the embedded data set."""
+    data: str = "avatars"
+    """A folder of images, or `avatars` for the embedded data set."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random resized crop and flip."""
     pixel_loss: Literal["l1", "l2"] = "l1"
@@ -199,8 +196,8 @@ class TransformerTraining(LoopConfig):
     will do."""
     model: str = "embedded"
     """Preset whose transformer is trained: embedded, lab, maskgit-256, maskgit-512."""
-    data: str = "emoji"
-    """A folder of images, tar archives ('shards/train-{000..009}.tar'), or `emoji` for the embedded data set."""
+    data: str = "avatars"
+    """A folder of images, tar archives ('shards/train-{000..009}.tar'), or `avatars` for the embedded data set."""
     tokens: Path | None = None
     """Folder of token shards that `train.py tokens` wrote, or the folder `tokens` of an earlier run. Images aren't
     needed then: --data, --val-fraction, --views, --augment and --holes say nothing."""
@@ -278,8 +275,8 @@ class TokensConfig:
     interruption: finished parts are kept."""
     tokenizer: Path = Path("runs/tokenizer/model")
     """Folder of the trained tokenizer: what stage 1 wrote, or any model folder."""
-    data: str = "emoji"
-    """A folder of images, tar archives ('shards/train-{000..009}.tar'), or `emoji` for the embedded data set."""
+    data: str = "avatars"
+    """A folder of images, tar archives ('shards/train-{000..009}.tar'), or `avatars` for the embedded data set."""
     val_data: str | None = None
     """Images to validate on, if they are apart; by default a share of --data, the same as in the other stages."""
     val_fraction: float = 0.1

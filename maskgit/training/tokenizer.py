@@ -95,7 +95,7 @@ class TokenizerTask(StageTask):
         self.config, self.engine, self.device = config, engine, engine.device
         torch.manual_seed(config.seed)
         images, held_out = load_splits(config, architecture.image_size)
-        self.dataset, self.families = ViewDataset(images, config.augment, config.seed), images.family_numbers()
+        self.dataset = ViewDataset(images, config.augment, config.seed)
         self.validation = plain_views(held_out, spread(len(held_out), config.validation_images))
         self.model = self._place(VQGAN(architecture))
         if config.decoder_of is not None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from maskgit.data import AugmentConfig, DataError, ImageDataset, load_dataset
@@ -18,7 +17,6 @@ from maskgit.data.tokens import (
     TokenShard,
     class_names,
     content_key,
-    family_numbers,
     open_shard,
     tokenize,
 )
@@ -37,8 +35,6 @@ class TrainingTokens(NamedTuple):
 
     train: TokenShard
     held_out: TokenShard
-    families: np.ndarray
-    """int64 [n], the family of each training image."""
     class_names: list[str]
 
     def numbered_as(self, names: Sequence[str]) -> TrainingTokens:
@@ -85,7 +81,7 @@ def training_tokens(config: TransformerTraining, tokenizer: VQGAN, engine: Engin
             config.hole_share,
             replace=not goes_on,
         )
-    return TrainingTokens(shards[0], shards[1], images.family_numbers(), images.class_names)
+    return TrainingTokens(shards[0], shards[1], images.class_names)
 
 
 def open_tokens(folder: Path, tokenizer: VQGAN, seed: int, hole_share: float) -> TrainingTokens:
@@ -103,7 +99,7 @@ def open_tokens(folder: Path, tokenizer: VQGAN, seed: int, hole_share: float) ->
             f"{folder / VAL / 'images.json'}: names {len(theirs)} classes, and {folder / TRAIN / 'images.json'} other "
             f"{len(names)}; write both together with train.py tokens"
         )
-    return TrainingTokens(train, held_out, family_numbers(folder / TRAIN), names)
+    return TrainingTokens(train, held_out, names)
 
 
 def _keep_class_numbers(folder: Path, *data: ImageDataset) -> None:

@@ -53,7 +53,7 @@ class TransformerTask(StageTask):
             weights, names = initial_weights(config.init, architecture, tokenizer, config.interpolate)
             self.model.load_state_dict(weights)
             tokens = tokens.numbered_as(names)  # by which the weights know the classes
-        self.dataset, held_out, self.families, names = tokens
+        self.dataset, held_out, names = tokens
         self.class_names = names if architecture.num_classes else []
         self.validation = Validation(config, architecture, held_out, tokenizer, engine)
 

@@ -25,7 +25,7 @@ from .cases import Case, Content, Group, Known, expect, with_file
 from .seeds import CANARY, Seeds
 
 TRAIN = Path("tokens/train")
-ARRAYS = ("tokens.npy", "holes.npy", "labels.npy", "families.npy")
+ARRAYS = ("tokens.npy", "holes.npy", "labels.npy")
 TABLES = ("tokens.json", "holes.json", "images.json")
 
 
@@ -53,8 +53,6 @@ def use(seeds: Seeds) -> Case:
         shards = open_tokens(Path("tokens"), seeds.model.tokenizer, 0, 0.5)
         train, names = shards.train, shards.class_names
         expect(isinstance(names, list) and all(isinstance(name, str) for name in names), "class names that aren't text")
-        expect(np.shape(shards.families) == (len(train),), "another number of families than of images")
-        expect(np.asarray(shards.families).dtype.kind in "iu", "families that aren't numbers")
         read_all(seeds, train, len(names))
 
     return Case(call, (DataError,))
@@ -191,8 +189,6 @@ KNOWN: Known = {
     "F4 floats": array("tokens.npy", lambda values: npy(values.astype(np.float32))),
     "F4 label -1": array("labels.npy", _set(-1)),
     "F4 label 10^9": array("labels.npy", _set(10**9)),
-    "F4 families too few": array("families.npy", lambda values: npy(values[:-1])),
-    "F4 families of text": array("families.npy", lambda values: npy(values.astype(str))),
     **{f"F4 empty {name}": array(name, lambda values: b"") for name in ARRAYS},
     **{f"F4 no dimension, {name}": array(name, lambda values: npy(np.array(0))) for name in ARRAYS},
     "F4 one dimension": array("tokens.npy", lambda values: npy(values.reshape(-1))),

@@ -2,7 +2,7 @@
 
 import torch
 
-from maskgit.data import EmojiDataset
+from maskgit.data import AvatarDataset
 from maskgit.data.pixels import plain_views, to_bytes, to_signed
 
 
@@ -17,7 +17,7 @@ def test_bytes_come_back() -> None:
 
 
 def test_plain_views() -> None:
-    images = EmojiDataset(split="val")
+    images = AvatarDataset(split="val")
     views = plain_views(images, torch.tensor([3, 0]))
     assert views.dtype == torch.uint8 and views.shape == (2, 3, 64, 64)
     assert torch.equal(views[0].permute(1, 2, 0), torch.from_numpy(images.image(3)))

@@ -19,10 +19,10 @@ from PIL import Image
 
 from maskgit.data import AugmentConfig, DataError, ImageDataset, parts, token_files
 from maskgit.data.arrays import open_array
-from maskgit.data.tokens import HIDDEN, class_names, family_numbers, open_shard, tokenize
+from maskgit.data.tokens import HIDDEN, class_names, open_shard, tokenize
 from maskgit.tokenizer import VQGAN
 
-ARRAYS = ("tokens.npy", "holes.npy", "labels.npy", "families.npy")
+ARRAYS = ("tokens.npy", "holes.npy", "labels.npy")
 DESCRIPTIONS = ("tokens.json", "holes.json", "images.json")
 
 
@@ -51,7 +51,6 @@ def folder(make: Callable[..., Any], tmp_path: Path) -> Path:
 
 def open_all(folder: Path, tokenizer: VQGAN) -> None:
     open_shard(folder, tokenizer, hole_share=0.5)
-    family_numbers(folder)
     class_names(folder)
 
 

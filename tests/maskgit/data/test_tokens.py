@@ -20,7 +20,6 @@ from maskgit.data.tokens import (
     HIDDEN,
     TokenShard,
     class_names,
-    family_numbers,
     hole_of,
     open_shard,
     tokenize,
@@ -303,7 +302,7 @@ def test_the_same_bytes_from_any_number_of_processes(
     for processes in (0, 1, 2):
         job(images, folder=tmp_path / str(processes), processes=processes, batch_size=3)
     first = digests(tmp_path / "0")
-    assert set(first) == {"tokens.npy", "tokens.json", "labels.npy", "families.npy", "names.jsonl", "images.json"}
+    assert set(first) == {"tokens.npy", "tokens.json", "labels.npy", "names.jsonl", "images.json"}
     assert first == digests(tmp_path / "1") == digests(tmp_path / "2")
 
 
@@ -336,7 +335,6 @@ def test_a_shard_tells_its_images(folder: Path, job: Job) -> None:
     shard = job(images, hole_share=0.5)
     opened = open_shard(job.folder, job.tokenizer, 7, 0.5)
     assert class_names(job.folder) == ["cat", "dog"] and opened.labels.tolist() == images.labels.tolist()
-    assert family_numbers(job.folder).tolist() == list(range(11))
     names = [json.loads(line) for line in (job.folder / "names.jsonl").read_text().splitlines()]
     assert names == [f"{('cat', 'dog')[i % 2]}/{i:02d}.png" for i in sorted(range(11), key=lambda i: (i % 2, i))]
     sent = pickle.loads(pickle.dumps(opened))
@@ -350,12 +348,22 @@ def test_a_shard_tells_its_images(folder: Path, job: Job) -> None:
 def test_a_shard_without_a_description_of_its_images(job: Job) -> None:
     """As older releases wrote them: read as it is, and described."""
     job()
-    for name in ("labels.npy", "families.npy", "names.jsonl", "images.json"):
+    for name in ("labels.npy", "names.jsonl", "images.json"):
         (job.folder / name).unlink()
     with pytest.raises(DataError, match="not a whole token shard: .*labels.npy"):
         open_shard(job.folder, job.tokenizer)
     job()
     assert job.calls == 0 and open_shard(job.folder, job.tokenizer).labels.tolist() == [0, 1, 1, 0, 1]
+
+
+def test_a_file_that_older_releases_wrote_says_nothing(job: Job) -> None:
+    """Which images were near copies of each other, and a damaged one at that."""
+    tokens = job().tokens.copy()
+    (job.folder / "families.npy").write_bytes(b"damaged")
+    assert np.array_equal(job(replace=False).tokens, tokens) and job.calls == 0
+    assert np.array_equal(open_shard(job.folder, job.tokenizer).tokens, tokens)
+    assert not np.array_equal(job(seed=8).tokens, tokens)
+    assert (job.folder / "families.npy").read_bytes() == b"damaged"
 
 
 def test_shards_that_do_not_fit(job: Job, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_measuring_a_model_of_an_older_release(
         as_text(patch)
         run("transformer", tmp_path, data=str(numbered), steps=1)
     model = MaskGIT.from_pretrained(tmp_path / "model", device="cpu")
-    images = load_images(model, SweepOptions(data=str(numbered), classes=True, one_per_family=False))
+    images = load_images(model, SweepOptions(data=str(numbered), classes=True))
     assert images.labels is not None and len(images.labels) > 2
     assert [OLD[label] for label in images.labels] == [str(int(value)) for value in images.pixels[:, 0, 0, 0]]
 

@@ -102,10 +102,10 @@ def test_a_project_that_was_moved(project: Path, tmp_path: Path, monkeypatch: An
 def test_places_that_are_no_folders(tmp_path: Path, monkeypatch: Any) -> None:
     """The embedded data set isn't a folder of its name; archives are a pattern."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "emoji").mkdir()
+    (tmp_path / "avatars").mkdir()
     embedded = run_settings(TokenizerTraining())
     assert changed_settings(embedded, TokenizerTraining()) == []
-    assert changed_settings(embedded, TokenizerTraining(data="./emoji")) == ["data (was emoji, now ./emoji)"]
+    assert changed_settings(embedded, TokenizerTraining(data="./avatars")) == ["data (was avatars, now ./avatars)"]
     (tmp_path / "shards").mkdir()
     archives = run_settings(TokenizerTraining(data="shards/{0..3}.tar"))
     assert changed_settings(archives, TokenizerTraining(data=f"{tmp_path}/shards/../shards/{{0..3}}.tar")) == []

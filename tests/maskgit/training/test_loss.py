@@ -51,7 +51,7 @@ def a_step(kind: type[TransformerTask], tokenizer: VQGAN, architecture: Transfor
     config = TransformerTraining(batch_size=IMAGES, clip=0.0, class_dropout=0.5, seed=3, **changes)
     engine = Engine(config)
     unused: Any = np.zeros(IMAGES, dtype=np.int64)
-    task = kind(config, architecture, tokenizer.to(engine.device), engine, TrainingTokens(unused, unused, unused, []))
+    task = kind(config, architecture, tokenizer.to(engine.device), engine, TrainingTokens(unused, unused, []))
     torch.manual_seed(0)
     for parameter in task.model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # so that biases and all classes matter

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from maskgit.training.run_file import changed_settings, run_settings
+from maskgit.training.run_file import changed_settings, run_settings, settings_from_json, settings_to_json
 from maskgit.training.settings import LoopConfig, TokenizerTraining, TrainingError, TransformerTraining
 
 
@@ -27,12 +27,20 @@ def test_settings_that_count() -> None:
 
 def test_settings_that_an_older_release_did_not_have() -> None:
     settings = run_settings(TokenizerTraining())
-    del settings["augment"], settings["one_per_family"]
+    del settings["augment"], settings["clip"]
     assert changed_settings(settings, TokenizerTraining()) == []
-    assert changed_settings(settings, TokenizerTraining(one_per_family=True)) == [
-        "one_per_family (was False, now True)"
-    ]
+    assert changed_settings(settings, TokenizerTraining(clip=2.0)) == ["clip (was 1.0, now 2.0)"]
     assert changed_settings(settings | {"gone": 1}, TokenizerTraining()) == ["gone (was 1, now None)"]
+
+
+def test_a_setting_that_is_gone() -> None:
+    """A run that was started with what all do now goes on, and can be started again; one that had it otherwise not."""
+    name, saved, theirs = "one_per_family", run_settings(TransformerTraining()), settings_to_json(TransformerTraining())
+    assert changed_settings(saved | {name: False}, TransformerTraining()) == []
+    assert settings_from_json(TransformerTraining, theirs | {name: False}) == (TransformerTraining(), [])
+    assert changed_settings(saved | {name: True}, TransformerTraining()) == [f"{name} (was True, now None)"]
+    with pytest.raises(ValueError, match=f"there is no setting {name} in this release"):
+        settings_from_json(TransformerTraining, theirs | {name: True})
 
 
 @pytest.mark.parametrize(
