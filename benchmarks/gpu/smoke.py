@@ -27,7 +27,7 @@ from maskgit.decoding.graphs import Batch, DecodeGraph
 from maskgit_kernels import backend
 
 STEPS = 8
-SAMPLE = "fox.png"
+SAMPLE = "lorelei-333.png"
 BATCHES = (16, 4, 1)  # the first is all pictures
 # Share of the inpainted tokens that may differ between our kernels and PyTorch, both in float32: a draw that is decided
 # by rounding changes what comes after it.

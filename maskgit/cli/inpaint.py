@@ -3,13 +3,15 @@
 python inpaint.py                                                       # the samples, with the embedded model
 python inpaint.py --images photos --mask holes --output filled          # a folder, with a folder of masks
 python inpaint.py --images photos --outpaint 0 0 50% 0                  # half a picture more on the right
-python inpaint.py --images photos --box 25% 25% 50% 50% --class Flags   # paste a class into a box
-python inpaint.py --generate 16 --class "Food & Drink"                  # from nothing
+python inpaint.py --images photos --box 25% 25% 50% 50% --class lorelei # paste a class into a box
+python inpaint.py --generate 16 --class micah                           # from nothing
+python inpaint.py --generate 24 --class all                             # all classes in turn
 python inpaint.py --maps --map-at 50% 30%                               # where the model looks, and how sure it is
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections import defaultdict
@@ -20,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskgit.cli.jobs import OVERVIEW, Job, Target, check_originals, find_jobs, find_target, query_point, query_token
-from maskgit.cli.options import Options, check_task, class_number, decode_config
+from maskgit.cli.options import Options, check_task, chosen_classes, class_name, decode_config
 from maskgit.cli.results import write_results
 from maskgit.console import DONE, FAILED, INTERRUPTED, UsageError, printable, progress_bar, run_command
 from maskgit.data.carried import read_picture
@@ -28,11 +30,12 @@ from maskgit.data.masks import MaskError
 from maskgit.data.reading import ImageError
 from maskgit.decoding import DecodeConfig
 from maskgit.pictures.maps import decoding_maps, map_picture
-from maskgit.pictures.strips import TRIPLE, display_size, overview, pair, resize, strip, triple
+from maskgit.pictures.strips import TRIPLE, display_size, framed, overview, pair, resize, strip, triple
 from maskgit.pipeline import MaskGIT, image_seed
 
 _LISTED = 10  # results named at the end; of more, only the number
 _SHOWN, _COLUMNS = 48, 8  # results in the overview at most, and pictures in a row of it
+_MOST_CLASSES, _CLASS_LETTERS = 12, 20  # that have a column of it each; of a name, below a picture
 _BATCH_PIXELS = 2**26  # a batch of huge images is cut short here, so that memory stays bounded
 
 CAPTIONS = {"inpainted": TRIPLE, "outpainted": ("original", "outpainted"), "generated": ("",)}
@@ -51,7 +54,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 1 if any file failed; 2 for bad usage; 130 after Ctrl-C.
     """
-    return run_command(Options, lambda options: Run(options).run(), argv)
+    return run_command(
+        Options, lambda options: list_classes(options) if options.list_classes else Run(options).run(), argv
+    )
+
+
+def list_classes(options: Options) -> None:
+    """Print the model's classes in their order, one a line. Raises UsageError: it has none, or can't be loaded."""
+    try:
+        model = MaskGIT.from_pretrained(options.model, device="cpu")
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UsageError(str(error)) from error
+    if not model.transformer.config.num_classes:
+        raise UsageError(f"--list-classes: {options.model} was trained without classes")
+    for number in range(model.transformer.config.num_classes):
+        print(printable(class_name(model, number)))
 
 
 class Run:
@@ -81,7 +98,9 @@ class Run:
             )
             loading = time.perf_counter() - start
             self.config = decode_config(options, model.decoding)
-            self.label = None if options.class_ is None else class_number(model, options.class_)
+            self.classes = chosen_classes(options, model)
+            for job, label in zip(self.jobs, itertools.cycle(self.classes), strict=False):
+                job.label = label
         except (ValueError, RuntimeError, OSError) as error:  # the errors of every part above: they say what to do
             raise UsageError(str(error)) from error
         try:
@@ -159,7 +178,7 @@ class Run:
         common: dict[str, Any] = {
             "config": self.config,
             "seeds": [image_seed(options.seed, job.name) for job, _, _ in batch],
-            "labels": None if self.label is None else [self.label] * len(batch),
+            "labels": None if options.class_ is None else [job.label for job, _, _ in batch],
             "batch_size": options.batch_size,
             "progress": lambda done: progress(done * share),
         }
@@ -167,7 +186,10 @@ class Run:
         targets: list[Any] = [target for _, _, target in batch]
         if self.verb == "generated":
             generated = model.generate(len(batch), **common)
-            return [({".png": picture}, (resize(picture, display_size(picture.size)),)) for picture in generated]
+            return [
+                ({".png": picture}, (self.shown_as(picture, job),))
+                for picture, (job, _, _) in zip(generated, batch, strict=True)
+            ]
         if self.verb == "outpainted":
             enlarged = model.outpaint(images, targets, **common)
             return [({".png": after}, pair(before, after)) for before, after in zip(images, enlarged, strict=True)]
@@ -177,11 +199,17 @@ class Run:
             files = {".strip.png": strip(result)}
             if options.maps and result.steps:  # there are none where nothing was to be filled
                 query = query_token(query_point(options, job, image), image.size, result.masked.shape)
-                maps = decoding_maps(model, result, self.config, label=self.label, query=query)
+                maps = decoding_maps(model, result, self.config, label=job.label, query=query)
                 files[".maps.png"] = map_picture(result, maps)
             made.append(({**files, ".png": result.image}, triple(result)))
             progress(1 - share)
         return made
+
+    def shown_as(self, picture: Image.Image, job: Job) -> Image.Image:
+        """A generated picture for the overview: with its class, where there are several."""
+        shown = resize(picture, display_size(picture.size))
+        several = len(self.classes) > 1 and job.label is not None
+        return framed(shown, printable(class_name(self.model, job.label))[:_CLASS_LETTERS]) if several else shown
 
     def fail(self, job: Job, error: Exception) -> None:
         """Note a failure, without naming the file twice."""
@@ -193,12 +221,13 @@ class Run:
     def write_overview(self) -> None:
         """The results together in one picture, where there are several."""
         if len(self.shown) > 1:
-            captions = CAPTIONS[self.verb]
-            # By name, as a caller may list the files in any order.
-            groups = [pictures for _, pictures in sorted(self.shown, key=lambda entry: entry[0])]
-            path = self.options.output / OVERVIEW
+            captions, path = CAPTIONS[self.verb], self.options.output / OVERVIEW
+            # By name, as a caller may list the files in any order; those from nothing are in that of their numbers.
+            shown = self.shown if self.verb == "generated" else sorted(self.shown, key=lambda entry: entry[0])
+            columns = len(self.classes) if 1 < len(self.classes) <= _MOST_CLASSES else _COLUMNS // len(captions)
             try:
-                write_results({path: overview(groups, captions, _COLUMNS // len(captions))}, self.options.output)
+                picture = overview([pictures for _, pictures in shown], captions, columns)
+                write_results({path: picture}, self.options.output)
             except OSError as error:
                 self.fail(Job(None, OVERVIEW, path), error)
 

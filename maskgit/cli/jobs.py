@@ -39,6 +39,8 @@ class Job:
     """Relative to the input folder, with forward slashes."""
     output: Path
     """Without a suffix."""
+    label: int | None = None
+    """Its class, by the model's number."""
 
     def file(self, suffix: str) -> Path:
         """One of its results."""

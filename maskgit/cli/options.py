@@ -27,6 +27,10 @@ _MOST_GENERATED = 10**6
 # Fields of DecodeConfig that options change, and their names there.
 _SETTINGS = {"choice_temperature": "temperature", "guidance_scale": "guidance"}
 _SETTINGS |= {name: name for name in ("steps", "schedule", "softmax_temperature", "remask", "reuse")}
+_INTERVAL = ("guidance_from", "guidance_to")
+
+ALL_CLASSES = "all"
+"""The --class that stands for each in turn, unless there is a class of this name."""
 
 # What makes no sense with what: each says by itself what is to be done.
 _EXCLUDED = {
@@ -63,7 +67,9 @@ class Options:
     """Instead of all that: make so many pictures from nothing."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """What the filled part is to show, for a model with classes: the name of one, or its number (where no class has it
-    for a name)."""
+    for a name). With --generate also all: the classes in turn."""
+    list_classes: bool = False
+    """Instead of all else: name the classes that the model knows."""
     output: Path = Path("outputs/inpaint")
     """Folder for the results, with the same sub-folders as the input. What an earlier run left there under the same
     names is replaced; images and masks that are read never are."""
@@ -95,6 +101,9 @@ class Options:
     guidance: float | None = None
     """With a class: how much it counts, 0 or more (classifier-free guidance). Default: the decoder's (valeo 3, growing
     with the steps; the others 0)."""
+    guidance_interval: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="FROM TO")] = None
+    """With a class: guide only in the steps from this share of them up to that one, such as 0.5 1 for the second half.
+    The other steps take half the time. Default: the decoder's (always 0 1)."""
     remask: float | None = None
     """0 to 1: mask decided tokens again, so that they can be revised (ReMDM); 1 is as many as the schedule allows.
     Meant for many steps. Default: the decoder's (always 0)."""
@@ -134,29 +143,49 @@ def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
     """
     given = {field: getattr(options, option) for field, option in _SETTINGS.items()}
     changes: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+    if options.guidance_interval is not None:
+        first, last = options.guidance_interval
+        if first > last:
+            raise UsageError(f"--guidance-interval {first} {last}: FROM must be at most TO")
+        changes |= dict(zip(_INTERVAL, (first, last), strict=True))
     try:
         return dataclasses.replace(default if options.decoder is None else decoder(options.decoder), **changes)
     except ValueError as error:  # it begins with the field's name
         field, _, reason = str(error).partition(" ")
-        option = _SETTINGS.get(field, field)
+        option = "guidance_interval" if field in _INTERVAL else _SETTINGS.get(field, field)
         if not hasattr(options, option):  # a setting of the model's own
             reason = f"the model's own way of decoding can't be changed so: {error}; choose a --decoder"
             raise UsageError(reason) from error
         raise UsageError(f"{flag(option)} {reason}") from error
 
 
-def class_number(model: MaskGIT, text: str) -> int:
-    """The class that --class names: by its name or, where none is called so, by its number.
+def chosen_classes(options: Options, model: MaskGIT) -> list[int | None]:
+    """What --class names: one class, by its name or, where none is called so, by its number; all; or none.
+
+    Returns:
+        The classes that pictures have in turn; None is no class.
 
     Raises:
-        UsageError: the model has no such class, or none at all.
+        UsageError: the model has no such class, or none at all; all are asked for, and not to be generated.
     """
-    if not model.transformer.config.num_classes:
+    text, count = options.class_, model.transformer.config.num_classes
+    if text is None:
+        return [None]
+    if not count:
         raise UsageError(f"--class {text}: the model was trained without classes; leave --class out")
+    if text == ALL_CLASSES and text not in model.class_names:
+        if options.generate is None:
+            raise UsageError(f"--class {text} needs --generate; name one class, or leave --class out")
+        return list(range(count))
     try:
-        return model.class_number(text)
+        return [model.class_number(text)]
     except ValueError as error:
         raise UsageError(f"--class {text}: {error}") from error
+
+
+def class_name(model: MaskGIT, number: int) -> str:
+    """What a class is called: its number, where the model has no names."""
+    return model.class_names[number] if model.class_names else str(number)
 
 
 def check_task(options: Options) -> None:
@@ -185,5 +214,6 @@ def check_task(options: Options) -> None:
         raise UsageError("--map-at needs --maps")
     if options.kernels not in (None, *BACKENDS):
         raise UsageError(f"--kernels must be one of {', '.join(BACKENDS)}, got {options.kernels!r}")
-    if options.guidance is not None and options.class_ is None:
-        raise UsageError("--guidance needs a --class to guide to")
+    for name in ("guidance", "guidance_interval"):
+        if getattr(options, name) is not None and options.class_ is None:
+            raise UsageError(f"{flag(name)} needs a --class to guide to")

@@ -1,6 +1,6 @@
-"""The embedded data set: 6,000 avatars of 12 styles as 64x64 RGB, drawings by DiceBear (made by scripts/make_avatars).
+"""The embedded data set: avatars of 12 styles as 64x64 RGB (made by scripts/make_avatars).
 
-CC0 1.0 and CC BY 4.0; whom they are by is in maskgit/assets/AVATARS_NOTICE.txt and inside the zip.
+Who drew them, and under which license, is in maskgit/assets/AVATARS_NOTICE.txt and inside the zip.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ VAL_FRACTION = 0.1
 
 @functools.lru_cache(maxsize=1)
 def load_avatars() -> tuple[list[str], list[str], np.ndarray]:
-    """All of the set, decoded once per process (about two seconds): the names of its n pictures, STYLE/SEED.webp, style
-    by style; the names of the styles, sorted; and uint8 [n, 64, 64, 3], read-only."""
+    """All of the set, decoded once per process (about two seconds).
+
+    Returns:
+        The names of the n pictures, "lorelei/12.webp", by style and seed; the names of the styles; and uint8
+        [n, 64, 64, 3], read-only.
+    """
     data = (resources.files("maskgit") / "assets" / "avatars.zip").read_bytes()
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         index = json.loads(archive.read("index.json"))
-        names = index["pictures"]
-        pixels = np.empty((len(names), index["size"], index["size"], 3), dtype=np.uint8)
+        names, size = index["pictures"], index["size"]
+        pixels = np.empty((len(names), size, size, 3), dtype=np.uint8)
         for i, name in enumerate(names):
             pixels[i] = np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB"))
     pixels.flags.writeable = False
@@ -37,18 +41,17 @@ def load_avatars() -> tuple[list[str], list[str], np.ndarray]:
 class AvatarDataset(ImageDataset):
     """The embedded avatars. The classes are the styles.
 
-    The split goes by name, so that it is the one of an `ImageFolder` with the same files, or with more that
-    scripts/make_avatars has made. They are stored at 64x64. Arguments and errors are those of
-    `maskgit.data.load_dataset`.
+    A picture is held out by its name, which it also has in a folder that scripts/make_avatars makes: what is held out
+    here is so there. They are stored at 64x64. Arguments and errors are those of `maskgit.data.load_dataset`.
     """
 
     def __init__(self, image_size: int = 64, split: Split = "all", val_fraction: float = VAL_FRACTION):
         self.image_size = check_size(image_size)
-        names, styles, pixels = load_avatars()
+        names, self.class_names, pixels = load_avatars()
         chosen = images_of_split("avatars", names, split, val_fraction)
         self.names = [names[i] for i in chosen]
-        self.class_names = list(styles)
-        self.labels = np.array([styles.index(name.partition("/")[0]) for name in self.names], dtype=np.int64)
+        styles = [name.partition("/")[0] for name in self.names]
+        self.labels = np.array([self.class_names.index(style) for style in styles], dtype=np.int64)
         self.pixels = pixels[chosen]
 
     def picture(self, index: int) -> Image.Image:

@@ -65,6 +65,18 @@ class DecodeConfig:
     guidance_ramp: str = "constant"
     """"constant", w at every step; "linear", w * r."""
 
+    guidance_from: float = 0.0
+    """Guide only in steps of which at least this share of the T steps lies before: t / T >= guidance_from, ..."""
+
+    guidance_to: float = 1.0
+    """... and t / T < guidance_to. The other steps take one pass instead of two.
+
+    Kynkäänniemi et al., "Applying guidance in a limited interval ...", NeurIPS 2024, guide diffusion within an interval
+    of noise levels: they found guidance harmful at first, useless at the end. You et al., "Effective and efficient
+    masked image generation models", ICML 2025, do so for masked images. Their time runs from 1 to 0, and their code
+    asks whether it lies in (t_min, t_max] *after* the step: here from 1 - t_max - 1 / T to 1 - t_min - 1 / T. With 16
+    steps they guide most of their models in (0.1, 0.3], steps 11 to 13 of 0 to 15."""
+
     stop_after: int | None = None
     """Stop after this many of the T steps and fill what is left from the last prediction ("sweet spot")."""
 
@@ -91,6 +103,11 @@ class DecodeConfig:
             raise ValueError(f"choice_temperature must be at least 0 and finite, got {self.choice_temperature}")
         if not abs(self.guidance_scale) <= largest:
             raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
+        for field in ("guidance_from", "guidance_to"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ValueError(f"{field} must be in [0, 1], got {getattr(self, field)}")
+        if self.guidance_from > self.guidance_to:
+            raise ValueError(f"guidance_from must be at most guidance_to, {self.guidance_to}, got {self.guidance_from}")
         if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
             raise ValueError(f"stop_after must be in [1, {self.steps}], the steps, got {self.stop_after}")
         if not 0 <= self.remask <= 1:
@@ -113,8 +130,15 @@ class DecodeConfig:
         return self.choice_temperature * (1 - (r if self.annealing == "progress" else gamma(r, self.schedule)))
 
     def guidance_at(self, step: int) -> float:
-        """The guidance scale at step 0, 1, ..."""
+        """The guidance scale at step 0, 1, ...; 0 outside of the interval."""
+        if not self.guidance_from <= step / self.steps < self.guidance_to:
+            return 0.0
         return self.guidance_scale * (1.0 if self.guidance_ramp == "constant" else self.progress_at(step))
+
+    @property
+    def passes(self) -> int:
+        """Passes through the transformer for an image with a class: one for each step, two where it is guided."""
+        return sum(2 if self.guidance_at(step) else 1 for step in range(self.steps_taken))
 
 
 DECODERS: dict[str, DecodeConfig] = {

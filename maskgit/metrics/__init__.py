@@ -5,7 +5,14 @@
 """
 
 from maskgit.metrics.pairs import psnr, ssim
-from maskgit.metrics.sets import class_score, codebook_usage, fit_gaussian, frechet_distance, manifold_scores
+from maskgit.metrics.sets import (
+    class_score,
+    codebook_usage,
+    fit_gaussian,
+    frechet_distance,
+    manifold_scores,
+    monge_distance,
+)
 
 __all__ = [
     "class_score",
@@ -13,6 +20,7 @@ __all__ = [
     "fit_gaussian",
     "frechet_distance",
     "manifold_scores",
+    "monge_distance",
     "psnr",
     "ssim",
 ]

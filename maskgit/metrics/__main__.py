@@ -38,7 +38,7 @@ from maskgit.metrics.pairs import (
     psnr_of_mean_error,
     ssim,
 )
-from maskgit.metrics.sets import Gaussian, Manifold, class_score, frechet_distance, manifold_scores
+from maskgit.metrics.sets import Gaussian, Manifold, class_score, frechet_distance, manifold_scores, monge_distance
 from maskgit.pipeline import resolve_device
 from maskgit.tokenizer.losses import PerceptualLoss, efficientnet_stages
 
@@ -48,12 +48,14 @@ SPLITS, SPLIT_SIZE = 10, 500
 FIXED_MASKS = ("center", "left", "right", "top", "bottom")
 """Masks that can be made again, because there is no chance in them."""
 
-NOT_COMPARABLE = "not FID, not Inception score: not comparable with published figures"
+NOT_COMPARABLE = "not FID, not MIND, not Inception score: not comparable with published figures"
 NETWORKS = {
-    "inception": ("Inception v3", "", "FID", "Inception score"),
-    "efficientnet-lite0": ("EfficientNet-Lite0", NOT_COMPARABLE, "Fréchet distance", "class-entropy score"),
-}
-"""Of each network: its title, a note, and what the distance and the class score in its features are called."""
+    "inception": ("Inception v3", "", "FID", "MIND", "Inception score"),
+    "efficientnet-lite0": (
+        "EfficientNet-Lite0", NOT_COMPARABLE, "Fréchet distance", "Monge distance", "class-entropy score",
+    ),
+}  # fmt: skip
+"""Of each network: its title, a note, and what the two distances and the class score in its features are called."""
 
 SCORE_OF_SPLITS = "{0[mean]:.3f} ± {0[std]:.3f} ({0[splits]} splits)"
 MANIFOLD = {name: (name, "{:.4f}  (k = {neighbors})") for name in Manifold._fields}
@@ -70,9 +72,9 @@ PAIRS = {
 class Options:
     """Compare generated pictures with real ones.
 
-    As sets: FID, Inception score, precision, recall, density and coverage, in the features of the Inception network
-    (whose weights you have to download once) and of a network that comes with its weights. With --pairs or --masks
-    also picture by picture: PSNR, SSIM and a perceptual distance.
+    As sets: FID, MIND, Inception score, precision, recall, density and coverage, in the features of the Inception
+    network (whose weights you have to download once) and of a network that comes with its weights. With --pairs or
+    --masks also picture by picture: PSNR, SSIM and a perceptual distance.
     """
 
     real: Annotated[Path, tyro.conf.Positional]
@@ -210,15 +212,16 @@ def compare_sets(
     device = next(network.parameters()).device
     splits = SPLITS if len(generated) >= SPLITS * SPLIT_SIZE else 1
     mean, std = class_score(network.logits(ours.to(device)), splits)
-    _, note, distance, score = NETWORKS[network.name]
+    _, note, distance, monge, score = NETWORKS[network.name]
     figures: dict[str, Any] = {
         "note": note or None,
         key(distance): frechet_distance(reference, ours),
         key(score): {"mean": mean, "splits": splits, **({"std": std} if splits > 1 else {})},
     }
     if isinstance(reference, Tensor):
-        scores = manifold_scores(reference.to(device), ours.to(device), options.neighbors)
-        figures |= {"neighbors": options.neighbors, **scores._asdict()}
+        sets = reference.to(device), ours.to(device)
+        figures[key(monge)] = monge_distance(*sets)
+        figures |= {"neighbors": options.neighbors, **manifold_scores(*sets, options.neighbors)._asdict()}
     smallest, dimensions = min(len(files) for files in (real, generated) if files), ours.shape[1]
     if smallest <= dimensions:
         figures["caution"] = (
@@ -302,14 +305,15 @@ def table(report: dict[str, Any]) -> str:
     for side in ("real", "generated"):
         count = report[f"{side}_images"]
         lines.append(f"{side:<10} {printable(report[side])} ({'statistics' if count is None else f'{count} images'})")
-    for name, (title, note, distance, score) in NETWORKS.items():
+    for name, (title, note, distance, monge, score) in NETWORKS.items():
         if figures := report.get(name):
             lines += ["", f"{title}: {note}" if note else title]
             if "missing" in figures:
                 lines.append("  weights missing: no FID")
                 continue
             score_form = SCORE_OF_SPLITS if "std" in figures[key(score)] else "{0[mean]:.3f}"
-            lines += rows({key(distance): (distance, "{:.3f}"), key(score): (score, score_form), **MANIFOLD}, figures)
+            forms = {key(name): (name, "{:.3f}") for name in (distance, monge)} | {key(score): (score, score_form)}
+            lines += rows(forms | MANIFOLD, figures)
             lines += [f"  ({figures['caution']})"] if "caution" in figures else []
     if pairs := report.get("pairs"):
         where = "in the hole" if pairs["where"] == "hole" else "whole pictures"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,17 +17,11 @@ from maskgit.data.masks import make_mask
 from maskgit.data.pixels import plain_views, to_bytes, to_signed
 from maskgit.pipeline import InpaintResult, MaskGIT, image_seed
 
-BALANCED, ALL = "one per family", "all"
-"""Names of the two sets of held-out images that figures are given for."""
-
 TELEA, TOKENIZER_ONLY = "OpenCV Telea", "tokenizer only (upper bound)"
 """What a model must beat, and about the best that it could do."""
 
 TELEA_RADIUS = 3
 """Neighbourhood of OpenCV's inpainting, in pixels."""
-
-Subsets = dict[str, np.ndarray]
-"""Positions among the held-out images by the name of the set; the headline's comes first."""
 
 # --- which images -----------------------------------------------------------------------------------------------------
 
@@ -45,10 +39,8 @@ class HeldOut(NamedTuple):
     """Classes by the model's numbers, if it is to know them."""
 
 
-def load_held_out(
-    model: MaskGIT, data: str, classes: bool, max_images: int | None, seed: int, one_per_family: bool = False
-) -> HeldOut:
-    """At most `max_images` of the validation side of `data`, "emoji" or a folder, drawn at random.
+def load_held_out(model: MaskGIT, data: str, classes: bool, max_images: int | None, seed: int) -> HeldOut:
+    """At most `max_images` of the validation side of `data`, "avatars" or a folder, drawn at random.
 
     Raises:
         DataError, ImageError: data that can't be used; `classes` are to be told that aren't the model's.
@@ -58,9 +50,7 @@ def load_held_out(
     if classes and (not model.class_names or model.class_names != images.class_names):
         known = ", ".join(model.class_names) or "none"
         raise DataError(f"--classes and guidance need a model with the classes of {data}; this one knows {known}")
-    subsets = make_subsets(images.family_numbers(), seed) if one_per_family else {ALL: np.arange(len(images))}
-    candidates = next(iter(subsets.values()))
-    numbers = candidates[choose_images(len(candidates), max_images, seed)].tolist()
+    numbers = choose_images(len(images), max_images, seed).tolist()
     labels = images.labels[numbers].tolist() if classes else None
     return HeldOut(images, numbers, plain_views(images, numbers), labels)
 
@@ -72,22 +62,6 @@ def choose_images(count: int, max_images: int | None, seed: int) -> np.ndarray:
     if max_images is None or max_images >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng((seed, 1)).permutation(count)[:max_images])
-
-
-def make_subsets(families: Sequence[int] | np.ndarray, seed: int) -> Subsets:
-    """The sets of images that figures are given for.
-
-    Emoji come in families (skin tones, genders) of near copies, and a few families are huge: over all images, the
-    figures would mostly say how well these few pictures do. So the headline is on one random image of each family.
-    Where no family has two images, there is only the set of all.
-    """
-    first: dict[int, int] = {}
-    for index in np.random.default_rng((seed, 2)).permutation(len(families)):
-        first.setdefault(int(families[index]), int(index))
-    everything = np.arange(len(families))
-    if len(first) == len(families) or len(first) < 2:
-        return {ALL: everything}
-    return {BALANCED: np.sort(np.array(list(first.values()))), ALL: everything}
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 512  # rows of a distance matrix that are in memory at a time: 200 MB for 50,000 pictures
+_DIRECTIONS = 64  # that sets are projected on at a time: 25 MB for 50,000 pictures
 
 # Distances are compared with others that may be equal to them but for rounding, above all where both sets hold the
 # same picture. This much, of the radius, counts as equal.
@@ -92,6 +93,49 @@ def frechet_distance(a: Tensor | Gaussian, b: Tensor | Gaussian) -> float:
     common = torch.linalg.svdvals(a.root @ b.root.T).sum()
     distance = (a.mean - b.mean).square().sum() + spread - 2 * common
     return max(0.0, float(distance))  # rounding can leave a hair below 0
+
+
+# --- Monge distance ---------------------------------------------------------------------------------------------------
+
+
+def monge_distance(a: Tensor, b: Tensor, directions: int = 1000, seed: int = 0) -> float:
+    """3 D times the squared 2-Wasserstein distance of two sets along a line, averaged over random directions.
+
+    Berthet et al., "MIND: Monge Inception Distance for Generative Models Evaluation", 2026 (arXiv 2605.06797): a sliced
+    Wasserstein distance. With Inception features it is the MIND (the factor is theirs, and so are 100 to 1000
+    directions); with others it is not. It fits no Gaussian, so it sees more than means and covariances, and two samples
+    of one distribution are much less far apart than by the Fréchet distance: a thousand pictures say something.
+
+    Along a line the cheapest way to turn one set into the other keeps the order. So the distance is that of the sorted
+    projections; of sets that differ in size (the paper's don't) that of their quantile functions, which are steps.
+
+    Args:
+        a, b: float [n, D] and [m, D], n and m >= 1.
+        directions: unit vectors, uniform on the sphere.
+        seed: of the directions: equal ones for all sets that are to be compared.
+
+    Raises:
+        ValueError: sets of other shapes, features that aren't finite, no direction.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not (len(a) and len(b)):
+        raise ValueError(f"two sets of feature vectors of one length are needed, got {list(a.shape)}, {list(b.shape)}")
+    if directions < 1:
+        raise ValueError(f"{directions} directions: must be at least 1")
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise ValueError("features that are not finite have no Monge distance")
+    a, b, (n, m) = a.double(), b.double(), (len(a), len(b))
+    # Both quantile functions are constant between neighboring ends of steps, in units of 1 / (n m): whole numbers.
+    ends = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique().to(a.device)
+    lengths, starts = ends.diff().double() / (n * m), ends[:-1]
+    generator = torch.Generator().manual_seed(seed)
+    lines = torch.randn(directions, a.shape[1], generator=generator, dtype=torch.float64)
+    lines = (lines / lines.norm(dim=1, keepdim=True)).to(a.device)
+    total = 0.0
+    for some in lines.split(_DIRECTIONS):
+        of_a, of_b = ((x @ some.T).sort(dim=0).values for x in (a, b))  # [n, up to _DIRECTIONS], [m, likewise]
+        differences = of_a[starts // m] - of_b[starts // n]  # [up to n + m - 1, up to _DIRECTIONS]
+        total += float((lengths @ differences.square()).sum())
+    return 3 * a.shape[1] * total / directions
 
 
 # --- class score ------------------------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ class ReusingNetwork:
     def __call__(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
         """As the transformer for tokens int64 [B, N]: logits [B, N, V], which mean nothing where nothing is masked.
 
-        Where the number of images changes, because guidance sets in and doubles it, the evaluation is a full one.
+        Where the number of images changes, as guidance sets in or ends, the evaluation is a full one.
         """
         masked = tokens == self._mask_token_id
         if self._left == 0 or len(masked) != len(self._masked):

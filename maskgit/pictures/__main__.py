@@ -68,7 +68,7 @@ def draw(options: Options) -> None:
         raise ValueError("--schedules: name at least one")
     for schedule in options.schedules:  # what makes no sense is found out before any work is done
         DecodeConfig(steps=options.steps, schedule=schedule)
-    image = read_image(options.image or SAMPLES / "fox.png")
+    image = read_image(options.image or SAMPLES / "lorelei-333.png")
     if options.mask in MAKERS:
         mask = make_mask(options.mask, image.height, image.width, options.seed)
     elif Path(options.mask).is_file():

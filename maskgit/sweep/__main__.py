@@ -3,6 +3,7 @@
     python -m maskgit.sweep --study steps                       # distance and time against the number of steps
     python -m maskgit.sweep --study schedules --steps 8 16      # a study with an axis of one's own
     python -m maskgit.sweep --decoders maskgit halton --temperatures 0 4.5 --steps 4 8 16
+    python -m maskgit.sweep --study guidance --generate         # whole pictures by class
 
 Writes results.json, results.md and plots to OUTPUT/STUDY. A cell, one setting with one seed, is kept in
 OUTPUT/cells.jsonl as soon as it is finished: a run that is broken off goes on where it was, and studies share what
@@ -25,13 +26,14 @@ from maskgit.metrics.features import EfficientNetFeatures, FeatureNetwork, Weigh
 from maskgit.metrics.figures import json_bytes, number, run_measuring
 from maskgit.metrics.held_out import import_opencv
 from maskgit.pipeline import MaskGIT
-from maskgit.sweep.measuring import FIGURES, sweep
+from maskgit.sweep.making import FIGURES
+from maskgit.sweep.measuring import sweep
 from maskgit.sweep.settings import AXES, Options, describe_values
 
 PAGE = """\
 # Sweep: {study}
 
-{images} held-out images of {data}{families}; hole: {hole}; classes {told}. {fixed}.
+{images} {what} of {data}{hole_or_not}; classes {told}. {fixed}.
 
 {machine[date]}, {machine[device]}, {machine[threads]} threads, torch {machine[torch]}, revision {machine[revision]}, \
 transformer in {precision}. Model {model}, weights {weights_sha256:.12}.
@@ -40,12 +42,17 @@ transformer in {precision}. Model {model}, weights {weights_sha256:.12}.
 
 {table}
 {reference_table}
-± is the standard deviation over {decodings} decodings of the same holes. Fréchet: distance between originals and \
-filled images in the pooled features of EfficientNet-Lite0 (ImageNet weights). It is **not FID**, and all distances \
-depend on the number of images: compare them within this page only. PSNR is of the mean squared error inside the \
-hole. "Tokenizer only" pastes the decoded tokens of the original: about the best that any transformer over these \
-tokens could do. Times are of everything from picture to picture.
+± is the standard deviation over {decodings} decodings. Fréchet: distance between originals and what was made, in the \
+pooled features of EfficientNet-Lite0 (ImageNet weights). It is **not FID**, and all distances depend on the number of \
+images: compare them within this page only. {explained} Times are of everything from picture to picture.
 """
+OF_HOLES = """\
+PSNR is of the mean squared error inside the hole. "Tokenizer only" pastes the decoded tokens of the original: about \
+the best that any transformer over these tokens could do."""
+OF_PICTURES = """\
+Precision and recall by the third nearest neighbor, and the class-entropy score (the formula of the Inception score), \
+are in the same network. A picture has the class of one of the held-out images. Real training pictures, as many and \
+drawn at random, show how near two sets of real ones are."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,8 +109,13 @@ def markdown(report: dict[str, Any]) -> str:
     names = measured(report)
     qualities = [name for name in names if name != "milliseconds"]
     head = [field.replace("_", " ") for field in varied]
+    guided = any(row["passes"] != row["setting"]["steps"] for row in rows)
     cells = [
-        [*(str(row["setting"][field]) for field in varied), *(number(row["figures"][name]) for name in names)]
+        [
+            *(str(row["setting"][field]) for field in varied),
+            *([str(row["passes"])] if guided else []),
+            *(number(row["figures"][name]) for name in names),
+        ]
         for row in rows
     ]
     references = [
@@ -111,10 +123,14 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     return PAGE.format(
         **report,
-        families=", one per family" if report["one_per_family"] else "",
+        what="held-out images" if report["hole"] else "pictures made from nothing, against as many held-out ones",
+        hole_or_not=f"; hole: {report['hole']}" if report["hole"] else "",
+        explained=OF_HOLES if report["hole"] else OF_PICTURES,
         told="told" if report["classes"] else "not told",
         fixed=describe_values(rows[0]["setting"], fixed),
-        table="\n".join(markdown_table([*head, *(FIGURES[name] for name in names)], cells)),
+        table="\n".join(
+            markdown_table([*head, *(["passes"] if guided else []), *(FIGURES[name] for name in names)], cells)
+        ),
         reference_table="\n".join(
             markdown_table(["for comparison", *(FIGURES[name] for name in qualities)], references)
         ),
@@ -168,7 +184,7 @@ def draw_axis(pyplot: Any, report: dict[str, Any], field: str) -> Any:
             joined = "-" if numeric else "none"
             panel.errorbar(places, means, deviations, marker="o", markersize=4, capsize=3, ls=joined, label=label)
         if name != "milliseconds":
-            for color, reference in zip(("gray", "black"), report["references"], strict=True):
+            for color, reference in zip(("gray", "black"), report["references"], strict=False):
                 level = reference["figures"][name]["mean"]
                 panel.axhline(level, color=color, linestyle="--", linewidth=1, label=reference["method"])
         if not numeric:
@@ -177,8 +193,8 @@ def draw_axis(pyplot: Any, report: dict[str, Any], field: str) -> Any:
         panel.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
     figure.suptitle(
-        "{model}, {images} images, hole: {hole}, {n} seeds\n{machine[device]}, {machine[date]:.10}".format(
-            **report, n=len(report["seeds"])
+        "{model}, {images} images, {what}, {n} seeds\n{machine[device]}, {machine[date]:.10}".format(
+            **report, n=len(report["seeds"]), what=f"hole: {report['hole']}" if report["hole"] else "made from nothing"
         ),
         fontsize=9,
     )

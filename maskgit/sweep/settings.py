@@ -27,6 +27,7 @@ AXES = {
     "choice_temperature": "temperatures",
     "softmax_temperature": "softmax_temperatures",
     "guidance_scale": "guidance",
+    "guidance_interval": "guidance_intervals",
     "remask": "remask",
     "reuse": "reuse",
 }
@@ -35,7 +36,10 @@ AXES = {
 OWN = "model"
 """The decoder that a model has been saved with."""
 
-Study = Literal["steps", "schedules", "temperature", "decoders", "guidance"]
+INTERVAL = ("guidance_from", "guidance_to")
+"""The fields of the decoder that a guidance interval, "0.5:1", sets."""
+
+Study = Literal["steps", "schedules", "temperature", "decoders", "guidance", "remask", "reuse"]
 
 # As wide as the sources', but each within 10 minutes on two CPU cores.
 STUDIES: dict[Study, dict[str, tuple[Any, ...]]] = {
@@ -44,6 +48,8 @@ STUDIES: dict[Study, dict[str, tuple[Any, ...]]] = {
     "temperature": {"choice_temperature": (0.0, 0.5, 1.0, 2.0, 4.5, 9.0, 18.0), "steps": (8,)},
     "decoders": {"decoder": (*DECODERS, OWN), "steps": (8,)},
     "guidance": {"guidance_scale": (0.0, 1.0, 2.0, 3.0, 5.0), "steps": (8,)},
+    "remask": {"remask": (0.0, 0.25, 0.5, 0.75, 1.0), "steps": (16,)},
+    "reuse": {"reuse": (0, 1, 2, 3, 7), "steps": (16,)},
 }
 
 CUSTOM = "grid"
@@ -56,11 +62,14 @@ FEATURES_WORK = 3
 @dataclass(frozen=True)
 class Options:
     """Inpaint held-out images with every combination of decoding options, several times each, and compare the results
-    with the originals. Options that are not given are those of the study, else those of the decoder's preset."""
+    with the originals; or make whole pictures (--generate). Options that are not given are those of the study, else
+    those of the decoder's preset."""
 
     study: Study | None = None
     """Choose the values to try by one word: the number of steps; all schedules; the choice temperature; all decoders;
-    the guidance scale. The axes below replace or extend the study's."""
+    the guidance scale; re-masking; reuse of the context. The axes below replace or extend the study's."""
+    generate: bool = False
+    """Make as many whole pictures, of the classes of the held-out images, and compare the sets."""
     decoders: Annotated[
         tuple[str, ...],
         tyro.conf.arg(help=f"Decoders to try: {', '.join(DECODERS)}; or {OWN}, the model's own. Default: maskgit."),
@@ -74,6 +83,8 @@ class Options:
     """Softmax temperatures to try: they divide the logits."""
     guidance: tuple[float, ...] = ()
     """Guidance scales to try; 0 is none. The model must know classes, and is told each image's."""
+    guidance_intervals: tuple[str, ...] = ()
+    """Shares of the steps between which to guide, FROM:TO, such as 0:1 (all) and 0.5:1 (the second half)."""
     remask: tuple[float, ...] = ()
     """Shares of re-masking (ReMDM) to try; 0 is none."""
     reuse: tuple[int, ...] = ()
@@ -82,11 +93,10 @@ class Options:
     """Times that each setting is measured, from other random numbers."""
     model: str = "embedded"
     """"embedded", a model folder, or a repository on the Hugging Face Hub."""
-    data: str = "emoji"
-    """A folder of images, or `emoji` for the embedded data set. Only its validation side is used."""
+    data: str = "avatars"
+    """A folder of images, or `avatars` for the embedded data set. Only its validation side is used, but for comparison
+    with --generate."""
     hole: Annotated[str, tyro.conf.arg(help=f"What is hidden: {', '.join(MAKERS)}.")] = "center"
-    one_per_family: bool = True
-    """Take one image, drawn at random, of each family of near copies (skin tones, genders of emoji)."""
     max_images: int = 96
     """Use at most this many of the images, drawn at random."""
     classes: bool = False
@@ -107,7 +117,7 @@ class Options:
     @property
     def name(self) -> str:
         """Of the folder with the results."""
-        return self.study or CUSTOM
+        return f"{self.study or CUSTOM}{'-generate' if self.generate else ''}"
 
     @property
     def axes(self) -> dict[str, tuple[Any, ...]]:
@@ -117,8 +127,8 @@ class Options:
 
     @property
     def tells_classes(self) -> bool:
-        """Whether the model is to know the classes: guidance needs them."""
-        return self.classes or bool(self.axes["guidance_scale"])
+        """Whether the model is to know the classes: guidance and --generate need them."""
+        return self.classes or self.generate or bool(self.axes["guidance_scale"])
 
     def check(self) -> None:
         """Raise UsageError if a value makes no sense."""
@@ -134,7 +144,7 @@ class Options:
     def check_output(self) -> None:
         """Raise UsageError if the results would be found among the data, or take the place of other files."""
         folder = (self.output / self.name).resolve()
-        if self.data != "emoji" and os.path.isdir(self.data):
+        if self.data != "avatars" and os.path.isdir(self.data):
             if any(here.exists() and here.samefile(self.data) for here in (folder, *folder.parents)):
                 raise UsageError(f"--output {self.output}: {folder} is inside --data {self.data}; choose another")
         names = ("results.json", "results.md", *(f"{axis}.png" for axis in AXES))
@@ -153,12 +163,14 @@ class Setting:
     @property
     def values(self) -> dict[str, Any]:
         """By the fields of AXES."""
-        return {"decoder": self.decoder, **{name: getattr(self.config, name) for name in AXES if name != "decoder"}}
+        interval = ":".join(f"{getattr(self.config, name):g}" for name in INTERVAL)
+        special = {"decoder": self.decoder, "guidance_interval": interval}
+        return {name: special[name] if name in special else getattr(self.config, name) for name in AXES}
 
     @property
     def work(self) -> int:
         """About how long it takes to fill and measure an image, in passes of the transformer."""
-        return self.config.steps * (2 if self.config.guidance_scale else 1) + FEATURES_WORK
+        return self.config.passes + FEATURES_WORK
 
 
 def settings(options: Options, own: DecodeConfig) -> list[Setting]:
@@ -167,11 +179,25 @@ def settings(options: Options, own: DecodeConfig) -> list[Setting]:
     for values in itertools.product(*(values or (None,) for values in options.axes.values())):
         given = {field: value for field, value in zip(AXES, values, strict=True) if value is not None}
         name = given.pop("decoder", "maskgit")
+        if "guidance_interval" in given:
+            given |= _interval(given.pop("guidance_interval"))
         config = dataclasses.replace(own if name == OWN else decoder(name), **given)
         if not options.tells_classes:  # the preset's guidance would have nothing to act on
             config = dataclasses.replace(config, guidance_scale=0.0)
         found.append(Setting(name, config))
+    guided = any(setting.config.guidance_scale or setting.decoder == OWN for setting in found)
+    if options.guidance_intervals and not guided:  # all intervals would give the same
+        raise ValueError("--guidance-intervals: nothing is guided; give --guidance too, such as 2")
     return list(dict.fromkeys(found))
+
+
+def _interval(text: str) -> dict[str, float]:
+    """The fields that "0.5:1" sets. Raises a ValueError for anything else."""
+    try:
+        first, last = map(float, text.split(":"))
+    except ValueError:
+        raise ValueError(f"guidance interval {text!r} must be FROM:TO, such as 0.5:1") from None
+    return dict(zip(INTERVAL, (first, last), strict=True))
 
 
 def describe_values(values: dict[str, Any], fields: Sequence[str]) -> str:

@@ -20,14 +20,15 @@ from maskgit.network.folder import ModelError
 from maskgit.training.dry_run import dry_run
 from maskgit.training.recipes import RECIPES
 from maskgit.training.run_file import read_run
-from maskgit.training.settings import COMMANDS, STAGES, TokenizerTraining, TokensConfig, TrainingError
+from maskgit.training.settings import COMMANDS, STAGES, ModelTraining, TokenizerTraining, TokensConfig, TrainingError
 from maskgit.training.signals import Stopped
 from maskgit.training.tokenizer import train_tokenizer
 from maskgit.training.tokens import write_tokens
 from maskgit.training.transformer import train_transformer
+from maskgit.training.whole import train_model
 
 HELP = (
-    "Train a MaskGIT: first the tokenizer, then the transformer. "
+    "Train a MaskGIT: first the tokenizer, then the transformer; or, in a given time, all of it (`model`). "
     "Three options go with both stages, anywhere on the line. "
     "--config FILE: start from the settings in a run's run.json (or its folder); options override them. "
     f"--recipe NAME: likewise, from how a source trains its transformer: {', '.join(RECIPES)}. "
@@ -46,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if dry or isinstance(config, TokensConfig):
             print(printable_lines("\n".join(dry_run(config) if dry else write_tokens(config))))
             return 0
-        figures = train_tokenizer(config) if isinstance(config, TokenizerTraining) else train_transformer(config)
+        if isinstance(config, ModelTraining):
+            figures = train_model(config)
+        else:
+            figures = train_tokenizer(config) if isinstance(config, TokenizerTraining) else train_transformer(config)
     except KNOWN_ERRORS as error:
         more = ", or change --val-fraction" if isinstance(error, EmptySplitError) else ""
         print(printable_lines(f"error: {error}{more}"), file=sys.stderr)

@@ -122,10 +122,9 @@ def _tokenizer(config: TokenizerTraining, engine: Engine) -> tuple[StageTask, in
     task = TokenizerTask(config, preset(config.model).tokenizer, engine)
     _, held_out = load_splits(config, task.model.config.image_size)
     judge = "" if task.discriminator is None else f", discriminator of {_millions(task.discriminator, '')}"
-    images = len(task.dataset)
-    data = f"{images:,} images, {len(held_out):,} held out ({config.data})"
-    samples = [task.dataset[index % images, index] for index in range(config.batch_size)]
-    return task, images, samples, data, f"VQGAN of {_millions(task.model)}{judge}"
+    data = f"{len(task.dataset):,} images, {len(held_out):,} held out ({config.data})"
+    samples = [task.dataset[index % len(task.dataset), index] for index in range(config.batch_size)]
+    return task, len(task.dataset), samples, data, f"VQGAN of {_millions(task.model)}{judge}"
 
 
 # --- what a step takes ------------------------------------------------------------------------------------------------

@@ -47,8 +47,8 @@ class StageTask(abc.ABC):
     """What is trained, averaged and saved."""
     optimizers: list[torch.optim.Optimizer]
     """Made by `prepare`."""
-    dataset: Any
-    """A `Dataset` that has a length, indexed by (index, position); see SampleOrder."""
+    dataset: Any  # Dataset, and Sized, which can't be said together
+    """Has a length; indexed by (index, position); see SampleOrder."""
     tokens_per_image: int = 0
     """For the throughput; 0 where tokens aren't what is trained on."""
     graphs: bool = False

@@ -21,7 +21,7 @@ from maskgit.training.settings import STAGES, LoopConfig, TrainingError
 FILE = "run.json"
 _PACKAGES = ("maskgit-inpaint", "accelerate", "numpy", "safetensors", "triton")
 _OF_ONE_START = ("resume",)  # whether a start goes on with a run is no setting of the run
-_GONE = {"one_per_family": False}  # settings that earlier releases had, and what all runs do now
+_GONE = {"one_per_family": False}  # settings of older releases, and what all runs do now
 
 ConfigT = TypeVar("ConfigT")
 
@@ -89,12 +89,18 @@ def settings_from_json(kind: type[ConfigT], values: dict[str, Any]) -> tuple[Con
 
     Raises ValueError: fields that don't exist, values of the wrong type, or whatever the settings themselves refuse.
     """
-    hints, values = typing.get_type_hints(kind), _without_gone(values)
+    hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    values = _without_gone(values)
     if unknown := sorted(values.keys() - set(names)):
         raise ValueError(f"there is no setting {', '.join(unknown)} in this release")
     missing = [name for name in names if name not in values and name not in _OF_ONE_START]
     return kind(**{name: _typed(name, hints[name], value) for name, value in values.items()}), missing
+
+
+def _without_gone(values: dict[str, Any]) -> dict[str, Any]:
+    """Without the settings of older releases that say what all runs do now."""
+    return {name: value for name, value in values.items() if name not in _GONE or value != _GONE[name]}
 
 
 def _typed(name: str, hint: Any, value: Any) -> Any:
@@ -161,11 +167,6 @@ def changed_settings(theirs: dict[str, Any], config: LoopConfig, folder: Path = 
         if old != new:
             changes.append(f"{name} (was {old}, now {new})")
     return changes
-
-
-def _without_gone(values: dict[str, Any]) -> dict[str, Any]:
-    """Of settings that are gone, only those that asked for something else than what is done now."""
-    return {name: value for name, value in values.items() if name not in _GONE or value != _GONE[name]}
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

@@ -28,15 +28,15 @@ class SampleOrder(Sampler[list[tuple[int, int]]]):
     is the same for any number of processes, each of which takes its part of every batch.
 
     Args:
-        count: number of samples in an epoch, each of which comes once in it.
+        samples: how many there are.
         config: batch_size is of all processes.
         process, processes: this one's number, and how many there are; they divide the batch.
     """
 
-    def __init__(self, count: int, config: LoopConfig, first_step: int, process: int = 0, processes: int = 1) -> None:
-        if not count:
+    def __init__(self, samples: int, config: LoopConfig, first_step: int, process: int = 0, processes: int = 1) -> None:
+        if not samples:
             raise TrainingError("the training set is empty")
-        self.count, self.config, self.first_step = count, config, first_step
+        self.samples, self.config, self.first_step = samples, config, first_step
         self.share = config.batch_size // processes
         self.offset = process * self.share
 
@@ -44,13 +44,13 @@ class SampleOrder(Sampler[list[tuple[int, int]]]):
         return self.config.steps - self.first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, np.empty(0, dtype=np.int64)
+        length, epoch, order = self.samples, -1, np.empty(0, dtype=np.int64)
         for step in range(self.first_step, self.config.steps):
             batch = []
             first = step * self.config.batch_size + self.offset
             for position in range(first, first + self.share):
-                if position // self.count != epoch:
-                    epoch = position // self.count
-                    order = np.random.default_rng((self.config.seed, epoch)).permutation(self.count)
-                batch.append((int(order[position % self.count]), position))
+                if position // length != epoch:
+                    epoch = position // length
+                    order = np.random.default_rng((self.config.seed, epoch)).permutation(length)
+                batch.append((int(order[position % length]), position))
             yield batch

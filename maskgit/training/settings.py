@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from maskgit.console import flag
 from maskgit.data import AugmentConfig
+from maskgit.decoding import DECODERS
 from maskgit.decoding.masking import Count, Per
 from maskgit.decoding.schedules import check_schedule
 from maskgit_kernels.backend import BACKENDS
@@ -302,6 +303,45 @@ class TokensConfig:
         require(self, lambda value: 0 < value < 1, "between 0 and 1", "val_fraction")
 
 
+@dataclass(frozen=True)
+class ModelTraining:
+    """All of it in a given time: tokenizer, tokens, transformer, and the model folder that comes of them."""
+
+    output: Path = Path("runs/model")
+    """Folder of it all: tokenizer, tokens and transformer, plan.json, which --resume goes by, and in the end model,
+    which inpaint.py takes."""
+    minutes: float = 60.0
+    """How long it may take in all. How many steps each stage has comes from how long they take on this machine."""
+    tokenizer_share: float = 0.3
+    """Share of the time that the tokenizer is trained for. Then all images are tokenized, and the transformer has what
+    is left."""
+    model: str = "embedded"
+    """Preset that is trained: embedded, lab, maskgit-256, maskgit-512."""
+    data: str = TokenizerTraining.data
+    """A folder of images, tar archives ('shards/train-{000..009}.tar'), or the name of the embedded data set."""
+    val_fraction: float = LoopConfig.val_fraction
+    """Share of the images that is held out to validate on, chosen by their names."""
+    tokenizer_batch_size: int | None = None
+    """Images per step of the tokenizer; by default 16, and 64 on a GPU."""
+    batch_size: int | None = None
+    """Images per step of the transformer; by default 32, and 128 on a GPU."""
+    decoder: str = "maskgit"
+    """How the model decodes if nothing else is said: maskgit, halton, valeo, lab-perturbed, lab-sampled, lab-greedy."""
+    seed: int = LoopConfig.seed
+    """Seed of everything that is random."""
+    device: str = "auto"
+    """cuda, cpu, ... ; auto takes a GPU where there is one."""
+    resume: bool = False
+    """Go on where the last start of the same command ended (from the start if there was none)."""
+
+    def __post_init__(self) -> None:
+        require(self, lambda value: 0 < value <= 525_600, "above 0, and a year (525600) at most", "minutes")
+        require(self, lambda value: 0 < value < 1, "between 0 and 1", "tokenizer_share", "val_fraction")
+        require_at_least(self, 1, "tokenizer_batch_size", "batch_size")
+        require_at_least(self, 0, "seed")
+        require_one_of(self, tuple(DECODERS), "decoder")
+
+
 STAGES: dict[str, type[LoopConfig]] = {"tokenizer": TokenizerTraining, "transformer": TransformerTraining}
 """The settings of each stage, by the name of its command."""
-COMMANDS: dict[str, type] = {**STAGES, "tokens": TokensConfig}
+COMMANDS: dict[str, type] = {"model": ModelTraining, **STAGES, "tokens": TokensConfig}

@@ -2,7 +2,7 @@
 
     cd scripts/make_avatars && npm ci && pip install -r requirements.txt && cd ../..     # Node 18 or newer
     python scripts/make_avatars --output avatars --per-style 5000    # a folder to train on, for --data avatars
-    python scripts/make_avatars                                      # what the package holds, maskgit/assets/avatars.zip
+    python scripts/make_avatars                                      # what the package holds: avatars.zip, its notice
 
 The same versions give the same pixels. A picture that a lower seed of its style has given already is left out, and a
 picture has the same name in a folder and in the package, by which it is held out or not: so whatever a folder holds
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import io
 import json
 import os
@@ -48,7 +49,7 @@ def draw(style: str, first: int, count: int) -> Iterator[dict[str, Any]]:
         assert process.stdout is not None
         yield from map(json.loads, process.stdout)
     if process.returncode:
-        raise SystemExit(f"draw.mjs failed for {style}: run `npm ci` in {HERE}")
+        raise SystemExit(f"{style} wasn't drawn: draw.mjs says why above")
 
 
 def render(svg: str) -> Image.Image:
@@ -87,8 +88,8 @@ def notice(credits: list[Credit]) -> str:
     """Whom the pictures are by, and under which terms."""
     lines = [
         "The pictures of the data set `avatars` are drawings of the styles below, put together from their parts by",
-        "DiceBear (https://www.dicebear.com, its code under the MIT License). Colored backgrounds were added, and they",
-        f"were rendered at {SIZE}x{SIZE} pixels, which is all that was changed.",
+        "DiceBear (https://www.dicebear.com, its code under the MIT License). Changed was no more than this: they have",
+        f"colored backgrounds, notionists are enlarged, and all are rendered at {SIZE}x{SIZE} pixels.",
     ]
     for credit in credits:
         lines += [
@@ -147,6 +148,10 @@ def main() -> None:
         parser.error(f"--output {args.output}: is there already; choose a new folder")
     if shutil.which("node") is None:
         sys.exit("node was not found: install Node.js 18 or newer")
+    if not (HERE / "node_modules").is_dir():
+        sys.exit(f"DiceBear is missing: run `npm ci` in {HERE}")
+    if importlib.util.find_spec("resvg_py") is None:
+        sys.exit(f"resvg-py is missing: pip install -r {HERE / 'requirements.txt'}")
     with ProcessPoolExecutor() as pool:
         work = pool.map(functools.partial(make_style, wanted=args.per_style), STYLES)
         made = list(tqdm(work, total=len(STYLES), desc="drawing", unit="style", disable=None))

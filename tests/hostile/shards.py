@@ -189,6 +189,8 @@ KNOWN: Known = {
     "F4 floats": array("tokens.npy", lambda values: npy(values.astype(np.float32))),
     "F4 label -1": array("labels.npy", _set(-1)),
     "F4 label 10^9": array("labels.npy", _set(10**9)),
+    "F4 labels too few": array("labels.npy", lambda values: npy(values[:-1])),
+    "F4 labels of text": array("labels.npy", lambda values: npy(values.astype(str))),
     **{f"F4 empty {name}": array(name, lambda values: b"") for name in ARRAYS},
     **{f"F4 no dimension, {name}": array(name, lambda values: npy(np.array(0))) for name in ARRAYS},
     "F4 one dimension": array("tokens.npy", lambda values: npy(values.reshape(-1))),

@@ -58,10 +58,9 @@ def test_shapes(name: str, pixels: int, grid: int) -> None:
     assert (config.tokenizer.image_size, config.tokenizer.grid) == (pixels, grid)
     assert latents.shape == (1, config.tokenizer.codebook_dim, grid, grid)
     assert tokenizer.decode_latents(latents).shape == (1, 3, pixels, pixels)
-    codes = 512 if name == "embedded" else 1024
-    assert tokenizer.codebook.weight.shape == (codes, config.tokenizer.codebook_dim)
-    assert transformer.bias.shape == (grid**2, codes)
-    assert config.transformer.mask_token_id == codes
+    assert tokenizer.codebook.weight.shape == (1024, config.tokenizer.codebook_dim)
+    assert transformer.bias.shape == (grid**2, 1024)
+    assert config.transformer.mask_token_id == 1024
 
 
 def test_lab_stages() -> None:

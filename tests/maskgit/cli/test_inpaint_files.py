@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from maskgit.cli.inpaint import main
-from maskgit.cli.options import class_number
+from maskgit.cli.options import Options, chosen_classes
 from maskgit.config import TransformerConfig
 from maskgit.console import UsageError
 from maskgit.decoding import DecodeConfig
@@ -325,7 +325,13 @@ def test_classes_are_named_before_they_are_numbered(
     transformer = Transformer(dataclasses.replace(tiny_transformer_config, num_classes=3))
     MaskGIT(tiny_tokenizer, transformer, ["2", "zwei", "7"], device="cpu").save_pretrained("classes")
     model = MaskGIT.from_pretrained("classes", device="cpu")
-    assert [class_number(model, text) for text in ("2", "zwei", "7", "0", "1")] == [0, 1, 2, 0, 1]
+    texts = ("2", "zwei", "7", "0", "1")
+    assert [chosen_classes(Options(class_=text), model) for text in texts] == [[0], [1], [2], [0], [1]]
+    assert chosen_classes(Options(), model) == [None]
+    assert chosen_classes(Options(class_="all", generate=1), model) == [0, 1, 2]
     for text in ("3", "drei", "9" * 5000):
         with pytest.raises(UsageError, match=f"^--class {text[:10]}"):
-            class_number(model, text)
+            chosen_classes(Options(class_=text), model)
+    model.class_names[1] = "all"  # which goes before the word
+    for generate in (None, 5):
+        assert chosen_classes(Options(class_="all", generate=generate), model) == [1]

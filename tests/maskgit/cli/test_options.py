@@ -11,6 +11,7 @@ from PIL import Image
 from maskgit.cli.inpaint import main
 from maskgit.cli.options import Options, decode_config
 from maskgit.decoding import DECODERS, DecodeConfig
+from maskgit.pipeline import MaskGIT
 
 
 def test_settings_of_a_decoder() -> None:
@@ -22,6 +23,28 @@ def test_settings_of_a_decoder() -> None:
     assert decode_config(changed, own) == dataclasses.replace(
         DECODERS["valeo"], steps=5, schedule="sqrt", choice_temperature=0.0, softmax_temperature=0.9
     )
+
+
+def test_the_interval_of_guidance_reaches_the_decoder() -> None:
+    own = DecodeConfig(steps=3, guidance_scale=2.0, guidance_from=0.25)
+    assert decode_config(Options(), own) == own
+    given = decode_config(Options(guidance_interval=(0.5, 0.75)), own)
+    assert given == dataclasses.replace(own, guidance_from=0.5, guidance_to=0.75)
+
+
+def test_classes_are_listed(class_model: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One a line, with nothing else, whatever else is asked for."""
+    arguments = ["--list-classes", "--output", str(tmp_path / "out"), "--images", "nowhere"]
+    assert main([*arguments, "--model", str(class_model)]) == 0
+    assert capsys.readouterr().out == "cats\ndogs & co\n"
+    unnamed = MaskGIT.from_pretrained(class_model, device="cpu")
+    unnamed.class_names = []
+    unnamed.save_pretrained(tmp_path / "unnamed")
+    assert main([*arguments, "--model", str(tmp_path / "unnamed")]) == 0
+    assert capsys.readouterr().out == "0\n1\n"
+    assert main([*arguments, "--model", str(model)]) == 2
+    assert f"--list-classes: {model} was trained without classes" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_decoders_are_named(
@@ -100,6 +123,13 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["--box", "1", "1", "1", "1", "--mask", "half"], "--box and --mask exclude each other"),
         (["--outpaint", "1", "1", "1cm", "1"], "--outpaint 1cm: neither pixels, such as 12, nor percent"),
         (["--guidance", "2"], "--guidance needs a --class"),
+        (["--guidance-interval", "0", "1"], "--guidance-interval needs a --class"),
+        (["--guidance-interval", "-1", "1", "--class", "cats"], "--guidance-interval must be in [0, 1], got -1.0"),
+        (
+            ["--guidance-interval", "0.7", "0.3", "--class", "cats"],
+            "--guidance-interval 0.7 0.3: FROM must be at most TO",
+        ),
+        (["--guidance-interval", "0", "nan", "--class", "cats"], "--guidance-interval must be in [0, 1], got nan"),
         (["--guidance", "-1", "--class", "cats"], "--guidance -1.0: must be at least 0"),
         (["--guidance", "nan", "--class", "cats"], "--guidance must be finite, got nan"),
         (["--generate", "2", "--invert-mask"], "--generate and --invert-mask exclude each other"),
@@ -111,6 +141,8 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["--maps", "--map-at", "3", "x"], "--map-at x: neither pixels, such as 12, nor percent"),
         (["--class", "birds"], "unknown class 'birds': choose one of cats, dogs & co"),
         (["--class", "2"], r"label 2 must be in [0, 2)"),
+        (["--class", "all"], "--class all needs --generate; name one class"),
+        (["--list-classes", "--model", "nowhere"], "nowhere: no such model folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -17,15 +17,7 @@ from maskgit.data import DataError
 from maskgit.metrics.card import __main__ as card
 from maskgit.metrics.card.__main__ import main
 from maskgit.metrics.card.measuring import average, fixed_losses, model_losses, stratified_masks
-from maskgit.metrics.held_out import (
-    ALL,
-    BALANCED,
-    choose_images,
-    fill_mean,
-    fill_telea,
-    make_subsets,
-    paste_decoded,
-)
+from maskgit.metrics.held_out import choose_images, fill_mean, fill_telea, paste_decoded
 from maskgit.network.transformer import Transformer
 from maskgit.pipeline import MaskGIT
 from maskgit.tokenizer import VQGAN
@@ -73,26 +65,6 @@ class TinyNetwork(nn.Module):
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(card, "efficientnet_lite0", TinyNetwork)
-
-
-# --- sets of images ---------------------------------------------------------------------------------------------------
-
-
-def test_balanced_set_has_each_family_once():
-    families = [7] * 50 + [1] + [2, 3] * 5
-    subsets = make_subsets(families, seed=3)
-    assert list(subsets) == [BALANCED, ALL]  # the headline comes first
-    assert sorted(families[i] for i in subsets[BALANCED]) == [1, 2, 3, 7]
-    assert np.array_equal(subsets[ALL], np.arange(len(families)))
-    again = make_subsets(families, seed=3)
-    assert np.array_equal(again[BALANCED], subsets[BALANCED])
-    drawn = {int(make_subsets(families, seed)[BALANCED][0]) for seed in range(30)}
-    assert len(drawn) > 10  # random ones, not the first
-
-
-@pytest.mark.parametrize("families", [[0, 1, 2], [5, 5, 5]], ids=["all different", "all one"])
-def test_one_set_where_families_say_nothing(families: list[int]):
-    assert list(make_subsets(families, 0)) == [ALL]
 
 
 # --- masked-token loss ------------------------------------------------------------------------------------------------
@@ -207,18 +179,20 @@ def test_report_and_pictures(model_folder: Path, photos: Path, tmp_path: Path, t
     assert "not FID" in out and "OpenCV Telea" in out
     report = json.loads((tmp_path / "a" / "report.json").read_text(encoding="utf-8"))
     assert (tmp_path / "a" / "report.md").read_text(encoding="utf-8") in out
-    assert report["headline"] == ALL and report["held_out_images"] + report["training_images"] == 60
+    assert report["held_out_images"] + report["training_images"] == 60
     assert str(photos) in report["command"] and report["torch"] == torch.__version__
-    loss = report["masked_token_loss"][ALL]
+    loss = report["masked_token_loss"]
     assert loss["ratio"] == pytest.approx(loss["loss"] / loss["fixed_loss"])
     assert 0 < report["tokenizer"]["codes_used_in_data_set"] <= 1
     for methods in report["inpainting"].values():
         assert len(methods) == 4
         for method, figures in methods.items():
-            for figure in figures[ALL].values():
+            for figure in figures.values():
                 assert math.isfinite(figure["mean"])
                 assert len(figure["values"]) == (2 if method == "MaskGIT" else 1)
                 assert ("std" in figure) == (method == "MaskGIT")
+        ours, telea = (methods[name]["frechet"]["mean"] for name in ("MaskGIT", "OpenCV Telea"))
+        assert f"Fréchet distance of MaskGIT: {ours / telea:.2f} of OpenCV Telea's, " in out
     for name in ("inpaintings.png", "reconstructions.png"):
         with Image.open(tmp_path / "a" / name) as picture:
             assert picture.width > 300
@@ -229,23 +203,6 @@ def test_report_and_pictures(model_folder: Path, photos: Path, tmp_path: Path, t
     for part in ("tokenizer", "masked_token_loss", "inpainting", "weights_sha256"):
         assert again[part] == report[part]
     assert (tmp_path / "a" / "inpaintings.png").read_bytes() == (tmp_path / "b" / "inpaintings.png").read_bytes()
-
-
-def test_emoji_are_balanced_by_family(model_folder: Path, tmp_path: Path, tiny_network: None, monkeypatch, capsys):
-    pytest.importorskip("cv2")
-    # Tokenizing all of the training set would take most of the time.
-    monkeypatch.setattr(
-        card,
-        "tokenize_views",
-        lambda model, images, flip=True: torch.zeros((1 + flip) * len(images), TOKENS, dtype=torch.int64),
-    )
-    arguments = [str(model_folder), "--max-images", "60", "--seeds", "1", "--rounds", "1", "--steps", "1"]
-    assert main([*arguments, "--feature-size", "32", "--device", "cpu", "--output", str(tmp_path)]) == 0
-    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert report["headline"] == BALANCED
-    assert report["sets"] == {BALANCED: report["families"], ALL: 60}
-    assert 24 < report["families"] < 60
-    assert "one per family" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

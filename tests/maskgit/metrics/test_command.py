@@ -16,7 +16,7 @@ from maskgit.metrics import __main__ as command
 from maskgit.metrics.features import INCEPTION_URL, extract_features
 from maskgit.metrics.folders import find_pictures
 from maskgit.metrics.pairs import hole_errors, perceptual_distance, psnr_of_mean_error, ssim
-from maskgit.metrics.sets import class_score, frechet_distance, manifold_scores
+from maskgit.metrics.sets import class_score, frechet_distance, manifold_scores, monge_distance
 
 
 @pytest.fixture
@@ -55,6 +55,7 @@ def test_command_on_two_sets(
     figures = report["efficientnet-lite0"]
     assert "not FID" in figures["note"] and "8 pictures for 27 features" in figures["caution"]
     assert figures["frechet_distance"] == pytest.approx(frechet_distance(*features))
+    assert figures["monge_distance"] == pytest.approx(monge_distance(*features)) and "not MIND" in figures["note"]
     assert figures["class_entropy_score"] == {
         "mean": pytest.approx(class_score(network.logits(features[1]))[0]),
         "splits": 1,

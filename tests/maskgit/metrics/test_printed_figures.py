@@ -169,18 +169,16 @@ def test_figures_of_a_tokenizer():
     tokenizer = Lookup(tokens, codebook_size=CODES)
     tokenizer.decode = lambda tokens: to_tensor(copies) / 127.5 - 1
     model: Any = SimpleNamespace(tokenizer=tokenizer, device=torch.device("cpu"))
-    subsets = {"some": np.array([1, 2, 4]), "all": np.arange(COUNT)}
-    _, figures, decoded = measuring.measure_tokenizer(model, to_tensor(originals), subsets)
+    _, figures, decoded = measuring.measure_tokenizer(model, to_tensor(originals))
     assert torch.equal(decoded, to_tensor(copies))
-    for name, indices in subsets.items():
-        pairs = [(originals[i], copies[i]) for i in indices]
-        assert figures[name]["psnr"] == pytest.approx(np.mean([psnr(a, b) for a, b in pairs]), rel=1e-5)
-        assert figures[name]["psnr_of_mean_error"] == pytest.approx(psnr(originals[indices], copies[indices]), rel=1e-5)
-        assert figures[name]["ssim"] == pytest.approx(np.mean([ssim(a, b) for a, b in pairs]), abs=1e-5)
-        _, counts = np.unique(tokens[indices], return_counts=True)
-        shares = counts / counts.sum()
-        assert figures[name]["codes_used"] == pytest.approx(len(counts) / CODES)
-        assert figures[name]["perplexity"] == pytest.approx(np.prod(shares**-shares))
+    pairs = list(zip(originals, copies, strict=True))
+    assert figures["psnr"] == pytest.approx(np.mean([psnr(a, b) for a, b in pairs]), rel=1e-5)
+    assert figures["psnr_of_mean_error"] == pytest.approx(psnr(originals, copies), rel=1e-5)
+    assert figures["ssim"] == pytest.approx(np.mean([ssim(a, b) for a, b in pairs]), abs=1e-5)
+    _, counts = np.unique(tokens, return_counts=True)
+    shares = counts / counts.sum()
+    assert figures["codes_used"] == pytest.approx(len(counts) / CODES)
+    assert figures["perplexity"] == pytest.approx(np.prod(shares**-shares))
 
 
 def test_figures_of_the_masked_token_loss():
@@ -192,15 +190,14 @@ def test_figures_of_the_masked_token_loss():
         transformer=transformer, device=torch.device("cpu"), dtype=torch.bfloat16, autocast=False,
         tokenizer=SimpleNamespace(config=SimpleNamespace(codebook_size=CODES)),
     )  # fmt: skip
-    some = np.array([0, 3, 5])
     options = Options(rounds=3, batch_size=COUNT)
     held_out, fitted = torch.from_numpy(tokens), torch.from_numpy(training)
-    figures = measuring.measure_loss(model, held_out, None, {"some": some}, fitted, options)["some"]
+    figures = measuring.measure_loss(model, held_out, None, fitted, options)
     masks = torch.stack(transformer.asked).numpy() == CODES  # what was hidden from it
 
     def of_masked(measure: Any, values: np.ndarray) -> tuple[float, float]:
         """The mean over images and rounds of the mean over masked tokens, and over all masked tokens."""
-        chosen = [(i, round_[i]) for round_ in masks for i in some]
+        chosen = [(i, round_[i]) for round_ in masks for i in range(COUNT)]
         each = [measure(tokens[i][mask], values[i][mask]) for i, mask in chosen]
         return float(np.mean(each)), float(np.average(each, weights=[mask.sum() for _, mask in chosen]))
 

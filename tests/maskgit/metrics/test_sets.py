@@ -18,6 +18,7 @@ from maskgit.metrics.sets import (
     frechet_distance,
     gaussian_of_moments,
     manifold_scores,
+    monge_distance,
 )
 
 
@@ -114,6 +115,81 @@ def test_frechet_distance_falls_with_the_sample_size():
 def test_frechet_distance_refuses(a: torch.Tensor, b: torch.Tensor, reason: str):
     with pytest.raises(ValueError, match=reason):
         frechet_distance(a, b)
+
+
+# --- Monge distance ---------------------------------------------------------------------------------------------------
+
+
+def features(count: int, dimensions: int, seed: int) -> Tensor:
+    return torch.randn(count, dimensions, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_monge_distance_of_a_shift():
+    # Along a direction u the sets differ by u . shift, whose mean square over the sphere is |shift|^2 / D.
+    a, shift = features(20, 4, 0), torch.tensor([3.0, 0, -4, 1]).double()
+    assert monge_distance(a, a + shift, directions=40_000) == pytest.approx(3 * 26, rel=0.02)
+    # Few directions: exactly the mean over those, whichever they are; scaled sets are further apart by the square.
+    once = monge_distance(a, a + shift, directions=7)
+    assert monge_distance(5 * a, 5 * (a + shift), directions=7) == pytest.approx(25 * once)
+    assert monge_distance(a + 100, a + shift + 100, directions=7) == pytest.approx(once)
+
+
+@pytest.mark.parametrize("n, m", [(30, 30), (30, 17), (1, 8), (12, 36)])
+def test_monge_distance_on_a_line(n: int, m: int):
+    # In one dimension all directions are one: each vector repeated until the sets are of one size, in order.
+    a, b = features(n, 1, 1), features(m, 1, 2) * 2 + 1
+    many = math.lcm(n, m)
+    pairs = zip(sorted(a[:, 0].tolist() * (many // n)), sorted(b[:, 0].tolist() * (many // m)), strict=True)
+    wanted = 3 * sum((x - y) ** 2 for x, y in pairs) / many
+    assert monge_distance(a, b, directions=3) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_monge_distance_is_the_cheapest_assignment():
+    optimize = pytest.importorskip("scipy.optimize")
+    a, b = features(9, 1, 3), features(9, 1, 4)
+    cost = (a - b.T).square().numpy()
+    assert monge_distance(a, b) == pytest.approx(3 * cost[optimize.linear_sum_assignment(cost)].mean(), rel=1e-12)
+
+
+def test_monge_distance_of_pictures_in_any_order():
+    a, b = features(40, 6, 5), features(25, 6, 6)
+    distance = monge_distance(a, b)
+    assert distance == monge_distance(a, b) and distance == pytest.approx(monge_distance(b, a))
+    assert monge_distance(a.flip(0), b[torch.randperm(25)]) == pytest.approx(distance, rel=1e-12)
+    assert monge_distance(a, a.flip(0).repeat(2, 1)) == pytest.approx(0, abs=1e-12)  # the same distribution
+    assert distance != monge_distance(a, b, seed=1)
+    assert monge_distance(a.float(), b.float()) == pytest.approx(distance, rel=1e-5)
+
+
+def test_monge_distance_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch):
+    a, b = features(11, 6, 7), features(8, 6, 8)
+    whole = monge_distance(a, b, directions=50)
+    monkeypatch.setattr(maskgit.metrics.sets, "_DIRECTIONS", 7)
+    assert monge_distance(a, b, directions=50) == pytest.approx(whole, rel=1e-12)
+
+
+def test_monge_distance_sees_what_moments_do_not():
+    # Equal means and variances: two points against a bell.
+    points = torch.tensor([[-1.0], [1.0]]).repeat(100, 1)
+    bell = features(200, 1, 9)
+    bell = (bell - bell.mean()) / bell.std()
+    assert frechet_distance(points / points.std(), bell) == pytest.approx(0, abs=1e-6)
+    assert monge_distance(points, bell) > 0.5
+
+
+@pytest.mark.parametrize(
+    "a, b, options, message",
+    [
+        (torch.zeros(3, 4), torch.zeros(3, 5), {}, r"got \[3, 4\], \[3, 5\]"),
+        (torch.zeros(0, 4), torch.zeros(3, 4), {}, "got"),
+        (torch.zeros(3), torch.zeros(3, 4), {}, "got"),
+        (torch.zeros(3, 4), torch.full((3, 4), torch.inf), {}, "not finite"),
+        (torch.zeros(3, 4), torch.zeros(3, 4), {"directions": 0}, "0 directions"),
+    ],
+)
+def test_monge_distance_refuses(a: Tensor, b: Tensor, options: dict[str, int], message: str):
+    with pytest.raises(ValueError, match=message):
+        monge_distance(a, b, **options)
 
 
 # --- class score ------------------------------------------------------------------------------------------------------

@@ -226,6 +226,16 @@ def test_one_block_decodes_as_without(name: str, reuse: int, remask: float) -> N
     assert network.counts.count(N) < 7 and not states[-1][1].any()
 
 
+def test_where_guidance_sets_in_and_ends_all_is_evaluated() -> None:
+    """There is nothing to reuse for the half of the batch that wasn't there a step before."""
+    config = DecodeConfig(steps=8, reuse=7, guidance_scale=2.0, guidance_from=0.25, guidance_to=0.625)
+    model, (tokens, _, seeds), labels = make("classes"), problem(), torch.tensor([0, 2, 3, 1])
+    masked = torch.arange(N).expand(4, -1) < 12
+    network, given = Record(model), (tokens, masked, seeds)
+    assert_same(run(reusing(network, config, 12), config, *given, labels), run(model, config, *given, labels))
+    assert [count == N for count in network.counts] == [step in (0, 2, 5) for step in range(8)]
+
+
 @kinds
 def test_full_evaluations_only_are_the_plain_loop(kind: str) -> None:
     model, given = make(kind, depth=2), problem()

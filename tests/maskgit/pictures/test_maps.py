@@ -140,10 +140,11 @@ def test_maps_are_of_what_the_model_saw(kind: str) -> None:
         DecodeConfig(steps=10, softmax_temperature=0.7),  # more than go through the transformer at once
         dataclasses.replace(DECODERS["valeo"], steps=4),
         dataclasses.replace(DECODERS["halton"], steps=5, guidance_scale=1.5),
+        DecodeConfig(steps=5, guidance_scale=2.0, guidance_from=0.4, guidance_to=0.8),
         DecodeConfig(steps=4, remask=1.0),
         dataclasses.replace(DECODERS["lab-greedy"], steps=3),
     ],
-    ids=["temperature", "guidance ramp", "guidance", "remask", "greedy"],
+    ids=["temperature", "guidance ramp", "guidance", "interval", "remask", "greedy"],
 )
 @torch.no_grad()
 def test_confidence_is_the_probability_of_what_was_drawn(decoding: DecodeConfig) -> None:

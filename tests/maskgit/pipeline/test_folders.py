@@ -39,6 +39,8 @@ def test_a_model_says_how_it_decodes(model: MaskGIT, tmp_path) -> None:
     assert loaded.decoding == own and model.decoding == DecodeConfig()
     assert same(loaded.generate(1)[0], model.generate(1, config=own)[0])
     assert same(loaded.generate(1, steps=2)[0], model.generate(1, config=own, steps=2)[0])
+    edit(tmp_path / "config.json", decoding={"steps": 5})  # what a field says that came later is as it was
+    assert MaskGIT.from_pretrained(tmp_path, device="cpu").decoding == DecodeConfig(steps=5)
     edit(tmp_path / "config.json", decoding={"steps": 0})
     with pytest.raises(ModelError, match="config.json: steps must be at least 1"):
         MaskGIT.from_pretrained(tmp_path, device="cpu")

@@ -18,13 +18,15 @@ import torch
 from PIL import Image
 from tiny_sweep import OWN, SIZE, TinyFeatures, arguments, cells, quality, results
 
+from maskgit.data import load_dataset
 from maskgit.decoding import DecodeConfig
 from maskgit.metrics.features import extract_features
-from maskgit.pipeline import MaskGIT
+from maskgit.pipeline import MaskGIT, image_seed
 from maskgit.sweep import __main__ as command
 from maskgit.sweep import measuring
 from maskgit.sweep.__main__ import main
-from maskgit.sweep.measuring import REFERENCES, Images, Ledger, inpaint, load_images
+from maskgit.sweep.ledger import Ledger
+from maskgit.sweep.making import REAL, REFERENCES, Images, load_images, make
 from maskgit.sweep.settings import CUSTOM, Options, settings
 
 pytest.importorskip("cv2", reason="OpenCV is not installed")
@@ -32,21 +34,18 @@ pytest.importorskip("cv2", reason="OpenCV is not installed")
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def test_one_image_of_each_family(model_folder: Path) -> None:
-    from maskgit.data import load_dataset
-
-    model = MaskGIT.from_pretrained(model_folder, device="cpu")
-    families = load_dataset("emoji", SIZE, "val").family_numbers()
-    few, all_ = (load_images(model, Options(max_images=most)) for most in (20, 10**6))
-    assert len(few.numbers) == 20 and set(few.numbers) < set(all_.numbers)
-    assert sorted(families[all_.numbers]) == sorted(set(families))
-    everything = load_images(model, Options(one_per_family=False, max_images=10**6))
-    assert everything.numbers == list(range(len(families)))
+def test_images_and_their_holes(model_folder: Path, photos: Path) -> None:
+    model, data = MaskGIT.from_pretrained(model_folder, device="cpu"), str(photos)
+    few, all_ = (load_images(model, Options(data=data, max_images=most)) for most in (4, 10**6))
+    assert len(few.numbers) == 4 and set(few.numbers) < set(all_.numbers)
+    assert all_.numbers == list(range(len(load_dataset(data, SIZE, "val"))))
     # An image's hole is the same whichever others there are.
-    boxes, more = (load_images(model, Options(hole="boxes", max_images=most)) for most in (20, 60))
+    boxes, more = (load_images(model, Options(data=data, hole="boxes", max_images=most)) for most in (4, 6))
     at = [more.numbers.index(number) for number in boxes.numbers]
     assert np.array_equal(boxes.masks, more.masks[at]) and torch.equal(boxes.pixels, more.pixels[at])
-    assert boxes.digest != few.digest
+    whole = load_images(model, Options(data=data, generate=True, max_images=4))
+    assert whole.masks is None and torch.equal(whole.pixels, few.pixels)
+    assert len({boxes.digest, few.digest, whole.digest}) == 3
 
 
 # --- the whole command ------------------------------------------------------------------------------------------------
@@ -74,7 +73,7 @@ def test_figures_are_those_of_the_inpainted_images(model_folder: Path, photos: P
         distances, ratios = [], []
         for seed in range(3):
             (setting,) = settings(Options(steps=(config.steps,), temperatures=(2.0,)), OWN)
-            filled = inpaint(model, images, setting, seed, batch_size=16)
+            filled = make(model, images, setting, seed, batch_size=16)
             a, b = (extract_features(network, pictures).double().numpy() for pictures in (filled, originals))
             root = np.linalg.eigvals(np.cov(a.T) @ np.cov(b.T)).astype(complex) ** 0.5
             trace = np.trace(np.cov(a.T) + np.cov(b.T))
@@ -99,7 +98,7 @@ def test_figures_are_those_of_the_inpainted_images(model_folder: Path, photos: P
 def count_calls(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> list[tuple[int, int]]:
     """(steps, seed) of each cell that is measured from now on; the call after `most` of them is interrupted."""
     calls: list[tuple[int, int]] = []
-    original: Callable[..., list[Image.Image]] = inpaint
+    original: Callable[..., list[Image.Image]] = make
 
     def counting(model: Any, images: Images, setting: Any, seed: int, *rest: Any, **named: Any) -> list[Image.Image]:
         if "most" not in named:  # not the one that warms up
@@ -108,7 +107,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> lis
             calls.append((setting.config.steps, seed))
         return original(model, images, setting, seed, *rest, **named)
 
-    monkeypatch.setattr(measuring, "inpaint", counting)
+    monkeypatch.setattr(measuring, "make", counting)
     return calls
 
 
@@ -158,12 +157,43 @@ def test_two_names_of_one_setting_are_measured_once(model_folder: Path, photos: 
 
 
 def test_guidance_acts_on_the_class(model_folder: Path, photos: Path, tmp_path: Path) -> None:
-    more = ["--study", "guidance", "--guidance", "0", "4", "--steps", "2", "--seeds", "1", "--no-one-per-family"]
+    more = ["--study", "guidance", "--guidance", "0", "4", "--steps", "2", "--seeds", "1"]
     assert main(arguments(model_folder, photos, tmp_path, *more)) == 0
     report = results(tmp_path, "guidance")
     assert report["classes"] and report["axes"] == report["varied"] == ["guidance_scale"]
     without, with_ = (row["figures"]["psnr_in_hole"]["mean"] for row in report["rows"])
     assert without != with_
+
+
+def test_whole_pictures(model_folder: Path, photos: Path, tmp_path: Path, capsys: Any) -> None:
+    """Their figures are those of the sets; a guided step is two passes; an interval changes what comes out."""
+    more = ["--guidance", "0", "3", "--guidance-intervals", "0:1", "0.5:1", "--steps", "4", "--seeds", "2"]
+    assert main(arguments(model_folder, photos, tmp_path, *more, "--generate")) == 0
+    assert "real training pictures" in capsys.readouterr().out
+    report = results(tmp_path, "grid-generate")
+    assert report["hole"] is None and report["classes"] and report["axes"] == ["guidance_scale", "guidance_interval"]
+    assert [row["passes"] for row in report["rows"]] == [4, 4, 8, 6]
+    assert [reference["method"] for reference in report["references"]] == list(REAL)
+
+    model, network = MaskGIT.from_pretrained(model_folder, device="cpu"), TinyFeatures()
+    images = load_images(model, Options(data=str(photos), generate=True))
+    real = extract_features(network, [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in images.pixels]).double()
+    for row in report["rows"]:
+        assert set(row["figures"]) == {"frechet", "precision", "recall", "class_score", "milliseconds"}
+        scale, interval = (row["setting"][name] for name in ("guidance_scale", "guidance_interval"))
+        guided = DecodeConfig(steps=4, guidance_scale=scale, guidance_from=0.5 if interval == "0.5:1" else 0.0)
+        made = model.generate(
+            len(images.numbers),
+            config=guided,
+            seeds=[image_seed(1, number) for number in images.numbers],
+            labels=images.labels,
+        )
+        ours = extract_features(network, made).double()
+        among = (torch.cdist(ours, real) < torch.cdist(real, real).sort(1).values[:, 3]).any(1)  # k = 3
+        assert row["figures"]["precision"]["values"][1] == pytest.approx(among.double().mean().item())
+    whole, unguided, half = (report["rows"][i]["figures"]["frechet"]["values"] for i in (2, 0, 3))
+    assert len({tuple(whole), tuple(unguided), tuple(half)}) == 3
+    assert report["rows"][1]["figures"]["frechet"]["values"] == unguided  # nothing to be guided by in either interval
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_sweep import arguments
 
 from maskgit.sweep.__main__ import draw, draw_axis, main, markdown
-from maskgit.sweep.measuring import FIGURES, REFERENCES
+from maskgit.sweep.making import FIGURES, REFERENCES
 from maskgit.sweep.settings import CUSTOM
 
 pytest.importorskip("cv2", reason="OpenCV is not installed")
@@ -26,14 +26,15 @@ def made_up(axes: dict[str, list[Any]]) -> dict[str, Any]:
     (first, firsts), (second, seconds) = axes.items()
 
     def figures() -> dict[str, Any]:
-        names = ("frechet", "fid", "psnr_in_hole", "milliseconds")
-        return {name: {"mean": float(rng.uniform(5, 90)), "std": float(rng.uniform(0.1, 2))} for name in names}
+        return {name: {"mean": float(rng.uniform(5, 90)), "std": float(rng.uniform(0.1, 2))} for name in FIGURES}
 
     rest = {"choice_temperature": 4.5, "softmax_temperature": 1.0, "guidance_scale": 0.0, "remask": 0.0, "reuse": 0}
-    rows = [{"setting": {**fixed, **rest, first: x, second: y}, "figures": figures()} for x in firsts for y in seconds]
+    rest |= {"guidance_interval": "0:1"}
+    settings = [{**fixed, **rest, first: x, second: y} for x in firsts for y in seconds]
+    rows = [{"setting": setting, "passes": setting["steps"], "figures": figures()} for setting in settings]
     machine = {"device": "an abacus", "threads": 2, "torch": "0", "revision": "none", "date": "2000-01-01T00:00:00Z"}
     head = {"study": "grid", "command": "python", "machine": machine, "model": "a model", "weights_sha256": "0" * 64}
-    data = {"data": "emoji", "images": 9, "one_per_family": True, "hole": "center", "classes": False, "seeds": [0, 1]}
+    data = {"data": "avatars", "images": 9, "hole": "center", "classes": False, "seeds": [0, 1]}
     references = [{"method": name, "figures": figures()} for name in REFERENCES]
     lists = {"axes": list(axes), "varied": list(axes), "rows": rows, "references": references}
     return {**head, **data, **lists, "precision": "float32"}
@@ -50,6 +51,18 @@ def test_table() -> None:
         assert line == f"| {' | '.join(wanted)} |"
     text = "\n".join(lines)
     assert all(method in text for method in REFERENCES) and "choice temperature 4.5" in text and "steps 8" not in text
+    assert "hole: center" in text and "Tokenizer only" in text and "passes" not in text
+
+
+def test_table_of_whole_pictures() -> None:
+    report = made_up({"guidance_scale": [0.0, 2.0], "guidance_interval": ["0:1", "0.5:1"]}) | {"hole": None}
+    for row, passes in zip(report["rows"], (8, 8, 16, 12), strict=True):
+        row["passes"] = passes
+    lines = markdown(report).splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("| guidance scale | guidance interval | passes |"))
+    assert [line.split(" | ")[2] for line in lines[head + 2 : head + 6]] == ["8", "8", "16", "12"]
+    text = "\n".join(lines)
+    assert "9 pictures made from nothing" in text and "Real training pictures" in text and "hole:" not in text
 
 
 def test_plots(tmp_path: Path) -> None:

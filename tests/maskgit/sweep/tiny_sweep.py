@@ -55,7 +55,7 @@ class TinyFeatures(FeatureNetwork):
         return self.convolution(batch).relu().flatten(1)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        return features[:, :5] - features[:, 5:10]
 
 
 def arguments(model: Path, data: Path, output: Path, *more: str) -> list[str]:

@@ -41,7 +41,7 @@ def test_sizes_of_a_real_preset(unbroken: Any, settings: Any, capsys: Any, tmp_p
     config = preset("embedded").transformer
     labels = 2 + 1  # of the pictures
     block = 4 * config.dim**2 + 2 * config.dim * config.mlp_dim + config.mlp_dim + 9 * config.dim
-    parameters = config.depth * block + (512 + 1 + labels + 257) * config.dim + 256 * 512
+    parameters = config.depth * block + (1024 + 1 + labels + 257) * config.dim + 256 * 1024
     parameters += config.dim**2 + 7 * config.dim  # head and the norms
     assert f"transformer of {parameters / 1e6:.2f} million" in text
     assert f"{4 * parameters / 2**30:.2f} GiB weights" in text and f"{8 * parameters / 2**30:.2f} GiB optimizer" in text

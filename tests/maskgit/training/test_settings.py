@@ -27,20 +27,22 @@ def test_settings_that_count() -> None:
 
 def test_settings_that_an_older_release_did_not_have() -> None:
     settings = run_settings(TokenizerTraining())
-    del settings["augment"], settings["clip"]
+    del settings["augment"], settings["compile"]
     assert changed_settings(settings, TokenizerTraining()) == []
-    assert changed_settings(settings, TokenizerTraining(clip=2.0)) == ["clip (was 1.0, now 2.0)"]
+    assert changed_settings(settings, TokenizerTraining(compile=True)) == ["compile (was False, now True)"]
     assert changed_settings(settings | {"gone": 1}, TokenizerTraining()) == ["gone (was 1, now None)"]
 
 
-def test_a_setting_that_is_gone() -> None:
-    """A run that was started with what all do now goes on, and can be started again; one that had it otherwise not."""
-    name, saved, theirs = "one_per_family", run_settings(TransformerTraining()), settings_to_json(TransformerTraining())
-    assert changed_settings(saved | {name: False}, TransformerTraining()) == []
-    assert settings_from_json(TransformerTraining, theirs | {name: False}) == (TransformerTraining(), [])
-    assert changed_settings(saved | {name: True}, TransformerTraining()) == [f"{name} (was True, now None)"]
-    with pytest.raises(ValueError, match=f"there is no setting {name} in this release"):
-        settings_from_json(TransformerTraining, theirs | {name: True})
+def test_settings_that_this_release_has_no_more() -> None:
+    settings = run_settings(TokenizerTraining())
+    assert changed_settings(settings | {"one_per_family": False}, TokenizerTraining()) == []
+    assert changed_settings(settings | {"one_per_family": True}, TokenizerTraining()) == [
+        "one_per_family (was True, now None)"
+    ]
+    values = settings_to_json(TokenizerTraining())
+    assert settings_from_json(TokenizerTraining, values | {"one_per_family": False}) == (TokenizerTraining(), [])
+    with pytest.raises(ValueError, match="no setting one_per_family"):
+        settings_from_json(TokenizerTraining, values | {"one_per_family": True})
 
 
 @pytest.mark.parametrize(
