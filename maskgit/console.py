@@ -21,7 +21,7 @@ Options = TypeVar("Options")
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
 
-_JOINERS = "\u200c\u200d"  # invisible too, but parts of emoji and of words
+_JOINERS = "\u200c\u200d"  # invisible too, but parts of pictographs and of words
 
 
 class UsageError(ValueError):

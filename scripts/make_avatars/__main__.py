@@ -49,7 +49,7 @@ def draw(style: str, first: int, count: int) -> Iterator[dict[str, Any]]:
         assert process.stdout is not None
         yield from map(json.loads, process.stdout)
     if process.returncode:
-        raise SystemExit(f"draw.mjs failed for {style}: run `npm ci` in {HERE}")
+        raise SystemExit(f"{style} wasn't drawn: draw.mjs says why above")
 
 
 def render(svg: str) -> Image.Image:

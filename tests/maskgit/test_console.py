@@ -228,7 +228,7 @@ def test_markdown_table() -> None:
 
 def test_printable() -> None:
     for text in ("plain ünï 犬", "👩‍🚀.png", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "a\xa0b"):
-        assert printable(text) == text  # emoji and words that are joined by something invisible
+        assert printable(text) == text  # pictographs and words that are joined by something invisible
     assert printable(Path(EVIL)) == SHOWN
     assert printable("a\nb\tc\r\x9b\x7f\u2028\udcff") == r"a\nb\tc\r\x9b\x7f\u2028\udcff"
     assert printable_lines(f"one\ntwo {EVIL}") == f"one\ntwo {SHOWN}"

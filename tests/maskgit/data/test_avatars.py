@@ -1,6 +1,7 @@
 """The embedded data set."""
 
 import importlib.util
+import io
 import json
 import shutil
 import zipfile
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskgit.data import AugmentConfig, AvatarDataset, DataError, ImageFolder, load_dataset, read_image
+from maskgit.data import AugmentConfig, AvatarDataset, DataError, EmptySplitError, ImageFolder, load_dataset, read_image
 from maskgit.data.avatars import load_avatars
 
 ASSETS = resources.files("maskgit") / "assets"
@@ -68,13 +69,23 @@ def test_the_split_is_pinned():
     assert {"lorelei/333.webp", "micah/25.webp", "pixel-art/310.webp"} <= set(val.names)
 
 
+def test_no_picture_has_its_mirror_image_on_the_other_side():
+    """Training flips pictures."""
+    train, val = (AvatarDataset(split=split) for split in ("train", "val"))
+    known = {pixels.tobytes() for pixels in train.pixels}
+    for name, pixels in zip(val.names, val.pixels, strict=True):
+        assert np.ascontiguousarray(pixels[:, ::-1]).tobytes() not in known, name
+
+
 def test_a_folder_of_the_same_files_is_split_the_same_way(archive, tmp_path):
-    some = load_avatars()[0][::50]
-    archive.extractall(tmp_path, members=some)
-    sides = {split: set(ImageFolder(tmp_path, 64, split, check=False).keys) for split in ("train", "val")}
-    assert len(sides["val"]) >= 5
-    for split, names in sides.items():
-        assert names == set(AvatarDataset(split=split).names) & set(some)
+    archive.extractall(tmp_path)
+    for split in ("train", "val"):
+        ours, theirs = AvatarDataset(split=split), ImageFolder(tmp_path, 64, split, check=False)
+        assert sorted(ours.names) == theirs.keys and ours.class_names == theirs.class_names
+        order = np.argsort(ours.names)  # a folder's files are sorted as text: 10.webp comes before 2.webp
+        np.testing.assert_array_equal(ours.labels[order], theirs.labels)
+        for i in range(0, len(theirs), 100):
+            np.testing.assert_array_equal(ours.image(order[i]), theirs.image(i))
 
 
 def test_images_and_views():
@@ -103,6 +114,8 @@ def test_wrong_arguments():
         AvatarDataset(split="test")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="image_size"):
         AvatarDataset(image_size=0)
+    with pytest.raises(EmptySplitError, match="avatars: none of the 6000 image.* for the split 'val'"):
+        load_dataset("avatars", 64, "val", val_fraction=0.0)
 
 
 def test_a_folder_of_that_name_has_another_spelling(tmp_path, monkeypatch):
@@ -162,9 +175,51 @@ def test_the_script_makes_what_the_package_holds(archive, make_avatars, tmp_path
     assert len(load_dataset(str(tmp_path / "folder"), 64, "val")) == np.bincount(AvatarDataset(split="val").labels)[0]
 
 
-def test_the_script_draws_the_shipped_pixels(archive, make_avatars):
+@pytest.mark.parametrize("wanted, seeds", [(1, [0]), (3, [0, 3, 6]), (7, [0, 3, 6, 9, 12, 15, 18])])
+def test_more_pictures_begin_with_the_same_ones(make_avatars, monkeypatch, wanted, seeds):
+    """Of pictures that are the same, the one of the lowest seed is kept, however many are wanted."""
+    plan_drawings(make_avatars, monkeypatch, different=7)
+    credit, files = make_avatars.make_style("thumbs", wanted)
+    assert credit == {"style": "thumbs"} and list(files) == [f"thumbs/{seed}.webp" for seed in seeds]
+    for seed, data in zip(seeds, files.values(), strict=True):
+        assert np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).max() == seed // 3
+
+
+def test_a_style_that_is_exhausted(make_avatars, monkeypatch):
+    asked = plan_drawings(make_avatars, monkeypatch, different=4)
+    _, files = make_avatars.make_style("thumbs", 5)
+    assert list(files) == [f"thumbs/{seed}.webp" for seed in (0, 3, 6, 9)]
+    assert asked == list(range(make_avatars.TRIES * 5))
+
+
+def plan_drawings(make_avatars, monkeypatch, different):
+    """Three seeds in turn give the same picture, and all further ones the last; returns the seeds asked for."""
+    asked = []
+
+    def draw(style, first, count):
+        yield [{"style": style}]
+        for seed in range(first, first + count):
+            asked.append(seed)
+            yield {"style": style, "seed": seed, "svg": str(min(seed // 3, different - 1))}
+
+    monkeypatch.setattr(make_avatars, "draw", draw)
+    monkeypatch.setattr(make_avatars, "render", lambda svg: Image.new("RGB", (4, 4), (int(svg), 0, 0)))
+    return asked
+
+
+@pytest.fixture
+def node(make_avatars):
     if shutil.which("node") is None or not (make_avatars.HERE / "node_modules").is_dir():
         pytest.skip("needs Node.js and `npm ci` in scripts/make_avatars")
+
+
+def test_the_script_refuses_styles_without_a_license(node, make_avatars, capfd):
+    with pytest.raises(SystemExit, match="avataaars wasn't drawn"):
+        list(make_avatars.draw("avataaars", 0, 1))
+    assert 'avataaars: license "Free for personal and commercial use" is none of' in capfd.readouterr().err
+
+
+def test_the_script_draws_the_shipped_pixels(node, archive, make_avatars):
     pytest.importorskip("resvg_py")
     shipped = dict(zip(*load_avatars()[::2], strict=True))
     for style in ("lorelei", "notionists"):

@@ -356,6 +356,16 @@ def test_a_shard_without_a_description_of_its_images(job: Job) -> None:
     assert job.calls == 0 and open_shard(job.folder, job.tokenizer).labels.tolist() == [0, 1, 1, 0, 1]
 
 
+def test_a_file_that_older_releases_wrote_says_nothing(job: Job) -> None:
+    """Which images were near copies of each other, and a damaged one at that."""
+    tokens = job().tokens.copy()
+    (job.folder / "families.npy").write_bytes(b"damaged")
+    assert np.array_equal(job(replace=False).tokens, tokens) and job.calls == 0
+    assert np.array_equal(open_shard(job.folder, job.tokenizer).tokens, tokens)
+    assert not np.array_equal(job(seed=8).tokens, tokens)
+    assert (job.folder / "families.npy").read_bytes() == b"damaged"
+
+
 def test_shards_that_do_not_fit(job: Job, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tokens.json is not there: there is no folder .*nowhere"):
         open_shard(tmp_path / "nowhere", job.tokenizer)
