@@ -42,8 +42,8 @@ TRIES = 20  # seeds drawn for each picture wanted, before a style counts as exha
 Credit = dict[str, str]
 
 
-def draw(style: str, first: int, count: int) -> Iterator[dict[str, Any]]:
-    """Who drew a style, then its drawings as SVG for `count` seeds from `first`; see draw.mjs."""
+def draw(style: str, first: int, count: int) -> Iterator[Any]:
+    """Whom a style is by, [Credit], then {style, seed, svg} for `count` seeds from `first`; see draw.mjs."""
     command = ["node", str(HERE / "draw.mjs"), str(first), str(count), style]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         assert process.stdout is not None
