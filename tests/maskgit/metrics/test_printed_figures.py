@@ -305,7 +305,7 @@ def test_validation_of_a_transformer(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_figures_of_a_sweep():
-    from maskgit.sweep.measuring import Images, Judge
+    from maskgit.sweep.making import Images, Judge
 
     originals, filled = random_pixels(4, 16, 5), random_pixels(4, 16, 6)
     masks = np.random.default_rng(0).random((4, 16, 16)) < 0.3
