@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskgit.data import load_dataset
+from maskgit.data import DataError, load_dataset
 from maskgit.data.pixels import plain_views, to_signed
 from maskgit.metrics import held_out
 from maskgit.metrics.features import FeatureNetwork, extract_features
@@ -21,7 +21,7 @@ from maskgit.metrics.held_out import from_picture, to_picture
 from maskgit.metrics.pairs import hole_errors, psnr_of_mean_error
 from maskgit.metrics.sets import Gaussian, class_score, fit_gaussian, frechet_distance, manifold_scores
 from maskgit.pipeline import MaskGIT, image_seed
-from maskgit.sweep.settings import Options, Setting
+from maskgit.sweep.settings import NEIGHBORS, Options, Setting
 
 FIGURES = {
     "frechet": "Fréchet, EfficientNet-Lite0 (not FID)",
@@ -36,8 +36,6 @@ FIGURES = {
 of holes the PSNR. `fid` only where its weights are."""
 DISTANCES = {"efficientnet-lite0": "frechet", "inception": "fid"}
 """The distance in the features of each network. Precision, recall and class score are in those of the first."""
-NEIGHBORS = 3
-"""k of precision and recall, as in Kynkäänniemi et al., 2019."""
 
 
 class Images(NamedTuple):
@@ -68,6 +66,10 @@ def load_images(model: MaskGIT, options: Options) -> Images:
     _, numbers, pixels, labels = held_out.load_held_out(
         model, options.data, options.tells_classes, options.max_images, options.seed
     )
+    if options.generate and len(numbers) <= NEIGHBORS:
+        raise DataError(
+            f"only {len(numbers)} held-out images: precision and recall need at least {NEIGHBORS + 1}; add images"
+        )
     size, hole = pixels.shape[2], options.hole
     masks = None if options.generate else held_out.hole_masks(hole, numbers, size, options.seed)
     return Images(numbers, pixels, masks, labels)

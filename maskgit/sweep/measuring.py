@@ -51,6 +51,10 @@ def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, 
     def cell(setting: Setting, seed: int) -> dict[str, Any]:
         return key(config=dataclasses.asdict(setting.config), seed=seed)
 
+    def reference_key(method: str) -> dict[str, Any]:
+        # Which training pictures are drawn isn't in the digest of the images.
+        return key(method=method, seed=options.seed) if options.generate else key(method=method)
+
     def measure(what: dict[str, Any], fill: Callable[[], list[Image.Image]]) -> None:
         start = time.perf_counter()
         made = fill()
@@ -58,8 +62,8 @@ def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, 
         ledger.add(what, {**judge.figures(made), "milliseconds": milliseconds})
 
     for method, reference in references.items():
-        if key(method=method) not in ledger:
-            measure(key(method=method), functools.partial(reference, model, images, options))
+        if reference_key(method) not in ledger:
+            measure(reference_key(method), functools.partial(reference, model, images, options))
 
     # All settings once, then all with the next seed: if the machine becomes slower meanwhile, it does so for all.
     cells = [(setting, seed) for seed in seeds for setting in chosen]
@@ -110,5 +114,5 @@ def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, 
             }
             for setting in chosen
         ],
-        "references": [{"method": method, "figures": summary([key(method=method)])} for method in references],
+        "references": [{"method": method, "figures": summary([reference_key(method)])} for method in references],
     }

@@ -55,6 +55,9 @@ STUDIES: dict[Study, dict[str, tuple[Any, ...]]] = {
 CUSTOM = "grid"
 """Name of a sweep that is no study."""
 
+NEIGHBORS = 3
+"""k of precision and recall of whole pictures, as in Kynkäänniemi et al., 2019."""
+
 FEATURES_WORK = 3
 """Measuring an image takes about as long as this many passes of the embedded model: for the time left only."""
 
@@ -132,7 +135,8 @@ class Options:
 
     def check(self) -> None:
         """Raise UsageError if a value makes no sense."""
-        require_at_least(self, {"seeds": 1, "batch_size": 1, "max_images": 2})
+        fewest = NEIGHBORS + 1 if self.generate else 2
+        require_at_least(self, {"seeds": 1, "batch_size": 1, "max_images": fewest})
         if self.hole not in MAKERS:
             raise UsageError(f"--hole {self.hole}: must be one of {', '.join(MAKERS)}")
         self.check_output()

@@ -19,6 +19,7 @@ from PIL import Image
 from tiny_sweep import OWN, SIZE, TinyFeatures, arguments, cells, quality, results
 
 from maskgit.data import load_dataset
+from maskgit.data.pixels import plain_views
 from maskgit.decoding import DecodeConfig
 from maskgit.metrics.features import extract_features
 from maskgit.pipeline import MaskGIT, image_seed
@@ -26,7 +27,7 @@ from maskgit.sweep import __main__ as command
 from maskgit.sweep import measuring
 from maskgit.sweep.__main__ import main
 from maskgit.sweep.ledger import Ledger
-from maskgit.sweep.making import REAL, REFERENCES, Images, load_images, make
+from maskgit.sweep.making import REAL, REFERENCES, Images, load_images, make, training_pictures
 from maskgit.sweep.settings import CUSTOM, Options, settings
 
 pytest.importorskip("cv2", reason="OpenCV is not installed")
@@ -46,6 +47,11 @@ def test_images_and_their_holes(model_folder: Path, photos: Path) -> None:
     whole = load_images(model, Options(data=data, generate=True, max_images=4))
     assert whole.masks is None and torch.equal(whole.pixels, few.pixels)
     assert len({boxes.digest, few.digest, whole.digest}) == 3
+
+
+def pictures_of(photos: Path, side: str) -> list[Image.Image]:
+    images = load_dataset(str(photos), SIZE, side)
+    return [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in plain_views(images, range(len(images)))]
 
 
 # --- the whole command ------------------------------------------------------------------------------------------------
@@ -189,11 +195,51 @@ def test_whole_pictures(model_folder: Path, photos: Path, tmp_path: Path, capsys
             labels=images.labels,
         )
         ours = extract_features(network, made).double()
-        among = (torch.cdist(ours, real) < torch.cdist(real, real).sort(1).values[:, 3]).any(1)  # k = 3
-        assert row["figures"]["precision"]["values"][1] == pytest.approx(among.double().mean().item())
+        for name, some, others in (("precision", ours, real), ("recall", real, ours)):
+            among = (torch.cdist(some, others) < torch.cdist(others, others).sort(1).values[:, 3]).any(1)  # k = 3
+            assert row["figures"][name]["values"][1] == pytest.approx(among.double().mean().item())
+        shares = network.logits(ours).softmax(1).numpy()
+        entropies = [-(p * np.log(p)).sum(-1) for p in (shares.mean(0), shares)]
+        wanted = math.exp(entropies[0] - entropies[1].mean())  # of all less the mean of each
+        assert row["figures"]["class_score"]["values"][1] == pytest.approx(wanted, rel=1e-4)
     whole, unguided, half = (report["rows"][i]["figures"]["frechet"]["values"] for i in (2, 0, 3))
     assert len({tuple(whole), tuple(unguided), tuple(half)}) == 3
     assert report["rows"][1]["figures"]["frechet"]["values"] == unguided  # nothing to be guided by in either interval
+
+
+def test_real_pictures_are_of_the_training_side(
+    model_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there are others, none twice; those of another seed are others, and measured."""
+    model = MaskGIT.from_pretrained(model_folder, device="cpu")
+    train = {np.asarray(picture).tobytes() for picture in pictures_of(photos, "train")}
+    held_out = [np.asarray(picture).tobytes() for picture in pictures_of(photos, "val")]
+    assert train and not train & set(held_out)
+    drawn = []
+    for seed in range(2):
+        options = Options(data=str(photos), generate=True, seed=seed)
+        made = training_pictures(model, load_images(model, options), options)
+        drawn.append({np.asarray(picture).tobytes() for picture in made})
+        assert drawn[-1] < train and len(drawn[-1]) == len(made) == len(held_out)
+    assert drawn[0] != drawn[1]
+
+    monkeypatch.setattr(command, "draw", lambda *_: [])
+    found = []
+    for seed in ("0", "1", "0"):
+        more = ["--generate", "--steps", "1", "--seeds", "1", "--seed", seed]
+        assert main(arguments(model_folder, photos, tmp_path, *more)) == 0
+        found.append(results(tmp_path, "grid-generate")["references"][0]["figures"])
+    assert found[0] == found[2] and found[0]["frechet"] != found[1]["frechet"]
+    assert len(cells(tmp_path)) == 2 * (1 + len(REAL))
+
+
+def test_too_few_held_out_images_for_precision(model_folder: Path, photos: Path, tmp_path: Path, capsys: Any) -> None:
+    few, held_out = Path(shutil.copytree(photos, tmp_path / "few")), load_dataset(str(photos), SIZE, "val")
+    for i in range(3, len(held_out)):
+        (few / held_out.name(i)).unlink()
+    assert main(arguments(model_folder, few, tmp_path / "new", "--steps", "1", "--generate")) == 1
+    assert "only 3 held-out images: precision and recall need at least 4; add images" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
