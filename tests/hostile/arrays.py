@@ -28,6 +28,8 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "annealing": ("progress", "schedule", "", None),
     "guidance_scale": (0.0, 1.0, 1e30, 1e308, -1.0, float("nan"), float("-inf"), 10**400, None),
     "guidance_ramp": ("constant", "linear", "", None),
+    "guidance_from": (0.0, 0.5, -1.0, float("nan"), 10**400, None),
+    "guidance_to": (1.0, 0.5, 0.0, 1.1, float("nan"), -(10**400), None),
     "stop_after": (None, 1, 2, 0, -1, 10**30, 1.5),
     "remask": (0.0, 1.0, 0.5, -1e-9, 1.1, float("nan"), None),
     "reuse": (0, 1, 3, -1, 10**30, 1.5),

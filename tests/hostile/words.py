@@ -23,7 +23,7 @@ PLACES = ["x" * 5000, *"x.png pictures masks nowhere model /dev/null /dev/zero /
 OPTIONS: dict[str, list[str]] = {
     "images": [*PLACES, "pictures/0.png"],
     "mask": [*PLACES, "center", "strokes", "half", "mask.png"],
-    "class": ["red", "3", "Red", *COUNTS],
+    "class": ["red", "3", "Red", "all", *COUNTS],
     "output": ["x" * 5000, *"out pictures x.png out/deeper /dev/null/x /proc/x model mask.png".split()],
     "model": ["", "x" * 5000, *"model pictures a/b ../x embedded/ x.png ~nobody/x hf://x".split()],
     "decoder": [*DECODERS, "", "x"],
@@ -37,7 +37,9 @@ OPTIONS: dict[str, list[str]] = {
     "kernels": "auto torch x".split(),
     "precision": "float32 bf16 fp16 x".split(),
 }
-FLAGS = "--invert-mask --no-paste --no-save-steps --maps --help --no-such-option --paste -- -x word".split()
+FLAGS = (
+    "--invert-mask --no-paste --no-save-steps --maps --list-classes --help --no-such-option --paste -- -x word".split()
+)
 
 
 def use(seeds: Seeds, *words: str) -> Case:
@@ -94,6 +96,8 @@ def random_case(rng: random.Random, seeds: Seeds) -> Case:
         words += ["--outpaint", *(rng.choice(LENGTHS[1:7]) for _ in range(4))]
     elif how < 0.4:
         words += ["--maps", "--map-at", *(rng.choice(LENGTHS) for _ in range(2))]
+    elif how < 0.45:
+        words += ["--guidance-interval", *(rng.choice(NUMBERS) for _ in range(2))]
     elif how < 0.5:
         words += ["--generate", rng.choice(COUNTS[1:8])]
     if rng.random() < 0.3:

@@ -120,6 +120,13 @@ def test_whatever_ships_is_accepted() -> None:
         assert DecodeConfig(**check_json(DecodeConfig, json.loads(json.dumps(config_to_dict(decoder))))) == decoder
 
 
+def test_of_before_guidance_had_an_interval(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["decoding"].pop("guidance_from"), config["decoding"].pop("guidance_to")) == (0.0, 1.0)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_model(folder).decoding == DecodeConfig()
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 2000 + "1" + "}" * 2000], ids=["cut short", "whole"])
 def test_lists_within_lists(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)

@@ -335,8 +335,9 @@ def everything(model: MaskGIT, **options: Any) -> list[np.ndarray]:
 
 def test_pipeline() -> None:
     model = pipeline(depth=1)
-    for found, expected in zip(everything(model, steps=5, reuse=2), everything(model, steps=5), strict=True):
-        assert np.array_equal(found, expected)
+    for options in (dict(steps=5), dict(steps=5, guidance_from=0.4, guidance_to=0.8)):
+        for found, expected in zip(everything(model, reuse=2, **options), everything(model, **options), strict=True):
+            assert np.array_equal(found, expected)
     deeper = pipeline(depth=3)
     with torch.no_grad():  # what is kept from earlier steps counts for more
         for layer in deeper.transformer.blocks:
@@ -349,9 +350,11 @@ def test_pipeline() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("remask", [0.0, 0.5])
-def test_graphs_on_a_gpu(remask: float) -> None:
-    model, options = pipeline(3, "cuda"), dict(steps=5, reuse=2, remask=remask)
+@pytest.mark.parametrize(
+    "changes", [{}, dict(remask=0.5), dict(guidance_from=0.4, guidance_to=0.8)], ids=["", "remask", "interval"]
+)
+def test_graphs_on_a_gpu(changes: dict[str, Any]) -> None:
+    model, options = pipeline(3, "cuda"), dict(steps=5, reuse=2, **changes)
     model.graphs = None
     expected = everything(model, **options)
     model.graphs = GraphCache()
