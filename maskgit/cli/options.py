@@ -149,7 +149,7 @@ def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
             raise UsageError(f"--guidance-interval {first} {last}: FROM must be at most TO")
         changes |= dict(zip(_INTERVAL, (first, last), strict=True))
     try:
-        return dataclasses.replace(default if options.decoder is None else decoder(options.decoder), **changes)
+        config = dataclasses.replace(default if options.decoder is None else decoder(options.decoder), **changes)
     except ValueError as error:  # it begins with the field's name
         field, _, reason = str(error).partition(" ")
         option = "guidance_interval" if field in _INTERVAL else _SETTINGS.get(field, field)
@@ -157,6 +157,9 @@ def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
             reason = f"the model's own way of decoding can't be changed so: {error}; choose a --decoder"
             raise UsageError(reason) from error
         raise UsageError(f"{flag(option)} {reason}") from error
+    if options.guidance_interval is not None and not config.guidance_scale:
+        raise UsageError("--guidance-interval: nothing is guided; give --guidance too")
+    return config
 
 
 def chosen_classes(options: Options, model: MaskGIT) -> list[int | None]:

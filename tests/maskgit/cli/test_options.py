@@ -129,6 +129,10 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
             ["--guidance-interval", "0.7", "0.3", "--class", "cats"],
             "--guidance-interval 0.7 0.3: FROM must be at most TO",
         ),
+        (
+            ["--guidance-interval", "0", "1", "--class", "cats"],
+            "--guidance-interval: nothing is guided; give --guidance",
+        ),
         (["--guidance-interval", "0", "nan", "--class", "cats"], "--guidance-interval must be in [0, 1], got nan"),
         (["--guidance", "-1", "--class", "cats"], "--guidance -1.0: must be at least 0"),
         (["--guidance", "nan", "--class", "cats"], "--guidance must be finite, got nan"),
