@@ -157,7 +157,7 @@ def decode_config(options: Options, default: DecodeConfig) -> DecodeConfig:
             reason = f"the model's own way of decoding can't be changed so: {error}; choose a --decoder"
             raise UsageError(reason) from error
         raise UsageError(f"{flag(option)} {reason}") from error
-    if options.guidance_interval is not None and not config.guidance_scale:
+    if options.guidance_interval is not None and options.class_ is not None and not config.guidance_scale:
         raise UsageError("--guidance-interval: nothing is guided; give --guidance too")
     return config
 
