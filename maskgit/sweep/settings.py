@@ -139,6 +139,8 @@ class Options:
         require_at_least(self, {"seeds": 1, "batch_size": 1, "max_images": fewest})
         if self.hole not in MAKERS:
             raise UsageError(f"--hole {self.hole}: must be one of {', '.join(MAKERS)}")
+        if self.generate and self.hole != Options.hole:
+            raise UsageError(f"--hole {self.hole}: whole pictures have no holes; leave out --hole or --generate")
         self.check_output()
         try:
             settings(self, DecodeConfig())

@@ -21,6 +21,7 @@ pytest.importorskip("cv2", reason="OpenCV is not installed")
         (["--max-images", "1"], 2, "--max-images 1"),
         (["--max-images", "3", "--generate"], 2, "--max-images 3: must be at least 4"),
         (["--hole", "round"], 2, "--hole round: must be one of"),
+        (["--hole", "boxes", "--generate"], 2, "--hole boxes: whole pictures have no holes"),
         (["--steps", "4", "0"], 2, "steps must be at least 1, got 0"),
         (["--schedules", "cosine", "sine"], 2, "schedule must be one of"),
         (["--decoders", "best"], 2, "decoder must be one of"),
