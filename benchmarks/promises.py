@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskgit.console import UsageError, markdown_table
+from maskgit.machine import is_faster_in_bfloat16
 
 Row = Mapping[str, Any]
 """A benchmark, its statistics beside its name and extra_info."""
@@ -31,7 +32,7 @@ class Promise(NamedTuple):
     """Of extra_info."""
     at_least: float
     anywhere: bool = False
-    """Else on CPUs with bfloat16 instructions only, where it was measured."""
+    """Else on CPUs that are faster in bfloat16 only, where it was measured."""
 
 
 PROMISES = (
@@ -94,7 +95,7 @@ def judge(results: Mapping[str, Any]) -> list[Judged]:
     machine = results["machine_info"]
     if machine["quick"]:
         return []
-    promised = "capability" not in machine and any(name in machine["cpu"] for name in ("avx512_bf16", "amx_bf16"))
+    promised = "capability" not in machine and is_faster_in_bfloat16(machine["cpu"])
     jobs: dict[str, dict[str, Any]] = {}
     for row in rows(results):
         jobs.setdefault(row["group"], {})[row["params"]["implementation"]] = row["extra_info"]

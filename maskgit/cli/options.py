@@ -121,7 +121,7 @@ class Options:
     kernels: str | None = None
     """auto, triton or torch. Default: what MASKGIT_KERNELS says, or auto."""
     precision: Precision = "auto"
-    """Of matrix products and convolutions. auto is bf16 where the hardware computes in it, else float32; fp16 is for
+    """Of matrix products and convolutions. auto is bf16 where the hardware is faster in it, else float32; fp16 is for
     GPUs without bf16."""
     paste: bool = True
     """Put known pixels back into the result; --no-paste for the bare decoding."""

@@ -16,6 +16,7 @@ from PIL import Image
 from maskgit.console import first_line
 from maskgit.data.carried import carry, turn_mask
 from maskgit.decoding import DecodeConfig
+from maskgit.machine import cpu_name, is_faster_in_bfloat16
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 
@@ -42,13 +43,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         raise ValueError("precision 'fp16' needs a GPU: choose 'bf16' or 'float32'")
     if precision != "auto":
         return precision
-    computes_bf16 = False
+    faster = False
     if device.type == "cuda":
-        computes_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        features = torch.cpu.get_capabilities()
-        computes_bf16 = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-    return "bf16" if computes_bf16 else "float32"
+        faster = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        faster = is_faster_in_bfloat16(cpu_name())
+    return "bf16" if faster else "float32"
 
 
 # --- of a run ---------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ class Options:
     device: str | None = None
     """Such as cpu or cuda:0. Default: a GPU if there is one."""
     precision: Precision = "auto"
-    """Of the transformer; auto is bf16 where the hardware computes in it."""
+    """Of the transformer; auto is bf16 where the hardware is faster in it."""
 
     @property
     def name(self) -> str:

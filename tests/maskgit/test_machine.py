@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from maskgit import machine
+from maskgit.pipeline import arguments
+from maskgit.pipeline.arguments import resolve_precision
 
 
 def test_a_cpu_is_described() -> None:
@@ -18,6 +20,21 @@ def test_a_cpu_is_described() -> None:
     assert (facts["python"], facts["torch"]) == (platform.python_version(), torch.__version__)
     assert facts["threads"] == torch.get_num_threads() and "cuda" not in facts
     assert machine.package_version("no-package-of-this-name") is None
+
+
+@pytest.mark.parametrize(
+    "cpu, faster",
+    [
+        ("AMD EPYC 9R14 96-Core Processor avx512_bf16", True),
+        ("AMD EPYC 7R32", False),
+        ("Intel(R) Xeon(R) Platinum 8488C avx512_bf16 amx_bf16", True),
+        ("Intel(R) Xeon(R) Processor avx512_bf16", False),  # a hypervisor that hides AMX
+        ("arm", False),
+    ],
+)
+def test_which_cpus_are_faster_in_bfloat16(cpu: str, faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "cpu_name", lambda: cpu)
+    assert resolve_precision("auto", torch.device("cpu")) == ("bf16" if faster else "float32")
 
 
 def test_the_revision_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ class Options:
     device: str | None = None
     """Such as cpu or cuda:0. Default: a GPU if there is one."""
     precision: Precision = "auto"
-    """Of the transformer; auto is bf16 where the hardware computes in it."""
+    """Of the transformer; auto is bf16 where the hardware is faster in it."""
 
     def check(self) -> None:
         """Raise UsageError if a value makes no sense."""
