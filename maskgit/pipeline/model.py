@@ -56,9 +56,10 @@ class MaskGIT(Networks):
             as it is (MASKGIT_KERNELS, or "auto").
         precision: of matrix products and convolutions: "float32", "bf16" or, on a GPU, "fp16". "auto" is bf16 where
             the hardware is faster in it (an AMD CPU with AVX512-BF16 is 2.6 times as fast for the transformer, 1.7
-            times for a tokenizer), else float32: fp16 is for older GPUs and has to be asked for, because large activations of a
-            model may be more than it can hold. Embeddings, sums, normalization and softmax are in float32 whatever it
-            is, and codes are compared in it. Weights stay what they are; the networks run on copies that are cast once.
+            times for a tokenizer), else float32: fp16 is for older GPUs and has to be asked for, because large
+            activations of a model may be more than it can hold. Embeddings, sums, normalization and softmax are in
+            float32 whatever it is, and codes are compared in it. Weights stay what they are; the networks run on
+            copies that are cast once.
 
     Raises:
         ModelError: tokenizer and transformer don't fit each other.
