@@ -49,7 +49,7 @@ def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, 
         return {**context, **what}
 
     def cell(setting: Setting, seed: int) -> dict[str, Any]:
-        return key(config=dataclasses.asdict(setting.config), seed=seed)
+        return key(config=dataclasses.asdict(setting.acting), seed=seed)
 
     def reference_key(method: str) -> dict[str, Any]:
         # Which training pictures are drawn isn't in the digest of the images.
@@ -68,7 +68,7 @@ def sweep(model: MaskGIT, networks: Sequence[FeatureNetwork], options: Options, 
     # All settings once, then all with the next seed: if the machine becomes slower meanwhile, it does so for all.
     cells = [(setting, seed) for seed in seeds for setting in chosen]
     absent = [(setting, seed) for setting, seed in cells if cell(setting, seed) not in ledger]
-    missing = {(setting.config, seed): (setting, seed) for setting, seed in absent}.values()  # two names, one config
+    missing = {(setting.acting, seed): (setting, seed) for setting, seed in absent}.values()  # two names, one config
     print(
         f"{len(chosen)} settings x {len(seeds)} seeds on {len(images.numbers)} images; "
         f"{len(cells) - len(absent)} of {len(cells)} cells are finished already"

@@ -174,6 +174,13 @@ class Setting:
         return {name: special[name] if name in special else getattr(self.config, name) for name in AXES}
 
     @property
+    def acting(self) -> DecodeConfig:
+        """The configuration without what changes nothing: settings that share it have their cells in common."""
+        if self.config.guidance_scale:
+            return self.config
+        return dataclasses.replace(self.config, guidance_from=0.0, guidance_to=1.0)
+
+    @property
     def work(self) -> int:
         """About how long it takes to fill and measure an image, in passes of the transformer."""
         return self.config.passes + FEATURES_WORK
