@@ -41,7 +41,7 @@ INTERVAL = ("guidance_from", "guidance_to")
 
 Study = Literal["steps", "schedules", "temperature", "decoders", "guidance", "remask", "reuse"]
 
-# As wide as the sources', but each within 10 minutes on two CPU cores.
+# As wide as the sources', but each within a quarter of an hour on two CPU cores.
 STUDIES: dict[Study, dict[str, tuple[Any, ...]]] = {
     "steps": {"steps": (1, 2, 3, 4, 6, 8, 12, 16)},
     "schedules": {"schedule": tuple(SCHEDULES), "steps": (8,)},
