@@ -84,10 +84,9 @@ def test_two_processes_train_the_tokenizer_as_one(options: Any, tmp_path: Path) 
     settings = options["tokenizer"]
     one = train("tokenizer", settings, tmp_path / "one")
     two = train("tokenizer", settings, tmp_path / "two", 2)
-    # Later rounding sets them apart on some CPUs, probably by a vector's other code: from step 30 on, 3e-3 at the end.
     for name in ("train/loss", "train/discriminator", "train/adaptive_weight"):
         assert largest_difference(two, one, name, before=STEPS // 2) < 1e-5
-        assert largest_difference(two, one, name) < 0.01
+        assert largest_difference(two, one, name) < 1e-4
     assert curve(two, "train/revived") == curve(one, "train/revived")
 
 
