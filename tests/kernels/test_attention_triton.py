@@ -90,15 +90,18 @@ def test_as_exact_as_plain_pytorch(device, shape, dtype, dropout_p):
 
 @pytest.mark.parametrize("scale", [30.0, 1000.0])
 def test_extreme_scores(device, scale):
-    """Scores far beyond what exp can take: most rows have one weight of 1."""
-    tensors = inputs((1, 1, 20, 70, 32), torch.float32, device)
+    """Scores far beyond what exp can take: most rows have one weight of 1.
+
+    On sixteenths, sums of products are exact in any order: what is left is the rounding of the algorithm, the same on
+    every machine.
+    """
+    tensors = [(x * 16).round() / 16 for x in inputs((1, 1, 20, 70, 32), torch.float32, device)]
     tensors[0] *= scale
     out, *gradients = with_gradients(attention, tensors)
     truth, *true_gradients = with_gradients(attention_reference, tensors, torch.float64)
     assert rms(out, truth) <= 2 * rms(plain(*tensors[:3]), truth) + 2e-7
     for x, y in zip(gradients, true_gradients, strict=True):
-        # Here plain PyTorch subtracts equal numbers, we numbers that were summed in different orders.
-        torch.testing.assert_close(x.double(), y, rtol=1e-3, atol=1e-6 * scale)
+        torch.testing.assert_close(x.double(), y, rtol=1e-3, atol=5e-7 * scale)
     assert attention(tensors[0] * 1e30, *tensors[1:3]).isfinite().all()
 
 

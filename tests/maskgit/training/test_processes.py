@@ -80,13 +80,17 @@ def test_two_processes_in_half_precision(options: Any, tmp_path: Path) -> None:
 
 
 def test_two_processes_train_the_tokenizer_as_one(options: Any, tmp_path: Path) -> None:
-    """With discriminator; the codebook follows the vectors of both."""
-    settings = options["tokenizer"]
+    """With discriminator; the codebook follows the vectors of both.
+
+    Squared differences: absolute ones turn a gradient wherever a rounding error takes a pixel across its goal, as
+    happens in many a run of this length.
+    """
+    settings = options["tokenizer"] | {"pixel_loss": "l2"}
     one = train("tokenizer", settings, tmp_path / "one")
     two = train("tokenizer", settings, tmp_path / "two", 2)
     for name in ("train/loss", "train/discriminator", "train/adaptive_weight"):
         assert largest_difference(two, one, name, before=STEPS // 2) < 1e-5
-        assert largest_difference(two, one, name) < 1e-4
+        assert largest_difference(two, one, name) < 3e-5
     assert curve(two, "train/revived") == curve(one, "train/revived")
 
 
