@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch._dynamo.trace_rules import get_torch_obj_rule_map
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the module that tests share
 
 # PyTorch keeps lists of its functions: these are to hold the true torch.empty, not ours.
 get_torch_obj_rule_map()  # what a compiler knows

@@ -5,6 +5,7 @@ import importlib.util
 
 import pytest
 import torch
+from attention_checks import inputs, plain, rms, with_gradients
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -23,13 +24,6 @@ def rows_of(x, parts=1):
     return x.new_empty(batch, length, parts, heads, dim)[:, :, 0].transpose(1, 2)
 
 
-def inputs(shape, dtype, device, size=1.0):
-    """q, k, v and a gradient of the output as views of a model's memory: [B, H, N, D] over [B, N, H, D]."""
-    batch, heads, queries, keys, dim = shape
-    made = [torch.randn(batch, n, heads, dim, dtype=torch.float64) * size for n in (queries, keys, keys, queries)]
-    return [x.to(dtype).to(device).transpose(1, 2) for x in made]
-
-
 def ours(tensors, dropout_p=0.0, seed=None, scale=None, backward=backward_one_pass, into=None):
     """[dq, dk, dv] by one of the backward functions, after the forward kernel."""
     q, k, v, grad = tensors
@@ -43,30 +37,11 @@ def ours(tensors, dropout_p=0.0, seed=None, scale=None, backward=backward_one_pa
     return gradients
 
 
-def plain(q, k, v, dropout_p=0.0, seed=None, scale=None):
-    """Matrix product, softmax, matrix product, in the inputs' precision."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    weights = torch.softmax(q @ k.transpose(-1, -2) * scale, -1)
-    if dropout_p:
-        weights = weights * keep_mask(q, k, dropout_p, seed) / (1 - drops_in_256(dropout_p) / 256)
-    return weights @ v
-
-
-def by_autograd(function, tensors, dtype=None):
-    *leaves, grad = (x.detach().to(dtype or x.dtype) for x in tensors)
-    leaves = [x.requires_grad_() for x in leaves]
-    return torch.autograd.grad(function(*leaves), leaves, grad)
-
-
-def rms(x, y):
-    return (x.double() - y.double()).square().mean().sqrt().item()
-
-
 def check(tensors, **options):
     """At most twice the error of plain PyTorch in the same precision."""
     found = ours(tensors, **options)
-    base = by_autograd(functools.partial(plain, **options), tensors)
-    exact = by_autograd(functools.partial(attention_reference, **options), tensors, torch.float64)
+    _, *base = with_gradients(functools.partial(plain, **options), tensors)
+    _, *exact = with_gradients(functools.partial(attention_reference, **options), tensors, torch.float64)
     for name, x, y, truth in zip(NAMES, found, base, exact, strict=True):
         assert rms(x, truth) <= 2 * rms(y, truth) + 2e-7, name
 
@@ -111,8 +86,8 @@ def test_extreme_scores(device, size):
     get an infinite weight."""
     tensors = inputs((1, 1, 145, 145, 32), torch.bfloat16, device)
     tensors[0] *= size
-    exact = by_autograd(attention_reference, tensors, torch.float64)
-    base = by_autograd(plain, tensors)
+    _, *exact = with_gradients(attention_reference, tensors, torch.float64)
+    _, *base = with_gradients(plain, tensors)
     for name, x, y, truth in zip(NAMES, ours(tensors), base, exact, strict=True):
         assert rms(x, truth) <= 2 * rms(y, truth) + 2e-7, name
 

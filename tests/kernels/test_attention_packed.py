@@ -6,13 +6,14 @@ import itertools
 
 import pytest
 import torch
+from attention_checks import plain, rms
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from maskgit_kernels import backend
 from maskgit_kernels.attention import attention, attention_packed
-from maskgit_kernels.attention.reference import attention_reference, drops_in_256, keep_mask
+from maskgit_kernels.attention.reference import attention_reference
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 BACKENDS = ["torch", pytest.param("triton", marks=needs_triton)]
@@ -36,17 +37,6 @@ def with_gradient(function, qkv, grad, dtype=None):
     leaf = qkv.detach().to(dtype or qkv.dtype).requires_grad_()
     out = function(leaf)
     return [out, *torch.autograd.grad(out, leaf, grad.to(out.dtype))]
-
-
-def plain(q, k, v, dropout_p=0.0, seed=None, scale=None):
-    weights = torch.softmax(q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale), -1)
-    if dropout_p:
-        weights = weights * keep_mask(q, k, dropout_p, seed) / (1 - drops_in_256(dropout_p) / 256)
-    return weights @ v
-
-
-def rms(x, y):
-    return (x.double() - y.double()).square().mean().sqrt().item()
 
 
 CASES = [
