@@ -37,7 +37,7 @@ PICTURES: dict[str, tuple[Callable[[list[str]], int], list[str], str]] = {
     "maps": (inpaint, ["--images", SAMPLE, "--steps", "4", "--maps"], "lorelei-333.maps.png"),
 }
 
-VARIANTS, SEEDS = "variants", (1, 2, 3, 4)
+VARIANTS, COUNT = "variants", 4
 
 
 def make(name: str) -> None:
@@ -63,13 +63,13 @@ def run(command: Callable[[list[str]], int], arguments: list[str]) -> None:
 
 
 def variants(folder: Path) -> Image.Image:
-    """The sample images, each filled from several seeds: a row for each."""
-    for seed in SEEDS:
-        run(inpaint, ["--seed", str(seed), "--no-save-steps", "--output", str(folder / f"seed-{seed}")])
-    rows = [[read_image(folder / f"seed-{seed}" / f"{sample.stem}.png") for seed in SEEDS] for sample in samples()]
+    """The sample images, each filled several times: a row for each."""
+    run(inpaint, ["--variants", str(COUNT), "--no-save-steps", "--output", str(folder)])
+    endings = [".png", *(f".variant{number}.png" for number in range(2, COUNT + 1))]
+    rows = [[read_image(folder / f"{sample.stem}{ending}") for ending in endings] for sample in samples()]
     groups = [[read_image(sample), *row] for sample, row in zip(samples(), rows, strict=True)]
     enlarged = [[resize(picture, display_size(picture.size)) for picture in group] for group in groups]
-    return overview(enlarged, ("original", *(f"seed {seed}" for seed in SEEDS)), 2)
+    return overview(enlarged, ("original", *(f"variant {number}" for number in range(1, COUNT + 1))), 2)
 
 
 def samples() -> list[Path]:

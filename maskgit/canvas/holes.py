@@ -48,6 +48,31 @@ def cells_with_holes(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return mask
 
 
+def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """A hole, bool [H, W], made larger by so many pixels on all sides."""
+    if not pixels:
+        return mask
+    for _ in range(2):  # along columns, then rows
+        sums = np.pad(np.cumsum(mask, axis=0, dtype=np.int32), ((1, 0), (0, 0)))
+        at = np.arange(len(mask))
+        mask = (sums[np.minimum(at + pixels + 1, len(mask))] > sums[np.maximum(at - pixels, 0)]).T
+    return mask
+
+
+def blended(original: Image.Image, filled: Image.Image, mask: np.ndarray, feather: int) -> Image.Image:
+    """`filled`, but at the edge of the hole, bool [H, W], over so many pixels, more and more `original`; RGB both."""
+    if not feather or not mask.any():
+        return filled
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    top, left = max(0, rows[0] - 1), max(0, columns[0] - 1)  # with a pixel of what is known
+    inside = mask[top : rows[-1] + 2, left : columns[-1] + 2]
+    depth = np.sum([~grown(~inside, pixels) for pixels in range(feather + 1)], axis=0)
+    alpha = Image.fromarray((255 * depth / (feather + 1)).round().astype(np.uint8))
+    result = original.copy()
+    result.paste(filled.crop((left, top, left + alpha.width, top + alpha.height)), (left, top), alpha)
+    return result
+
+
 def paste_known(original: Image.Image, fill: Image.Image, mask: np.ndarray) -> Image.Image:
     """`original` outside the hole, bool [H, W], and inside it `fill`, in tune with what surrounds it; RGB both.
 

@@ -2,6 +2,7 @@
 
 python inpaint.py                                                       # the samples, with the embedded model
 python inpaint.py --images photos --mask holes --output filled          # a folder, with a folder of masks
+python inpaint.py --images photo.jpg --mask hole.png --variants 4       # four ways to fill each hole
 python inpaint.py --images photos --outpaint 0 0 50% 0                  # half a picture more on the right
 python inpaint.py --images photos --box 25% 25% 50% 50% --class lorelei # paste a class into a box
 python inpaint.py --generate 16 --class micah                           # from nothing
@@ -12,17 +13,30 @@ python inpaint.py --maps --map-at 50% 30%                               # where 
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from maskgit.cli.jobs import OVERVIEW, Job, Target, check_originals, find_jobs, find_target, query_point, query_token
-from maskgit.cli.options import Options, check_task, chosen_classes, class_name, decode_config
+from maskgit.canvas.windows import Window
+from maskgit.cli.jobs import (
+    OVERVIEW,
+    Job,
+    Target,
+    check_originals,
+    find_jobs,
+    find_target,
+    point_in_window,
+    query_point,
+    query_token,
+    suffixes,
+)
+from maskgit.cli.options import Options, check_task, chosen_classes, class_name, crop_argument, decode_config
 from maskgit.cli.results import write_results
 from maskgit.console import DONE, FAILED, INTERRUPTED, UsageError, printable, progress_bar, run_command
 from maskgit.data.carried import read_picture
@@ -30,7 +44,17 @@ from maskgit.data.masks import MaskError
 from maskgit.data.reading import ImageError
 from maskgit.decoding import DecodeConfig
 from maskgit.pictures.maps import decoding_maps, map_picture
-from maskgit.pictures.strips import TRIPLE, display_size, framed, overview, pair, resize, strip, triple
+from maskgit.pictures.strips import (
+    TRIPLE,
+    display_size,
+    framed,
+    overview,
+    pair,
+    resize,
+    strip,
+    triple,
+    variants_picture,
+)
 from maskgit.pipeline import MaskGIT, image_seed
 
 _LISTED = 10  # results named at the end; of more, only the number
@@ -55,7 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 if any file failed; 2 for bad usage; 130 after Ctrl-C.
     """
     return run_command(
-        Options, lambda options: list_classes(options) if options.list_classes else Run(options).run(), argv
+        Options,
+        lambda options: list_classes(options) if options.list_classes else Run(options).run(),
+        argv,
+        bare_words=("images", "mask"),
     )
 
 
@@ -81,17 +108,20 @@ class Run:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.verb = "generated" if options.generate is not None else "outpainted" if options.outpaint else "inpainted"
-        also = [".strip.png", *[".maps.png"] * options.maps] if self.verb == "inpainted" else []
-        self.suffixes = [*also, ".png"]  # of an image's results, the result last
+        self.suffixes = suffixes(options)
         self.failures: list[tuple[str, str]] = []  # (file, reason)
         self.written: list[Job] = []
         self.lost: dict[str, list[str]] = defaultdict(list)  # what results don't have of their files, and which
+        self.looks: dict[str, str] = {}  # where the model looked, by file
         self.shown: list[tuple[str, tuple[Image.Image, ...]]] = []  # (file, its pictures) for the overview
         try:
             decode_config(options, DecodeConfig())  # what makes no sense is found out before a model is loaded
             check_task(options)
             self.jobs = find_jobs(options)
             check_originals(options, self.jobs, self.suffixes)
+            there = next(path for path in (options.output, *options.output.absolute().parents) if path.exists())
+            if not os.access(there, os.W_OK):
+                raise UsageError(f"{options.output}: can't write results there: permission denied")
             start = time.perf_counter()
             self.model = model = MaskGIT.from_pretrained(
                 options.model, device=options.device, kernels=options.kernels, precision=options.precision
@@ -191,17 +221,24 @@ class Run:
                 for picture, (job, _, _) in zip(generated, batch, strict=True)
             ]
         if self.verb == "outpainted":
-            enlarged = model.outpaint(images, targets, **common)
+            enlarged = model.outpaint(images, targets, crop=crop_argument(options), **common)
             return [({".png": after}, pair(before, after)) for before, after in zip(images, enlarged, strict=True)]
-        results = model.inpaint(images, targets, paste=options.paste, save_steps=options.save_steps, **common)
+        how = {name: getattr(options, name) for name in ("grow", "feather", "variants", "paste", "save_steps")}
+        results = model.inpaint(images, targets, crop=crop_argument(options), **how, **common)
         made: list[Made] = []
         for (job, image, _), result in zip(batch, results, strict=True):
+            first = result.first()
             files = {".strip.png": strip(result)}
             if options.maps and result.steps:  # there are none where nothing was to be filled
-                query = query_token(query_point(options, job, image), image.size, result.masked.shape)
+                point = point_in_window(options, job, image, result.windows[0])
+                query = query_token(point, first.original.size, result.masked.shape)
                 maps = decoding_maps(model, result, self.config, label=job.label, query=query)
-                files[".maps.png"] = map_picture(result, maps)
+                files[".maps.png"] = map_picture(first, maps)
+            if options.variants > 1:
+                files[".variants.png"] = variants_picture(result)
+                files |= {f".variant{number}.png": other for number, other in enumerate(result.variants[1:], 2)}
             made.append(({**files, ".png": result.image}, triple(result)))
+            self.looks[job.name] = describe(result.windows, model.tokenizer.config.image_size)
             progress(1 - share)
         return made
 
@@ -238,13 +275,15 @@ class Run:
         if count:
             strips = f", strips {'with' if self.options.save_steps else 'without'} steps included"
             print(
-                f"{self.verb} {count} image{'s' * (count != 1)} in {seconds:.1f} s ({count / seconds:.1f} images/s, "
+                f"{self.verb} {count} image{'s' * (count != 1)} in {seconds:.1f} s ({rate(count, seconds)}, "
                 f"{steps} step{'s' * (steps != 1)}{strips * (self.verb == 'inpainted')})"
             )
             print(f"results in {printable(output.resolve())}")
             for job in self.written[:_LISTED]:
                 also = [job.file(suffix).name for suffix in self.suffixes[:-1]]
                 print("  " + printable("  and  ".join([str(job.file(".png").relative_to(output)), *also])))
+                if looks := self.looks.get(job.name):
+                    print(f"    {looks}")
             if count > _LISTED:
                 print(f"  and {count - _LISTED} more")
             if len(self.shown) > 1:
@@ -257,3 +296,18 @@ class Run:
             print(f"{len(self.failures)} of {count + len(self.failures)} images failed:", file=sys.stderr)
             for name, reason in self.failures:
                 print(printable(f"  {name}: {reason}"), file=sys.stderr)
+
+
+def rate(count: int, seconds: float) -> str:
+    """How fast images were done."""
+    return f"{count / seconds:.1f} images/s" if count >= seconds else f"{seconds / count:.1f} s/image"
+
+
+def describe(windows: Sequence[Window], size: int) -> str:
+    """Where the model, of that size, looked: "filled in 3 windows: 1 of 240 pixels (scale 0.27), 2 of 64". Nothing,
+    where that was the picture as it is."""
+    sides = Counter(max(window.box.right - window.box.left, window.box.bottom - window.box.top) for window in windows)
+    if [*sides.items()] in ([], [(size, 1)]):
+        return ""
+    parts = [f"{count} of {side}" + f" (scale {size / side:.2g})" * (side != size) for side, count in sides.items()]
+    return f"filled in {len(windows)} window{'s' * (len(windows) != 1)}, in pixels: {', '.join(parts)}"

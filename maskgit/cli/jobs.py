@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from maskgit.canvas.outpainting import Margins
+from maskgit.canvas.windows import Window
 from maskgit.cli.options import Options
 from maskgit.cli.results import is_result
 from maskgit.console import UsageError
@@ -81,15 +82,23 @@ def find_jobs(options: Options) -> list[Job]:
     if not found:
         raise UsageError(f"--images {path}: no images in this folder")
     jobs = []
-    taken = {OVERVIEW} if len(found) > 1 else set()
+    taken, endings = {OVERVIEW} if len(found) > 1 else set(), suffixes(options)
     for file in found:
         relative = file.relative_to(root)
-        output = options.output / relative.parent / free_name(relative, taken)
+        output = options.output / relative.parent / free_name(relative, taken, endings)
         jobs.append(Job(file, unicodedata.normalize("NFC", relative.as_posix()), output))
     return jobs
 
 
-def free_name(relative: Path, taken: set[str]) -> str:
+def suffixes(options: Options) -> list[str]:
+    """How the names of an image's results end, that of the result last."""
+    if options.generate is not None or options.outpaint is not None:
+        return [".png"]
+    several = [f".variant{number}.png" for number in range(2, options.variants + 1)]
+    return [".strip.png", *[".maps.png"] * options.maps, *[".variants.png"] * bool(several), *several, ".png"]
+
+
+def free_name(relative: Path, taken: set[str], endings: Sequence[str]) -> str:
     """A file name without suffix for the results, none of which may be in `taken`; adds them to it.
 
     It is the stem of the input's name; where an input of the same stem came before, the whole name, or a number.
@@ -99,7 +108,7 @@ def free_name(relative: Path, taken: set[str]) -> str:
         name = (relative.stem, relative.name)[number - 1] if number < 3 else f"{relative.name}-{number - 1}"
         # Some file systems take names for equal that differ in case or in how accents are encoded.
         base = unicodedata.normalize("NFC", (relative.parent / name).as_posix()).casefold()
-        files = {f"{base}.png", f"{base}.strip.png", f"{base}.maps.png"}
+        files = {f"{base}{ending}" for ending in (".strip.png", ".maps.png", *endings)}
         if not files & taken:
             taken |= files
             return name
@@ -220,6 +229,24 @@ def query_point(options: Options, job: Job, image: Image.Image) -> tuple[int, in
             f"{job.path}: --map-at {' '.join(options.map_at)} is outside this picture of {image.width}x{image.height}"
         )
     return x, y
+
+
+def point_in_window(options: Options, job: Job, image: Image.Image, window: Window | None) -> tuple[int, int] | None:
+    """--map-at in the pixels of the window that the maps are of.
+
+    Raises:
+        MaskError: the point is outside of it.
+    """
+    point = query_point(options, job, image)
+    if point is None or window is None:
+        return point
+    (x, y), box = point, window.box
+    if not (box.left <= x < box.right and box.top <= y < box.bottom):
+        raise MaskError(
+            f"{job.path}: --map-at {' '.join(options.map_at or ())} is outside of where the model looks, from "
+            f"{box.left} {box.top} to {box.right} {box.bottom}; --crop off looks at all of the picture"
+        )
+    return x - box.left, y - box.top
 
 
 def query_token(point: tuple[int, int] | None, size: tuple[int, int], grid: tuple[int, ...]) -> tuple[int, int] | None:

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import tyro
 
 from maskgit.console import UsageError, flag, require_at_least
+from maskgit.data.images import find_images
 from maskgit.data.masks import MAKERS
 from maskgit.decoding import DecodeConfig, decoder
 from maskgit.decoding.schedules import SCHEDULES
-from maskgit.pipeline import MaskGIT, Precision
+from maskgit.pipeline import SMALLEST_WINDOW, MaskGIT, Precision
 from maskgit_kernels.backend import BACKENDS
 
 Lengths = tuple[str, str, str, str]
@@ -23,6 +24,7 @@ Lengths = tuple[str, str, str, str]
 _DIGITS = 9  # of such a length: no picture has a side of more
 _NUMBER = rf"\d{{1,{_DIGITS}}}"
 _MOST_GENERATED = 10**6
+_MOST_VARIANTS = 64
 
 # Fields of DecodeConfig that options change, and their names there.
 _SETTINGS = {"choice_temperature": "temperature", "guidance_scale": "guidance"}
@@ -33,9 +35,10 @@ ALL_CLASSES = "all"
 """The --class that stands for each in turn, unless there is a class of this name."""
 
 # What makes no sense with what: each says by itself what is to be done.
+_HOLES = ("mask", "box", "maps", "invert_mask", "grow", "feather", "variants", "paste")
 _EXCLUDED = {
-    "generate": ("images", "mask", "box", "outpaint", "maps", "invert_mask", "paste"),
-    "outpaint": ("mask", "box", "maps", "invert_mask", "paste"),
+    "generate": ("images", *_HOLES, "outpaint", "crop"),
+    "outpaint": _HOLES,
     "box": ("mask",),
 }
 
@@ -45,8 +48,9 @@ class Options:
     """Fill holes in images; continue images beyond their borders; make images from nothing.
 
     With no options, the embedded model fills the sample images that come with it. Each image NAME.* gives NAME.png
-    and a picture strip NAME.strip.png: original, hole, every decoding step, result. Several images give
-    overview.grid.png besides. A file that can't be read is named at the end, and the others are done all the same.
+    and a picture strip NAME.strip.png: original, hole, every decoding step, result, of the first window that the model
+    looked at. Several images give overview.grid.png besides. A file that can't be read is named at the end, and the
+    others are done all the same.
     """
 
     images: Path | None = None
@@ -63,6 +67,17 @@ class Options:
     outpaint: Annotated[Lengths | None, tyro.conf.arg(metavar="LEFT TOP RIGHT BOTTOM")] = None
     """Instead of filling holes: add this much on the left, at the top, on the right, at the bottom, in pixels or
     percent of the picture's side."""
+    crop: str | None = None
+    """Where the model looks. auto: at windows around the holes, at the picture's own scale where they aren't too thick
+    for that, and coarse to fine where they are. A number: at windows of at least so many pixels. off: at all of the
+    picture at once, squeezed to the model's square. Default: what suits the model, as it says itself; mostly auto, off
+    for the embedded one, which knows whole avatars only."""
+    grow: int | None = None
+    """Make the holes larger by so many pixels first, on all sides. Default: as many as --feather."""
+    feather: int = 0
+    """Pixels at the edge of the grown hole over which the fill goes over into the picture."""
+    variants: int = 1
+    """Fill each hole so many times, differently: NAME.png, NAME.variant2.png, ..., and NAME.variants.png with all."""
     generate: int | None = None
     """Instead of all that: make so many pictures from nothing."""
     class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
@@ -186,6 +201,11 @@ def chosen_classes(options: Options, model: MaskGIT) -> list[int | None]:
         raise UsageError(f"--class {text}: {error}") from error
 
 
+def crop_argument(options: Options) -> str | int | None:
+    """--crop as `MaskGIT.inpaint` takes it."""
+    return int(options.crop) if options.crop and options.crop.isdigit() else options.crop
+
+
 def class_name(model: MaskGIT, number: int) -> str:
     """What a class is called: its number, where the model has no names."""
     return model.class_names[number] if model.class_names else str(number)
@@ -193,7 +213,15 @@ def class_name(model: MaskGIT, number: int) -> str:
 
 def check_task(options: Options) -> None:
     """Raise UsageError for options that exclude each other, or make no sense."""
-    require_at_least(options, {"generate": 1, "batch_size": 1, "guidance": 0})
+    require_at_least(options, {"generate": 1, "batch_size": 1, "guidance": 0, "grow": 0, "feather": 0, "variants": 1})
+    if options.crop not in (None, "auto", "off") and not (
+        re.fullmatch(_NUMBER, options.crop) and int(options.crop) >= SMALLEST_WINDOW
+    ):
+        raise UsageError(f"--crop {options.crop}: neither auto nor off nor at least {SMALLEST_WINDOW} pixels")
+    if options.grow is not None and options.feather > options.grow:
+        raise UsageError(f"--feather {options.feather} is more than --grow {options.grow}: leave out --grow")
+    if options.variants > _MOST_VARIANTS:
+        raise UsageError(f"--variants {options.variants}: at most {_MOST_VARIANTS} in one run")
     if options.generate is not None and options.generate > _MOST_GENERATED:
         raise UsageError(f"--generate: at most {_MOST_GENERATED:,} in one run")
     for task, others in _EXCLUDED.items():
@@ -211,6 +239,8 @@ def check_task(options: Options) -> None:
     masks = Path(options.mask or "")
     if options.mask not in (None, *MAKERS) and not masks.is_dir() and not masks.is_file():
         raise UsageError(f"--mask {options.mask}: no such file or folder, and not one of {', '.join(MAKERS)}")
+    if options.mask not in (None, *MAKERS) and masks.is_dir() and not find_images(masks):
+        raise UsageError(f"--mask {options.mask}: no masks in this folder")
     if options.maps and not options.save_steps:
         raise UsageError("--maps shows the steps: leave out --no-save-steps")
     if options.map_at is not None and not options.maps:

@@ -73,15 +73,14 @@ def read_picture(path: str | os.PathLike[str]) -> Carried:
     return read_as(path, carry)
 
 
-def turn_mask(mask: np.ndarray, image: Image.Image, upright: Image.Image) -> np.ndarray:
-    """A mask that has the stored size of an image, where the upright one has another, turned as that; any other mask
-    as it is."""
-    is_mask = isinstance(mask, np.ndarray) and mask.dtype == bool
-    if not is_mask or image.size == upright.size or mask.shape != image.size[::-1]:
+def turn_mask(mask: np.ndarray, stored: tuple[int, int], orientation: int, upright: tuple[int, int]) -> np.ndarray:
+    """A mask, bool [h, w], of the size (width, height) in which a picture was stored, where the upright one has
+    another, turned as the EXIF orientation says; any other mask as it is."""
+    if stored == upright or mask.shape != stored[::-1]:
         return mask
-    stored = Image.fromarray(mask)  # of mode "1", and back
-    stored.getexif()[ExifTags.Base.Orientation] = image.getexif()[ExifTags.Base.Orientation]
-    return np.array(turn_upright(stored))
+    turned = Image.fromarray(mask)  # of mode "1", and back
+    turned.getexif()[ExifTags.Base.Orientation] = orientation
+    return np.array(turn_upright(turned))
 
 
 def fill_in(
@@ -95,14 +94,18 @@ def fill_in(
         hole: bool [H, W], True where the fill is wanted; None: outside `picture` only.
         corner: left and top of `picture` in `fill`, whose size the result has.
     """
-    if picture.mode == "I;16":
-        pixels = np.asarray(fill.convert("L")).astype(np.uint16) * 257
+    if hole is None:
+        pixels = _in_mode(fill, picture.mode)
+        left, top = corner
+        pixels[top : top + picture.height, left : left + picture.width] = np.asarray(picture)
     else:
-        pixels = np.array(fill.convert(picture.mode))
-    left, top = corner
-    inside = pixels[top : top + picture.height, left : left + picture.width]
-    known = np.ones(inside.shape[:2], dtype=bool) if hole is None else ~hole
-    np.copyto(inside, np.asarray(picture), where=known if pixels.ndim == 2 else known[..., None])
+        pixels = np.array(picture)
+        rows, columns = (np.flatnonzero(hole.any(axis)) for axis in (1, 0))
+        if len(rows):  # only around the hole, as the picture may be large
+            left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+            inside = pixels[top:bottom, left:right]
+            wanted = hole[top:bottom, left:right]
+            inside[wanted] = _in_mode(fill.crop((left, top, right, bottom)), picture.mode)[wanted]
     result = Image.fromarray(pixels)
     result.info = dict(picture.info)
     return result
@@ -149,6 +152,13 @@ def _to_sixteen_bits(image: Image.Image, is_png: bool, lost: list[str]) -> Image
     # Older Pillows open a PNG of 16 bits as "I".
     depth = np.uint8 if image.mode == "I" and values.max() <= 255 and not is_png else np.uint16
     return Image.fromarray(values.astype(depth))
+
+
+def _in_mode(image: Image.Image, mode: str) -> np.ndarray:
+    """The pixels of an RGB image as those of another mode, opaque."""
+    if mode == "I;16":
+        return np.asarray(image.convert("L")).astype(np.uint16) * 257
+    return np.array(image.convert(mode))
 
 
 def _exif(image: Image.Image) -> bytes:

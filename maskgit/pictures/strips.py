@@ -26,6 +26,7 @@ _HATCH = ((120, 120, 130), (190, 190, 200))  # the two greys of a hole
 _HATCH_WIDTH = 4
 GAP = 6
 _CAPTION = 16  # height of a line of text
+_VARIANT_COLUMNS = 5
 _SMALLEST, _LARGEST = 128, 256  # what the longer side of a picture is brought to: small ones by whole factors
 
 FRAME, LAST_FRAME = 400, 2000
@@ -33,11 +34,13 @@ FRAME, LAST_FRAME = 400, 2000
 
 
 def strip(result: InpaintResult) -> Image.Image:
-    """One inpainting from left to right: original, hole, each decoding step (if they were kept), result.
+    """One inpainting from left to right: original, hole, each decoding step (if they were kept), result; of the first
+    window, where the model looked at several or at part of the picture only.
 
     Under the hole and each step are the tokens: those given by the image in light grey, those decided at this step in
     orange, those decided before in blue, those still open in dark. Small images are enlarged by a whole factor.
     """
+    result = result.first()
     images, masks = _by_step(result)
     top = [resize(result.original, images[0].size), *images, resize(result.image, images[0].size)]
     captions = ["original", f"masked: {int(masks[0].sum())} tokens"]
@@ -61,6 +64,15 @@ def triple(result: InpaintResult) -> tuple[Image.Image, Image.Image, Image.Image
     """One inpainting as masked, filled, original, at the size at which strips show it."""
     size = display_size(result.original.size)
     return masked_picture(result), resize(result.image, size), resize(result.original, size)
+
+
+def variants_picture(result: InpaintResult) -> Image.Image:
+    """The several fills of one picture beside each other, after its hole."""
+    size = display_size(result.original.size)
+    pictures = [masked_picture(result), *(resize(variant, size) for variant in result.variants)]
+    captions = ["masked", *(f"variant {number}" for number in range(1, len(pictures)))]
+    columns = min(len(pictures), _VARIANT_COLUMNS)
+    return grid([framed(*each) for each in zip(pictures, captions, strict=True)], columns)
 
 
 def pair(original: Image.Image, outpainted: Image.Image) -> tuple[Image.Image, Image.Image]:
@@ -97,8 +109,8 @@ def evolution(results: Mapping[str, InpaintResult]) -> Image.Image:
     _check_steps(results)
     columns = 1 + max(len(result.steps) for result in results.values())
     pictures: list[Image.Image | None] = []
-    for name, result in results.items():
-        images, masks = _by_step(result)
+    for name, whole in results.items():
+        images, masks = _by_step(whole.first())
         empty = [None] * (columns - len(masks))
         pictures += [text_picture(name), *(_mask_picture(mask, images[0].size) for mask in masks), *empty]
         pictures += [None, *images, *empty]
@@ -121,7 +133,8 @@ def animation(results: Mapping[str, InpaintResult], kind: Literal["gif", "webp"]
     if kind not in ("gif", "webp"):
         raise ValueError(f"unknown kind of animation {kind!r}: choose gif or webp")
     pictures, tokens = [], []  # of each result, frame by frame
-    for result in results.values():
+    for whole in results.values():
+        result = whole.first()
         images, masks = _by_step(result)
         pictures.append([*images, resize(result.image, images[0].size)])
         tokens.append(_token_pictures([*masks, masks[-1]], images[0].size))

@@ -1,24 +1,23 @@
-"""What users pass to the pipeline, checked and made uniform. Other kinds of pictures and masks would come in here."""
+"""What users pass to the pipeline beside pictures and masks (see `maskgit.pipeline.inputs`), checked."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import hashlib
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
-from PIL import Image
 
 from maskgit.console import first_line
-from maskgit.data.carried import carry, turn_mask
 from maskgit.decoding import DecodeConfig
 from maskgit.machine import cpu_name, is_faster_in_bfloat16
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
+
+Labels = Sequence[int | str | None] | int | str | None
+"""Of each image its class, by number or name, None for none; or one class for all."""
 
 # --- of the model -----------------------------------------------------------------------------------------------------
 
@@ -50,6 +49,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         faster = is_faster_in_bfloat16(cpu_name())
     return "bf16" if faster else "float32"
 
+
+SMALLEST_WINDOW = 8
+"""Pixels of a window's side."""
 
 # --- of a run ---------------------------------------------------------------------------------------------------------
 
@@ -96,14 +98,14 @@ def image_seeds(count: int, seed: int, seeds: Sequence[int] | None) -> list[int]
     return [int(one) for one in seeds]
 
 
-def class_numbers(
-    count: int, labels: Sequence[int | str | None] | None, num_classes: int, names: Sequence[str]
-) -> list[int] | None:
+def class_numbers(count: int, labels: Labels, num_classes: int, names: Sequence[str]) -> list[int] | None:
     """The classes of images by number, `num_classes` for none; None if there are no labels. Raises a ValueError for
     another number of them, or where the model has no such class."""
     if labels is None:
         return None
     require_classes(num_classes)
+    if isinstance(labels, (int, str)):
+        labels = [labels] * count
     require_as_many(count, labels, "labels")
     return [num_classes if label is None else class_number(label, num_classes, names) for label in labels]
 
@@ -137,35 +139,14 @@ def require_as_many(count: int, given: Sequence[Any], what: str) -> None:
         raise ValueError(f"{count} images, but {len(given)} {what}")
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def carried_pictures(images: Sequence[Image.Image]) -> list[Image.Image]:
-    """The images as their results will be (see `maskgit.data.carried.carry`).
-
-    What these won't have of them is a warning of whoever calls the method of the pipeline that calls this. Raises a
-    ValueError: an image without pixels or in a mode that Pillow can't convert.
-    """
-    pictures = []
-    for i, image in enumerate(images):
-        if not (image.width and image.height):
-            raise ValueError(f"image {i} has no pixels: it is {image.width}x{image.height}")
-        picture, lost = carry(image)
-        pictures.append(picture)
-        file = getattr(image, "filename", "")
-        for what in lost:
-            warnings.warn(f"image {i}{f' ({file})' * bool(file)}: the result won't have {what}", stacklevel=3)
-    return pictures
-
-
-def upright_masks(
-    masks: Sequence[np.ndarray], images: Sequence[Image.Image], pictures: Sequence[Image.Image]
-) -> list[np.ndarray]:
-    """Masks bool [H, W] as the pictures are turned, for the images as they came in. Raises a ValueError if any isn't
-    that."""
-    upright = [turn_mask(mask, image, picture) for mask, image, picture in zip(masks, images, pictures, strict=True)]
-    for i, (picture, mask) in enumerate(zip(pictures, upright, strict=True)):
-        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != picture.size[::-1]:
-            got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask).__name__
-            raise ValueError(f"mask {i} must be a bool array {list(picture.size[::-1])} as its image, got {got}")
-    return upright
+def check_edges(crop: str | int, grow: int = 0, feather: int = 0, variants: int = 1) -> int:
+    """`grow`. Raises a ValueError: options of `MaskGIT.inpaint` that make no sense."""
+    is_side = isinstance(crop, int) and not isinstance(crop, bool) and crop >= SMALLEST_WINDOW
+    if crop not in ("auto", "off") and not is_side:
+        raise ValueError(f"crop must be auto, off, or a side of at least {SMALLEST_WINDOW} pixels, got {crop!r}")
+    for name, value, least in (("feather", feather, 0), ("grow", grow, 0), ("variants", variants, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if feather > grow:
+        raise ValueError(f"feather {feather} is more than grow {grow}: only what the hole grows by can be blended")
+    return grow

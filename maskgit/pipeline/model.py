@@ -1,23 +1,25 @@
 """MaskGIT: what users call, and how a run goes.
 
 model = MaskGIT.from_pretrained()
-results = model.inpaint([image], [mask])  # mask: bool [H, W], True = fill
-results[0].image.save("filled.png")
+result = model.inpaint("photo.jpg", "hole.png")  # white is filled
+result.image.save("filled.png")
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, overload
 
-import numpy as np
 import torch
 from PIL import Image
 
-from maskgit.canvas.holes import cells_with_holes, paste_known
-from maskgit.canvas.outpainting import Canvas, Margins
+from maskgit.canvas.filling import Canvas
+from maskgit.canvas.holes import grown
+from maskgit.canvas.outpainting import enlarged
+from maskgit.canvas.windows import windows
 from maskgit.data.carried import fill_in
 from maskgit.data.reading import to_rgb
 from maskgit.decoding import DecodeConfig
@@ -25,17 +27,15 @@ from maskgit.network.folder import Model, find_model, load_model, save_model
 from maskgit.network.halton import HaltonTransformer
 from maskgit.network.transformer import Transformer
 from maskgit.pipeline import arguments
-from maskgit.pipeline.arguments import Precision, Run, image_seed, resolve_device
-from maskgit.pipeline.networks import Networks
-from maskgit.pipeline.pixels import InpaintResult, Step, finished, to_pictures, to_tensor, visible
+from maskgit.pipeline.arguments import Labels, Precision, Run, resolve_device
+from maskgit.pipeline.filling import Crop, Filling, OnStep, Progress
+from maskgit.pipeline.inputs import Mask, Picture, as_list, is_one, read_holes, read_pictures
+from maskgit.pipeline.pixels import InpaintResult, to_pictures
 from maskgit.tokenizer import VQGAN
 from maskgit_kernels import backend
 
-Progress = Callable[[float], None]
-"""Called as the work goes on with what was done since the last call, in images; adds up to their number."""
 
-
-class MaskGIT(Networks):
+class MaskGIT(Filling):
     """A tokenizer and a transformer, ready to use.
 
     The same image with the same seed gives the same picture whatever the batch size and its place in the batch: exactly
@@ -86,6 +86,7 @@ class MaskGIT(Networks):
         found = resolve_device(device)
         backend.resolve(None, found)  # so that an impossible MASKGIT_KERNELS is an error now and not later
         super().__init__(tokenizer, transformer, found, arguments.resolve_precision(precision, found))
+        self._asked_precision = precision
         self.class_names, self.metadata, self.decoding = model.class_names, model.metadata, model.decoding
 
     @classmethod
@@ -127,97 +128,110 @@ class MaskGIT(Networks):
         model = Model(self.tokenizer, self.transformer, self.class_names, self.metadata, self.decoding)
         save_model(folder, model, dtype)
 
+    def to(self, device: str | torch.device) -> MaskGIT:
+        """Move both networks to a device, such as "cuda"; returns the model itself.
+
+        "auto" as precision is chosen anew for it. Raises ValueError: no such device here, or none for the precision.
+        """
+        found = resolve_device(device)
+        self._place(found, arguments.resolve_precision(self._asked_precision, found))
+        return self
+
+    def __repr__(self) -> str:
+        size, count = self.tokenizer.config.image_size, self.transformer.config.num_classes
+        weights = sum(weight.numel() for net in (self.tokenizer, self.transformer) for weight in net.parameters())
+        return (
+            f"MaskGIT({size}x{size} pixels, {self.tokenizer.config.num_tokens} tokens of "
+            f"{self.tokenizer.config.codebook_size} codes, {count or 'no'} classes, {weights / 1e6:.1f} M parameters, "
+            f"{self.precision} on {self.device})"
+        )
+
+    @property
+    def crop(self) -> Crop:
+        """Where this model looks by default: "auto", or what its metadata say as "crop". "off" is for models that know
+        whole pictures only, as the embedded one knows whole avatars: parts of pictures are nothing to them."""
+        return self.metadata.get("crop", "auto")
+
+    @overload
+    def inpaint(self, images: Picture, masks: Mask, **options: Any) -> InpaintResult: ...
+
+    @overload
+    def inpaint(self, images: Sequence[Picture], masks: Sequence[Mask], **options: Any) -> list[InpaintResult]: ...
+
     def inpaint(
         self,
-        images: Sequence[Image.Image],
-        masks: Sequence[np.ndarray],
+        images: Any,
+        masks: Any,
         *,
         config: DecodeConfig | None = None,
         seed: int = 0,
         seeds: Sequence[int] | None = None,
-        labels: Sequence[int | str | None] | None = None,
+        labels: Labels = None,
         batch_size: int = 16,
+        crop: Crop | None = None,
+        grow: int | None = None,
+        feather: int = 0,
+        variants: int = 1,
         paste: bool = True,
         save_steps: bool = False,
+        on_step: OnStep | None = None,
         progress: Progress | None = None,
         **overrides: Any,
-    ) -> list[InpaintResult]:
+    ) -> Any:
         """Fill the holes of images.
 
-        A token is predicted if its patch has any hidden pixel. Hidden pixels don't reach the encoder: a smooth
-        continuation of the known ones takes their place. An image of another size than the model's is squeezed to it,
-        its fill is stretched back, and known pixels keep their full resolution.
+        The model looks at windows around the holes (see `canvas.windows`), each brought to its own square. In them a
+        token is predicted if its patch has any hidden pixel. Hidden pixels don't reach the encoder: a smooth
+        continuation of the known ones takes their place. Known pixels keep their full resolution.
 
         Args:
-            images: of any size (W, H) and mode. An EXIF orientation is applied first. The model sees RGB; known pixels
-                keep their bits, depth and alpha, the fill is opaque, and grey in a grey picture.
-            masks: bool [H, W] each, of the picture as it is shown, True = fill; one of its stored size, where that is
-                another, is turned with it. Where nothing is, the image comes back unchanged; where everything is, it
-                is generated.
+            images: one or a list, of any size (W, H) and mode: PIL images, NumPy arrays [H, W, 1, 3 or 4], PyTorch
+                tensors [1, 3 or 4, H, W], paths (see `pipeline.inputs`). An EXIF orientation is applied first. The
+                model sees RGB; known pixels keep their bits, depth and alpha, the fill is opaque, and grey in a grey
+                picture.
+            masks: one for each image, True or white = fill: arrays or tensors [H, W] of bool, uint8 or float, PIL
+                images, paths; of the picture as it is shown, or of its stored size, where that is another, and then
+                turned with it. Where nothing is, the image comes back unchanged; where everything is, it is generated.
             config: how to decode, `self.decoding` by default; `overrides` are its fields (steps=12,
                 choice_temperature=3.0), applied to it.
             seed: image i gets the seed `image_seed(seed, i)`.
             seeds: one 64-bit integer for each image instead.
-            labels: class of each image (number or name), None for no class; for models with classes. Guidance acts
-                on images with a class only.
-            batch_size: images that go through the transformer together.
+            labels: class of each image (number or name), None for no class; or one for all. For models with classes.
+                Guidance acts on images with a class only.
+            batch_size: windows that go through the transformer together.
+            crop: "auto", windows around the holes; a number, windows of at least so many pixels; "off", all of each
+                picture at once, squeezed to the model's square; None, what suits the model (see `crop`).
+            grow: pixels by which holes are made larger on all sides first, by default as many as `feather`.
+            feather: pixels at the edge of a grown hole over which the fill goes over into the picture.
+            variants: fill each hole so many times, from as many seeds.
             paste: put known pixels back as they were, and the fill in tune with them (see `canvas.holes.paste_known`);
                 False returns the bare decoding.
-            save_steps: keep the state after each step: costs decoding each of them to pixels, with the embedded
-                model on a CPU about half as much time again.
+            save_steps: keep the state after each step, of each image's first window and variant: costs decoding each
+                of them to pixels, with the embedded model on a CPU about half as much time again.
+            on_step: called with these states as they come.
             progress: called as the work goes on.
 
         Returns:
-            One result for each image, in order.
+            One result for one image; for a list one for each, in order.
 
         Raises:
-            ValueError: arguments that don't fit each other, unknown labels, impossible decoding options, an image
-                without pixels or in a mode that Pillow can't convert.
+            ValueError: arguments that don't fit each other, unknown labels, impossible decoding options, what is no
+                picture or mask, or can't be read.
 
         Warns:
             UserWarning: something of an image isn't kept in its result, such as the other frames of an animation.
         """
-        run = self._run(len(images), config, overrides, seed, seeds, labels, batch_size)
-        arguments.require_as_many(len(images), masks, "masks")
-        pictures = arguments.carried_pictures(images)
-        grid = self.tokenizer.config.grid
+        given, one = as_list(images, "images"), is_one(images)
+        run = self._run(len(given), config, overrides, seed, seeds, labels, batch_size)
+        crop = self.crop if crop is None else crop
+        grow = arguments.check_edges(crop, feather if grow is None else grow, feather, variants)
+        pictures, masks = read_pictures(given), as_list(masks, "masks")
+        holes = [grown(hole, grow) for hole in read_holes(masks, pictures)]
         results = [
-            InpaintResult(picture, to_rgb(picture), mask, cells_with_holes(mask, grid, grid))
-            for picture, mask in zip(pictures, arguments.upright_masks(masks, images, pictures), strict=True)
+            self._result(picture.upright, hole, crop, paste) for picture, hole in zip(pictures, holes, strict=True)
         ]
-        todo = [i for i, result in enumerate(results) if result.mask.any() or not paste]
-        for i in set(range(len(results))) - set(todo):
-            results[i].image = pictures[i].copy()  # as it may be what `original` is
-        if progress and len(todo) < len(results):
-            progress(len(results) - len(todo))
-        for start in range(0, len(todo), batch_size):
-            chosen = todo[start : start + batch_size]
-            self._inpaint_batch([results[i] for i in chosen], run.of(chosen), paste, save_steps, progress)
-        return results
-
-    def _inpaint_batch(
-        self, results: list[InpaintResult], run: Run, paste: bool, save_steps: bool, progress: Progress | None
-    ) -> None:
-        """Fill in `image` and `steps` of the results."""
-        size = self.tokenizer.config.image_size
-        seen = [visible(result.original, result.mask, size) for result in results]
-        masked = torch.from_numpy(np.stack([result.masked.ravel() for result in results])).to(self.device)
-        encoded = self._encode(torch.stack([to_tensor(image) for image in seen]).to(self.device))
-        decoded: list[Image.Image] = []
-        holes = [cells_with_holes(result.mask, size, size) for result in results]
-        for tokens, still_masked in self._decode(encoded, masked, run.config, run.seeds, run.labels, run.batch_size):
-            if save_steps:
-                decoded = to_pictures(self._to_pixels(tokens))
-                states = zip(decoded, seen, holes, still_masked.cpu().numpy(), tokens.cpu().numpy(), strict=True)
-                for result, (picture, image, hole, left, codes) in zip(results, states, strict=True):
-                    shown = paste_known(image, picture, hole) if paste else picture
-                    shape = result.masked.shape
-                    result.steps.append(Step(shown, left.reshape(shape), codes.reshape(shape)))
-            if progress:
-                progress(len(results) / run.config.steps_taken)
-        # The last step's pictures are those of the final tokens.
-        for result, picture in zip(results, decoded or to_pictures(self._to_pixels(tokens)), strict=True):
-            result.image = finished(result, picture, paste)
+        self._fill_all(results, run, variants, feather, paste, save_steps, on_step, progress)
+        return results[0] if one else results
 
     def generate(
         self,
@@ -226,7 +240,7 @@ class MaskGIT(Networks):
         config: DecodeConfig | None = None,
         seed: int = 0,
         seeds: Sequence[int] | None = None,
-        labels: Sequence[int | str | None] | None = None,
+        labels: Labels = None,
         batch_size: int = 16,
         progress: Progress | None = None,
         **overrides: Any,
@@ -257,27 +271,30 @@ class MaskGIT(Networks):
 
     def outpaint(
         self,
-        images: Sequence[Image.Image],
-        margins: Sequence[Margins],
+        images: Any,
+        margins: Any,
         *,
         config: DecodeConfig | None = None,
         seed: int = 0,
         seeds: Sequence[int] | None = None,
-        labels: Sequence[int | str | None] | None = None,
+        labels: Labels = None,
         batch_size: int = 16,
+        crop: Crop | None = None,
+        on_step: OnStep | None = None,
         progress: Progress | None = None,
         **overrides: Any,
-    ) -> list[Image.Image]:
-        """Continue images beyond their borders, by `inpaint` of one window after another (see `canvas.outpainting`).
+    ) -> Any:
+        """Continue images beyond their borders, in windows as `inpaint`.
 
         Args:
-            images: of any size (W, H) and mode, as for `inpaint`.
+            images: one or a list, as for `inpaint`.
             margins: for each image, as it is shown, the pixels to add: left, top, right, bottom.
+            crop: as for `inpaint`, but "off" is for windows as large as the shorter side of the image.
 
         The rest are those of `inpaint`.
 
         Returns:
-            Images of the enlarged sizes, which carry what `InpaintResult.image` does.
+            An image of the enlarged size, which carries what `InpaintResult.image` does; a list for a list.
 
         Raises:
             ValueError: as `inpaint`; a negative margin.
@@ -285,32 +302,31 @@ class MaskGIT(Networks):
         Warns:
             UserWarning: as `inpaint`.
         """
-        run = self._run(len(images), config, overrides, seed, seeds, labels, batch_size)
-        arguments.require_as_many(len(images), margins, "margins")
-        pictures = arguments.carried_pictures(images)
-        canvases = [Canvas(to_rgb(picture), margin) for picture, margin in zip(pictures, margins, strict=True)]
-        if progress:
-            progress(sum(not canvas.windows for canvas in canvases))
-        for turn in range(max((len(canvas.windows) for canvas in canvases), default=0)):
-            chosen = [i for i, canvas in enumerate(canvases) if turn < len(canvas.windows)]
-            windows = [canvases[i].windows[turn] for i in chosen]
-            views = [canvases[i].view(window) for i, window in zip(chosen, windows, strict=True)]
-            results = self.inpaint(
-                [view for view, _ in views],
-                [hole for _, hole in views],
-                config=run.config,
-                seeds=[image_seed(run.seeds[i], turn) for i in chosen],
-                labels=None if labels is None else [labels[i] for i in chosen],
-                batch_size=batch_size,
-            )
-            for i, window, result in zip(chosen, windows, results, strict=True):
-                canvases[i].fill(window, result.image)
-                if progress:
-                    progress(1 / len(canvases[i].windows))
-        return [
+        one = is_one(images)
+        given, margins = as_list(images, "images"), [margins] if one else margins
+        run = self._run(len(given), config, overrides, seed, seeds, labels, batch_size)
+        crop = self.crop if crop is None else crop
+        arguments.check_edges(crop)
+        arguments.require_as_many(len(given), margins, "margins")
+        pictures = [picture.upright for picture in read_pictures(given)]
+        canvases = []
+        for picture, margin in zip(pictures, margins, strict=True):
+            image, hole = enlarged(to_rgb(picture), margin)
+            # What knows whole pictures only looks at as much of this one as it can.
+            looks = windows(hole, min(picture.size)) if crop == "off" else self._windows(hole, crop)
+            canvases.append(Canvas(image, hole, looks if hole.any() else []))
+        todo = [i for i, canvas in enumerate(canvases) if canvas.turns]
+        if progress and len(todo) < len(canvases):
+            progress(len(canvases) - len(todo))
+        for start in range(0, len(todo), batch_size):
+            chosen = todo[start : start + batch_size]
+            watchers = {at: functools.partial(on_step, i) for at, i in enumerate(chosen)} if on_step else {}
+            self._fill([canvases[i] for i in chosen], run.of(chosen), True, watchers, progress)
+        results = [
             fill_in(picture, canvas.image, corner=margin[:2])
             for picture, canvas, margin in zip(pictures, canvases, margins, strict=True)
         ]
+        return results[0] if one else results
 
     def class_number(self, label: int | str) -> int:
         """The number of a class, by its name or number; "7" is the class of that name, or else number 7.
@@ -326,7 +342,7 @@ class MaskGIT(Networks):
         overrides: dict[str, Any],
         seed: int,
         seeds: Sequence[int] | None,
-        labels: Sequence[int | str | None] | None,
+        labels: Labels,
         batch_size: int,
     ) -> Run:
         """What `inpaint`, `generate` and `outpaint` are asked alike, for so many images, checked."""

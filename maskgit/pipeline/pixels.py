@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskgit.canvas.holes import paste_known, smooth_fill
-from maskgit.data.carried import fill_in
+from maskgit.canvas.holes import smooth_fill
+from maskgit.canvas.windows import Window
 from maskgit.data.pixels import to_bytes, to_signed
 
 
@@ -38,9 +38,22 @@ class InpaintResult:
     mask: np.ndarray
     """bool [H, W]: the hole, turned as the original is."""
     masked: np.ndarray
-    """bool [h, w]: the tokens that were predicted, those with any hidden pixel in their patch."""
+    """bool [h, w]: the tokens that were predicted in the first window, those with any hidden pixel in their patch."""
     steps: list[Step] = dataclasses.field(default_factory=list)
-    """One for each decoding step, if they were asked for (none where nothing had to be done)."""
+    """One for each decoding step in the first window, if they were asked for."""
+    windows: list[Window] = dataclasses.field(default_factory=list)
+    """Where the model looked, in this order; one window of all of the original where it isn't cropped. None where
+    nothing had to be done."""
+    variants: list[Image.Image] = dataclasses.field(default_factory=list)
+    """As many fills as were asked for, `image` the first."""
+
+    def first(self) -> InpaintResult:
+        """The first window's share of it all, as a result of its own: what `masked` and `steps` are about."""
+        if not self.windows or self.windows[0].box[2:] == self.original.size and self.windows[0].box[:2] == (0, 0):
+            return self
+        box = self.windows[0].box
+        cropped = self.image.crop(box), self.original.crop(box), self.mask[box.area]
+        return dataclasses.replace(self, image=cropped[0], original=cropped[1], mask=cropped[2], windows=[])
 
 
 def visible(original: Image.Image, mask: np.ndarray, size: int) -> Image.Image:
@@ -51,14 +64,6 @@ def visible(original: Image.Image, mask: np.ndarray, size: int) -> Image.Image:
         (filled,) = to_pictures(smooth_fill(to_tensor(original.getchannel(band)), known)[None])
         channels.append(filled.resize((size, size), Image.Resampling.BICUBIC))
     return Image.merge("RGB", channels)
-
-
-def finished(result: InpaintResult, decoded: Image.Image, paste: bool) -> Image.Image:
-    """The image of a result, from the one that has yet to be filled and what the model decoded, RGB of its size."""
-    fill = decoded.resize(result.original.size, Image.Resampling.BICUBIC)
-    if not paste:
-        return fill_in(result.image, fill, np.ones_like(result.mask))
-    return fill_in(result.image, paste_known(result.original, fill, result.mask), result.mask)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

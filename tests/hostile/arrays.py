@@ -109,7 +109,15 @@ KNOWN: Known = {
     "margins of 10^9": lambda seeds: outpaint(seeds, Image.new("RGB", (8, 8)), (0, 0, 10**9, 10**9), steps=1),
     "temperature 10^400": lambda seeds: generate(seeds, 1, softmax_temperature=10**400),
     "guidance 1e308": lambda seeds: generate(seeds, 1, steps=2, guidance_scale=1e308, labels=["red"]),
-    "2 MB of a line": lambda seeds: inpaint(seeds, [Image.new("L", (2**21, 1))], [np.ones((1, 2**21), bool)], steps=1),
+    "2 MB of a line": lambda seeds: inpaint(
+        seeds, [Image.new("L", (2**21, 1))], [np.ones((1, 2**21), bool)], steps=1, crop="off"
+    ),
+    "a line in windows": lambda seeds: inpaint(
+        seeds, [Image.new("L", (2**11, 1))], [np.ones((1, 2**11), bool)], steps=1
+    ),
+    "specks": lambda seeds: inpaint(
+        seeds, [Image.new("L", (200, 90))], [np.random.default_rng(0).random((90, 200)) < 0.01], steps=1
+    ),
     "damaged EXIF": _damaged,
     "one pixel": _empty(1, 1),
 }

@@ -60,3 +60,26 @@ def test_pasted_fill_is_in_tune_with_its_surroundings() -> None:
     everything = np.ones_like(mask)
     assert same(holes.paste_known(image, dim, everything), dim)
     assert same(holes.paste_known(image, dim, ~everything), image)
+
+
+@pytest.mark.parametrize("pixels", [0, 1, 3, 40])
+def test_a_grown_hole_reaches_as_far_on_all_sides(pixels: int) -> None:
+    mask = np.random.default_rng(pixels).random((23, 31)) < 0.02
+    expected = np.zeros_like(mask)
+    for row, column in np.argwhere(mask):
+        expected[max(0, row - pixels) : row + pixels + 1, max(0, column - pixels) : column + pixels + 1] = True
+    assert mask.any() and np.array_equal(holes.grown(mask, pixels), expected)
+    assert not holes.grown(np.zeros((5, 6), dtype=bool), pixels).any()
+
+
+def test_blending_goes_from_the_picture_into_the_fill() -> None:
+    mask = np.zeros((20, 30), dtype=bool)
+    mask[5:15, 8:30] = True  # up to the right border, where nothing is known that it could go over into
+    black, white = Image.new("RGB", (30, 20)), Image.new("RGB", (30, 20), "white")
+    blend = np.asarray(holes.blended(black, white, mask, 3))[..., 0]
+    assert (blend[~mask] == 0).all()
+    assert blend[10, 8:14].tolist() == [64, 128, 191, 255, 255, 255] and (blend[10, 11:] == 255).all()
+    assert blend[5:15, 20].tolist() == [64, 128, 191, 255, 255, 255, 255, 191, 128, 64]
+    assert holes.blended(black, white, mask, 0) is white
+    nothing = np.zeros_like(mask)
+    assert np.array_equal(np.asarray(holes.blended(black, white, nothing, 3)), np.asarray(white))

@@ -51,8 +51,15 @@ def test_wrong_arguments_are_named(model: MaskGIT) -> None:
     mask = box(16, 16, 4, 4, 9, 9)
     cases = [
         (dict(masks=[]), "1 images, but 0 masks"),
-        (dict(masks=[mask[:8]]), r"mask 0 must be a bool array \[16, 16\] as its image, got bool \[8, 16\]"),
-        (dict(masks=[mask.astype(np.uint8)]), "got uint8"),
+        (dict(masks=[mask[:8]]), r"mask 0 must be .*; its image is \[16, 16\], got bool \[8, 16\]"),
+        (dict(masks=[mask.astype(np.int64)]), "got int64"),
+        (dict(crop="on"), "crop must be auto, off, or a side of at least 8 pixels, got 'on'"),
+        (dict(crop=7), "crop must be .*, got 7"),
+        (dict(crop=True), "crop must be .*, got True"),
+        (dict(grow=-1), "grow must be at least 0, got -1"),
+        (dict(feather=-2), "feather must be at least 0, got -2"),
+        (dict(grow=2, feather=3), "feather 3 is more than grow 2"),
+        (dict(variants=0), "variants must be at least 1, got 0"),
         (dict(seeds=[1, 2]), "1 images, but 2 seeds"),
         (dict(seeds=[2**63]), "isn't a signed 64-bit integer"),
         (dict(batch_size=0), "batch_size must be at least 1"),
