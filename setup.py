@@ -1,6 +1,10 @@
 """Packaging. Two packages from one repository: `maskgit`, and `maskgit_kernels`, which lives in kernels/."""
 
+import re
+
 from setuptools import find_packages, setup
+
+VERSION = re.search(r'^__version__ = "(.+)"$', open("maskgit/__init__.py", encoding="utf-8").read(), re.MULTILINE)[1]
 
 TRAIN = ["accelerate>=1.4", "tensorboard>=2.15", "torchmetrics>=1.4"]
 WANDB = ["wandb>=0.17"]
@@ -12,16 +16,18 @@ METRICS = [
     "scipy<1.18",  # the last that pytorch-fid's own distance runs with
     "torchmetrics>=1.4",
 ]
-APP = ["gradio>=6"]
+APP = ["gradio>=6.13"]  # the first whose HTTP API takes arguments by name
+BROWSER = ["playwright>=1.40"]  # which drives a Chromium of the system's
 CONVERT = ["msgpack>=1.0"]
 BENCH = ["matplotlib>=3.8", "pytest-benchmark[histogram]>=5.3"]  # the first that runs with pytest 9.2
-DEV = ["mypy>=1.10", "prdc>=0.2", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"]
+NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10"]
+DEV = [*NOTEBOOK, "mypy>=1.10", "prdc>=0.2", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6"]
 
 KERNELS = ["maskgit_kernels", *(f"maskgit_kernels.{name}" for name in find_packages("kernels/maskgit_kernels"))]
 
 setup(
     name="maskgit-inpaint",
-    version="0.1.0",
+    version=VERSION,
     description="MaskGIT with its training code: VQGAN, masked token modeling, iterative decoding, inpainting",
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",
@@ -50,6 +56,7 @@ setup(
         "wandb": [*TRAIN, *WANDB],
         "metrics": METRICS,
         "app": APP,
+        "browser": [*APP, *BROWSER, "pytest>=8.0"],
         "convert": CONVERT,
         "bench": [*BENCH, *METRICS],
         "dev": [*TRAIN, *WANDB, *METRICS, *CONVERT, *BENCH, *DEV],

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import itertools
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -99,6 +100,7 @@ class Bench:
 
 
 def _peak_bytes_on_cpu(run: Callable[[], object]) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell of each start, and that there is no GPU
     for _ in range(2):  # the profiler knows the size of what is freed only if it has seen it allocated
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             run()

@@ -3,11 +3,22 @@
 from maskgit import MaskGIT
 
 model = MaskGIT.from_pretrained("embedded")
-results = model.inpaint([image], [mask])  # mask: bool [H, W], True = fill
-results[0].image.save("filled.png")
+result = model.inpaint("photo.jpg", "hole.png")  # or PIL images, NumPy arrays, PyTorch tensors; white is filled
+result.image.save("filled.png")
 """
 
-from maskgit.decoding import DecodeConfig
-from maskgit.pipeline import InpaintResult, MaskGIT
+from maskgit.threads import wait_briefly_in_commands
 
-__all__ = ["DecodeConfig", "InpaintResult", "MaskGIT"]
+wait_briefly_in_commands()  # before the first import of PyTorch
+
+from maskgit.decoding import DecodeConfig  # noqa: E402
+from maskgit.pipeline import InpaintResult, MaskGIT  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = ["DecodeConfig", "InpaintResult", "MaskGIT", "__version__"]
+
+
+def __dir__() -> list[str]:
+    """What is for users; not the rooms inside."""
+    return __all__

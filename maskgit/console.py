@@ -1,18 +1,21 @@
 """What all commands share: exit statuses, how errors and warnings are printed, progress bars, tables.
 
-Nothing here knows what a command is about; nothing is imported from the rest of the package.
+Nothing here knows what a command is about; nothing is imported from the rest of the package but how options are shown.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import math
 import os
+import shlex
 import sys
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -42,6 +45,7 @@ def run_command(
     description: str | None = None,
     errors: tuple[type[BaseException], ...] = (ImportError, OSError, ValueError),
     interrupted: str = "interrupted",
+    bare_words: Sequence[str] = (),
 ) -> int:
     """Read a command's options and do its work; errors are one line on stderr, never a traceback.
 
@@ -52,18 +56,29 @@ def run_command(
         prog, description: for `--help`; by default the file that was started, and the docstring of `options`.
         errors: what the work is known to raise, with a message that says what to do.
         interrupted: what is printed after Ctrl-C.
+        bare_words: for a command that has options only, those that its first words are most likely meant for, such as
+            ("images", "mask"): who leaves out the options' names is told them.
 
     Returns:
         The exit status: 0; 1 after one of `errors`; 2 for bad usage; 130 after Ctrl-C.
     """
     import tyro  # here: who uses the package from Python needs no command line
 
+    from maskgit.helptext import registry, whole_lines
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may be no valid text
+    words = list(sys.argv[1:] if argv is None else argv)
+    bare = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    if bare and len(bare) <= len(bare_words):
+        meant = shlex.join([part for pair in zip(map(flag, bare_words), bare, strict=False) for part in pair])
+        print(printable(f"error: {shlex.join(bare)}: did you mean {meant}?"), file=sys.stderr)
+        return BAD_USAGE
     try:
-        with help_for_as_long_as_read():
-            chosen = tyro.cli(options, args=argv, prog=prog, description=description, config=(tyro.conf.DisallowNone,))
+        with help_for_as_long_as_read(), registry():
+            text = whole_lines(description or options.__doc__ or "")
+            chosen = tyro.cli(options, args=words, prog=prog, description=text, config=(tyro.conf.DisallowNone,))
     except SystemExit as stop:  # --help, or options that tyro could not read
         return int(stop.code or 0)
     known: tuple[type[BaseException], ...] = (UsageError, *errors)
@@ -101,11 +116,25 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+class _Bar(tqdm):
+    """Counts units that are through, where its work comes in parts of them."""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        facts = super().format_dict
+        done, total = facts["n"], facts["total"]
+        # Sums of parts come out a little below the whole.
+        return facts | {"through": round(total) if done >= total else math.floor(done + 1e-6), "of": round(total)}
+
+
 def progress_bar(total: float, description: str, unit: str | None = "image") -> tqdm:
-    """A bar on stderr that counts units; parts of them, where work is weighed, are shown whole. None: no count."""
-    count = " {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]" if unit else " [{elapsed}<{remaining}]"
+    """A bar on stderr that counts whole units, and how many there are a second, or how long one takes. None: neither.
+
+    Its `update` takes parts of units too, where work is weighed; they move the bar.
+    """
+    count = " {through}/{of} [{elapsed}<{remaining}, {rate_fmt}]" if unit else " [{elapsed}<{remaining}]"
     layout = "{desc}: {percentage:3.0f}%|{bar}|" + count
-    return tqdm(total=total, desc=description, unit=unit or "it", bar_format=layout, dynamic_ncols=True)
+    return _Bar(total=total, desc=description, unit=unit or "it", bar_format=layout, dynamic_ncols=True)
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

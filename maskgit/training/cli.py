@@ -8,6 +8,7 @@ import operator
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,24 +17,68 @@ import tyro
 from maskgit.config import ConfigError
 from maskgit.console import help_for_as_long_as_read, printable_lines
 from maskgit.data import DataError, EmptySplitError, ImageError
+from maskgit.helptext import registry, whole_lines
 from maskgit.network.folder import ModelError
 from maskgit.training.dry_run import dry_run
 from maskgit.training.recipes import RECIPES
 from maskgit.training.run_file import read_run
-from maskgit.training.settings import COMMANDS, STAGES, ModelTraining, TokenizerTraining, TokensConfig, TrainingError
+from maskgit.training.settings import (
+    COMMANDS,
+    STAGES,
+    ModelTraining,
+    TokenizerTraining,
+    TokensConfig,
+    TrainingError,
+    TransformerTraining,
+)
 from maskgit.training.signals import Stopped
 from maskgit.training.tokenizer import train_tokenizer
 from maskgit.training.tokens import write_tokens
 from maskgit.training.transformer import train_transformer
 from maskgit.training.whole import train_model
 
-HELP = (
-    "Train a MaskGIT: first the tokenizer, then the transformer; or, in a given time, all of it (`model`). "
-    "Three options go with both stages, anywhere on the line. "
-    "--config FILE: start from the settings in a run's run.json (or its folder); options override them. "
-    f"--recipe NAME: likewise, from how a source trains its transformer: {', '.join(RECIPES)}. "
-    "--dry-run: check the data, say how large model, memory and run will be, and write nothing."
-)
+HELP = """Train a MaskGIT: first the tokenizer, then the transformer; or, in a given time, all of it (`model`).
+`train.py STAGE --help` shows all options."""
+
+
+@dataclass(frozen=True)
+class AnyStage:
+    """Options that go with both stages, anywhere on the line, and are read first: defaults of others depend on them."""
+
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Check the data, say how large model, memory and run will be, and write nothing."""
+    config: Path | None = None
+    """Start from the settings in a run's run.json (or its folder); options override them."""
+
+
+@dataclass(frozen=True)
+class TransformerStage(AnyStage):
+    """And those of the transformer alone."""
+
+    recipe: Annotated[
+        str | None,
+        tyro.conf.arg(help=f"Likewise, from how a source trains its transformer: {', '.join(RECIPES)}."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class TokenizerCommand:
+    """Stage 1: train the VQGAN."""
+
+    settings: Annotated[TokenizerTraining, tyro.conf.arg(name="")] = TokenizerTraining()
+    stage: Annotated[AnyStage, tyro.conf.arg(name="")] = AnyStage()
+
+
+@dataclass(frozen=True)
+class TransformerCommand:
+    """Stage 2: train the transformer."""
+
+    settings: Annotated[TransformerTraining, tyro.conf.arg(name="")] = TransformerTraining()
+    stage: Annotated[TransformerStage, tyro.conf.arg(name="")] = TransformerStage()
+
+
+SHOWN: dict[str, Any] = {"tokenizer": TokenizerCommand, "transformer": TransformerCommand}
+"""What `--help` shows of each stage: its settings, and the options that have been read before."""
 
 # ImportError: a package that an option needs. OSError: a folder that can't be written, a full disk.
 KNOWN_ERRORS = (ConfigError, DataError, ImageError, ModelError, TrainingError, ImportError, OSError)
@@ -96,9 +141,10 @@ def _read(words: Sequence[str]) -> tuple[Any, bool]:
         start[stage] = start_config
     if common.dry_run and command is not None and command not in STAGES:
         raise TrainingError(f"--dry-run: is for {' and '.join(STAGES)}, not for `{command}`")
-    kinds = [Annotated[kind, tyro.conf.subcommand(name, default=start[name])] for name, kind in COMMANDS.items()]
+    shown = {name: SHOWN[name](settings) if name in SHOWN else settings for name, settings in start.items()}
+    kinds = [Annotated[type(given), tyro.conf.subcommand(name, default=given)] for name, given in shown.items()]
     kind: Any = functools.reduce(operator.or_, kinds)
     conf = (tyro.conf.OmitSubcommandPrefixes,)
-    with help_for_as_long_as_read():
-        config = tyro.cli(kind, args=rest, prog="train.py", description=HELP, config=conf)
-    return config, common.dry_run
+    with help_for_as_long_as_read(), registry():
+        chosen: Any = tyro.cli(kind, args=rest, prog="train.py", description=whole_lines(HELP), config=conf)
+    return chosen.settings if isinstance(chosen, TokenizerCommand | TransformerCommand) else chosen, common.dry_run

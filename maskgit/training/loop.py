@@ -214,10 +214,11 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
             # Reading waits for a GPU, so there it is done now and then; but nothing is saved without a look.
             if logs or saves or stop or engine.device.type == "cpu":
                 skipped = engine.check_skipped(step)
-            if logs:
-                values = {name: float(value) for name, value in logged.items()} | speed.figures(done)
-                values |= {"lr": rate, "skipped_steps": skipped}
-                tracker.add_scalars("train", values, step)
+            if logs or step == first_step:  # which the bar shows at once
+                values = {name: float(value) for name, value in logged.items()}
+                if logs:
+                    values |= speed.figures(done) | {"lr": rate, "skipped_steps": skipped}
+                    tracker.add_scalars("train", values, step)
                 shown = {name: f"{values[name]:.4g}" for name in ON_THE_BAR if name in values}
                 progress.set_postfix(shown, refresh=False)
             if validates:

@@ -8,6 +8,7 @@ import platform
 import types
 import typing
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -145,24 +146,36 @@ def run_settings(config: LoopConfig) -> dict[str, Any]:
 def changed_settings(theirs: dict[str, Any], config: LoopConfig, folder: Path = Path()) -> list[str]:
     """What `config` changes of the `run_settings` of another run, as "name (was a, now b)"; more steps are no change.
 
-    A setting that didn't exist yet when that run was started had what is its default now. Paths are the same if they
-    lead to the same place. A place that is gone counts as moved to where it is said to be now, with a warning.
-
-    Args:
-        folder: where that run was started: its relative paths begin there.
+    A setting that didn't exist yet when that run was started had what is its default now. `folder` is where it was
+    started, as for `changed_values`.
     """
     before, now = _flat(run_settings(type(config)()) | _without_gone(theirs)), _flat(run_settings(config))
+    if isinstance(before["steps"], int) and before["steps"] <= config.steps:
+        del before["steps"], now["steps"]
+    return changed_values(before, now, config.PLACES, folder)
+
+
+def changed_values(
+    before: dict[str, Any], now: dict[str, Any], places: Collection[str], folder: Path = Path()
+) -> list[str]:
+    """What differs between settings, as "name (was a, now b)".
+
+    Paths are the same if they lead to the same place. A place that is gone counts as moved to where it is said to be
+    now, with a warning.
+
+    Args:
+        places: names of settings that are paths; `data` may also be "avatars".
+        folder: where the relative paths among those of before begin.
+    """
     changes = []
     for name in {**now, **before}:
         old, new = before.get(name), now.get(name)
-        if name == "steps" and isinstance(old, int) and old <= config.steps:
-            continue
         embedded = name == "data" and "avatars" in (old, new)
-        if name in config.PLACES and isinstance(old, str) and isinstance(new, str) and not embedded:
+        if name in places and isinstance(old, str) and isinstance(new, str) and not embedded:
             old, new = (folder / old).resolve(), Path(new).resolve()
             known = old.parent if is_shards(old) else old  # of archives, there is only a pattern
             if old != new and not known.exists():
-                warnings.warn(f"{flag(name)}: {old} is gone; going on with {new} in its place", stacklevel=2)
+                warnings.warn(f"{flag(name)}: {old} is gone; going on with {new} in its place", stacklevel=3)
                 continue
         if old != new:
             changes.append(f"{name} (was {old}, now {new})")

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from datetime import datetime, timedelta
+from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,7 +29,7 @@ from maskgit.network.folder import CONFIG_FILE, Model, load_model, save_model
 from maskgit.training.checkpoint import list_checkpoints
 from maskgit.training.engine import Engine, pick_device
 from maskgit.training.pace import Pace, measure_pace
-from maskgit.training.run_file import settings_from_json, settings_to_json
+from maskgit.training.run_file import changed_values, settings_from_json, settings_to_json
 from maskgit.training.settings import (
     STAGES,
     LoopConfig,
@@ -121,13 +122,15 @@ class Plan:
             name: {"settings": settings_to_json(config), "pace": pace._asdict()}
             for name, (config, pace) in self.stages.items()
         }
-        content = {"settings": self.settings, "seconds_spent": self.spent, "stages": stages}
+        here = str(Path.cwd())  # where a relative path among the settings begins
+        content = {"settings": self.settings, "folder": here, "seconds_spent": self.spent, "stages": stages}
         write_atomically({self.file: json_bytes(content)})
 
     def _read(self) -> None:
         try:
             content = json.loads(self.file.read_bytes())
             theirs, self._before = dict(content["settings"]), float(content["seconds_spent"])
+            started = Path(content.get("folder", ""))  # older plans don't say
             for name, stage in content["stages"].items():
                 config, _ = settings_from_json(STAGES[name], stage["settings"])
                 self.stages[name] = PlannedStage(config, Pace(**{k: float(v) for k, v in stage["pace"].items()}))
@@ -135,11 +138,9 @@ class Plan:
             raise TrainingError(
                 f"{self.file}: can't be read: {type(error).__name__}: {error}; choose another --output"
             ) from error
-        changed = [
-            f"{name} (was {theirs.get(name)}, now {value})"
-            for name, value in self.settings.items()
-            if theirs.get(name) != value
-        ]
+        # Settings of a later release are none of this command.
+        theirs = {name: value for name, value in theirs.items() if name in self.settings}
+        changed = changed_values(theirs, self.settings, ["data"], started)
         if changed:
             raise TrainingError(
                 f"{self.file}: this run was started with other settings: {', '.join(changed)}; go on with its own, or "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import io
+import re
 import subprocess
 import sys
 import warnings
@@ -94,6 +95,30 @@ def test_options_that_can_t_be_read(words: list[str], capsys: pytest.CaptureFixt
     assert run_command(Options, raising(AssertionError("work was done")), words) == 2
     captured = capsys.readouterr()
     assert not captured.out and words[-1] in captured.err and "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["3"], "--batch-size 3"),
+        (["3", "0.5"], "--batch-size 3 --most 0.5"),
+        (["my file", "--most", "1"], "--batch-size 'my file'"),
+    ],
+)
+def test_words_without_their_options(words: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    work = raising(AssertionError("work was done"))
+    assert run_command(Options, work, words, bare_words=("batch_size", "most")) == 2
+    captured = capsys.readouterr()
+    assert not captured.out and captured.err.endswith(f": did you mean {meant}?\n") and captured.err.count("\n") == 1
+    assert run_command(Options, work, words) == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_more_words_than_options(capsys: pytest.CaptureFixture[str]) -> None:
+    work = raising(AssertionError("work was done"))
+    assert run_command(Options, work, ["3", "0.5", "x"], bare_words=("batch_size", "most")) == 2
+    assert "did you mean" not in capsys.readouterr().err
+    assert run_command(Options, lambda options: 0, ["--most", "3"], bare_words=("batch_size", "most")) == 0
 
 
 @pytest.mark.parametrize(
@@ -204,6 +229,24 @@ def test_progress_shows_parts_whole(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].startswith("filling:   0%|") and " 0/3 [" in lines[0] and "image/s]" in lines[0]
     assert lines[-1].startswith("filling: 100%|") and " 3/3 [" in lines[-1]
     assert any(" 1/3 [" in line for line in lines) and not any("1.4" in line.partition("[")[0] for line in lines)
+
+
+def test_progress_counts_what_is_through(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(2, "filling") as bar:
+        bar.mininterval = 0
+        for _ in range(6):
+            bar.update(1 / 3)
+    counts = [re.search(r" (\d+)/2 \[", line) for line in bar_lines(capsys.readouterr().err)]
+    assert all(counts) and [int(found[1]) for found in counts if found][:7] == [0, 0, 0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("seconds", "rate"), [(8.0, "4.00s/image"), (0.5, "4.00image/s")])
+def test_progress_says_how_long_one_takes_where_that_is_long(seconds: float, rate: str) -> None:
+    with progress_bar(3, "filling") as bar:
+        bar.n = 2
+        assert f", {rate.rjust(len(rate) + 1)}]" in bar.format_meter(
+            **bar.format_dict | {"elapsed": seconds, "rate": None}
+        )
 
 
 def test_progress_in_other_units(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,8 @@ FLOORS = [
     {"pipeline", "convert"},
     {"data", "network"},
     {"tokenizer", "decoding", "canvas"},
-    {"config", "console", "files", "machine", "memory"},
+    {"config", "console", "files", "machine", "memory", "threads"},
+    {"helptext"},
 ]
 
 

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_train import curve
+from tiny_train import as_words, curve, make_pictures
 
 from maskgit.config import preset
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
+from maskgit.training import loop
+from maskgit.training.cli import main
 from maskgit.training.settings import LoopConfig
 from maskgit.training.tokenizer import TokenizerTask
 from maskgit.training.tracking import Speed, Tracker, peak_flops
@@ -177,3 +179,18 @@ def test_what_is_logged_and_said(run: Any, unbroken: dict[str, Path], tmp_path: 
         f"--logdir {tmp_path}/log",
     ):
         assert word in captured.out
+
+
+def test_the_bar_has_a_loss_from_the_first_step_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[int, set[str]]] = []
+
+    class Bar(loop.tqdm):
+        def set_postfix(self, ordered_dict: Any = None, **options: Any) -> None:
+            shown.append((self.n, set(ordered_dict)))
+
+    monkeypatch.setattr(loop, "tqdm", Bar)
+    make_pictures(tmp_path / "pictures")
+    settings = {"device": "cpu", "model": "tiny", "steps": 5, "batch_size": 4, "validation_images": 4, "log_every": 2}
+    assert main(["tokenizer", *as_words(settings | {"data": tmp_path / "pictures", "output": tmp_path / "run"})]) == 0
+    assert [step for step, _ in shown] == [1, 2, 4, 5] and all("loss" in names for _, names in shown)
+    assert [step for step, _ in curve(tmp_path / "run", "train/loss")] == [1, 3, 4]  # the log: as asked for

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -362,3 +363,38 @@ def test_a_plan_of_other_settings(paced: list[str], pictures: Path, tmp_path: Pa
     config = ModelTraining(tmp_path, minutes=1.5, data=str(pictures), model="tiny-classes", resume=True)
     with pytest.raises(TrainingError, match="settings: tokenizer_batch_size .was 4, now None., batch_size .was 4, now"):
         train_model(config)
+
+
+def test_a_plan_of_the_same_folder_written_differently(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(pictures, target_is_directory=True)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def plan(data: str) -> Plan:
+        return Plan(ModelTraining(tmp_path / "run", data=data, resume=True))
+
+    (tmp_path / "run").mkdir()
+    plan("link").save()
+    for data in ("link", "./link/", f"{tmp_path}/link", f"{tmp_path}/other/../link", str(pictures)):
+        plan(data)
+    monkeypatch.chdir(tmp_path / "other")
+    plan("../link")
+    (tmp_path / "other" / "link").mkdir()  # the same word, but not the same place
+    with pytest.raises(TrainingError, match=f"data .was {pictures}, now {tmp_path}/other/link."):
+        plan("link")
+    with pytest.raises(TrainingError, match="data .was link, now avatars."):
+        plan("avatars")
+
+
+def test_a_plan_of_a_folder_that_was_moved(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "before").mkdir()
+    Plan(ModelTraining(tmp_path, data="before", resume=True)).save()
+    (tmp_path / "before").rename(tmp_path / "after")
+    with pytest.warns(UserWarning, match=f"--data: {tmp_path}/before is gone; going on with {tmp_path}/after"):
+        Plan(ModelTraining(tmp_path, data="after", resume=True)).save()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Plan(ModelTraining(tmp_path, data=str(tmp_path / "after"), resume=True))
