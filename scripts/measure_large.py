@@ -2,8 +2,9 @@
 
     python scripts/measure_large.py
 
-Each picture is read, filled by the embedded model and written in a process of its own, and once more without filling;
-in turn, several times. Printed are the medians of the filling's own time and memory, and their ratio.
+Each picture is read, filled by the embedded model in windows and written in a process of its own, and once more without
+filling; in turn, several times. Printed are the medians of time and peak memory, and what 1.5 times the small one would
+allow.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ image = Image.open(path)
 image.load()
 mask = np.zeros(image.size[::-1], dtype=bool)
 mask[left : left + size, left : left + size] = True
-result = model.inpaint(image, mask).image if fill else image.copy()
+result = model.inpaint(image, mask, crop="auto").image if fill else image.copy()
 result.save(path + ".out.png", compress_level=1)
 print(json.dumps([time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 """
