@@ -158,7 +158,7 @@ class Filling(Networks):
         decoded: dict[int, Image.Image] = {}
         for number, (part, config) in enumerate(passes):
             seeds = [
-                image_seed(seed, f"{look.number}.{number}") if look.number or number else seed
+                image_seed(seed, f"{look.number}.{number}") if look.number else seed
                 for seed, look in zip(run.seeds, batch, strict=True)
             ]
             hidden = torch.from_numpy(part.reshape(len(batch), -1)).to(self.device)

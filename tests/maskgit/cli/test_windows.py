@@ -68,6 +68,14 @@ def test_variants(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFi
     assert len(list((tmp_path / "out2").glob("*.png"))) == 2 * 4 + 1
 
 
+def test_maps_are_of_the_first_window(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "--maps", "--map-at", "95", "50"]) == 0
+    assert (tmp_path / "out" / "photo.maps.png").exists()
+    assert main([*arguments, "--maps", "--map-at", "140", "50"]) == 1
+    where = "--map-at 140 50 is outside of where the model looks, from 20 0 to 100 80; --crop off looks at all"
+    assert where in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options, reason",
     [

@@ -49,6 +49,14 @@ def test_detail_is_added_to_what_is_coarse() -> None:
         assert np.abs(np.abs(off) - change).max() <= 2
 
 
+def test_only_detail_comes_from_finer_windows(model: MaskGIT, monkeypatch: pytest.MonkeyPatch) -> None:
+    blue = (1, 2, 253)
+    monkeypatch.setattr(filling, "_with_detail", lambda coarse, fine: Image.new("RGB", fine.size, blue))
+    result = model.inpaint(picture(150, 90), LARGE | SMALL, steps=2, paste=False)
+    filled = (np.asarray(result.image) == blue).all(2)
+    assert np.array_equal(filled, LARGE), "what is filled coarse to fine, and nothing else"
+
+
 def test_windows_dont_depend_on_the_batch(model: MaskGIT, monkeypatch: pytest.MonkeyPatch) -> None:
     images, masks = [picture(150, 90), picture(40, 30, seed=1)], [LARGE | SMALL, box(40, 30, 3, 3, 30, 20)]
     expected = model.inpaint(images, masks, steps=2, seeds=[4, 5], batch_size=16)
