@@ -18,7 +18,7 @@ from maskgit.helptext import descriptions, registry, whole_lines
 from maskgit.training.cli import main as train
 from maskgit.training.settings import COMMANDS
 
-COMMAND_MODULES = ("cli.inpaint", "app", "convert.__main__", "metrics.__main__", "metrics.card.__main__")
+COMMAND_MODULES = ("cli.inpaint", "app.__main__", "convert.__main__", "metrics.__main__", "metrics.card.__main__")
 COMMAND_MODULES += ("pictures.__main__", "sweep.__main__")
 STAGE_OPTIONS = {"tokenizer": ["--dry-run", "--config"], "transformer": ["--dry-run", "--config", "--recipe"]}
 
