@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from maskgit.threads import SPINS, is_own_command
+from maskgit.threads import SPINS, is_own_command, others_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SAYS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
@@ -44,16 +45,44 @@ COMMANDS = [
 ]
 
 
+@pytest.fixture
+def neighbor() -> Iterator[None]:
+    """Other work on every core."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.usefixtures("neighbor")
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda words: Path(words[-1]).name)
 def test_commands_wait_briefly(command: list[str], tmp_path: Path) -> None:
     assert when_torch_came(tmp_path, *command, "--help") == f"GOMP_SPINCOUNT={SPINS}"
 
 
+@pytest.mark.usefixtures("neighbor")
 def test_installed_commands_wait_briefly(tmp_path: Path) -> None:
     """What pip makes of an entry point imports a function and calls it."""
     script = tmp_path / "maskgit-inpaint"
     script.write_text("import sys\nfrom maskgit.cli.inpaint import main\nsys.exit(main())\n")
     assert when_torch_came(tmp_path, str(script), "--help") == f"GOMP_SPINCOUNT={SPINS}"
+
+
+@pytest.mark.parametrize(
+    "text, busy",
+    [
+        ("0.00 0.01 0.05 1/79 13041\n", False),
+        ("3.00 0.01 0.05 2/79 13041\n", True),
+        ("0.00 0.01 0.05 17/900 13041\n", True),
+        ("nonsense", False),
+    ],
+)
+def test_whether_others_run(text: str, busy: bool, tmp_path: Path) -> None:
+    (tmp_path / "loadavg").write_text(text)
+    assert others_run(tmp_path / "loadavg") == busy and not others_run(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("said", [("OMP_WAIT_POLICY", "active"), ("GOMP_SPINCOUNT", "7"), ("KMP_BLOCKTIME", "9")])
