@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SPINS = 1000
-"""How often a thread looks at what it waits for before it goes to sleep: for 17 µs on a 2-core Xeon."""
+"""How often a thread looks at what it waits for before it goes to sleep."""
 
 _SAID = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 
@@ -22,7 +22,7 @@ def wait_briefly_in_commands() -> None:
     """Let OpenMP's threads sleep soon while they wait: in this package's commands, on a busy machine.
 
     A thread that has done its part of an operation waits for the others. GNU's OpenMP, which PyTorch for Linux comes
-    with, first spins for milliseconds: where another program has the core of a thread that is waited for, spinning
+    with, first spins for long: where another program has the core of a thread that is waited for, spinning
     keeps just that thread from running. It reads its settings when it is loaded, so this has to come before PyTorch.
     Where nothing else runs at that moment, spinning is faster, and stays. So do programs that import the package.
     """

@@ -1,6 +1,6 @@
 """What the buttons of the page do: generators, each of whose values is what the page shows from then on.
 
-Each takes what its tab asks for, and `How`, which all tabs share. Errors are a `gr.Error` that the page shows; a
+Each takes what its tab asks for, and `How`, which several tabs share. Errors are a `gr.Error` that the page shows; a
 traceback on the console is for what nobody has foreseen.
 """
 
@@ -52,10 +52,14 @@ Number = float | str | None
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """What all tabs share. What is None or "" is as the decoder has it."""
+    """What several tabs share. What is None or "" is as the model or the decoder has it."""
 
     label: str | None = None
     """A class by its name or number."""
+    crop: str | None = None
+    """As for `MaskGIT.inpaint`, as the next two; of tabs that fill holes."""
+    grow: Number = None
+    feather: Number = None
     variants: Number = None
     seed: Number = None
     decoder: str | None = None
@@ -102,9 +106,6 @@ class Actions:
         painted: dict[str, Any] | None,
         mask: str | None,
         invert: bool | None,
-        crop: str | None,
-        grow: Number,
-        feather: Number,
         how: How,
     ) -> Iterator[View]:
         """Fill what has been painted over a picture, and what the file of a mask says."""
@@ -112,7 +113,7 @@ class Actions:
         def job(tell: Tell) -> Made:
             image, lost = given.open_picture(picture)
             hole, odd = given.hole(image.size, (painted or {}).get("layers") or [], mask, bool(invert))
-            return self._fill(image, hole, crop, grow, feather, how, tell, [*odd, *_lost(lost)])
+            return self._fill(image, hole, how, tell, [*odd, *_lost(lost)])
 
         return self._run(job, how, picture, mask)
 
@@ -123,9 +124,6 @@ class Actions:
         top: float | None,
         width: float | None,
         height: float | None,
-        crop: str | None,
-        grow: Number,
-        feather: Number,
         how: How,
     ) -> Iterator[View]:
         """Put a class into a box of a picture, which is in percent of its sides."""
@@ -137,7 +135,7 @@ class Actions:
             x, y, right, bottom = given.box(image.size, left or 0, top or 0, width or 0, height or 0)
             hole = np.zeros(image.size[::-1], dtype=bool)
             hole[y:bottom, x:right] = True
-            return self._fill(image, hole, crop, grow, feather, how, tell, _lost(lost))
+            return self._fill(image, hole, how, tell, _lost(lost))
 
         return self._run(job, how, picture)
 
@@ -176,28 +174,19 @@ class Actions:
             side = self.model.tokenizer.config.image_size
             nothing, everywhere = Image.new("RGB", (side, side)), np.ones((side, side), dtype=bool)
             # Rather than `model.generate`, which makes the same first picture, but has no steps to show.
-            made = self._fill(nothing, everywhere, "off", None, None, how, tell, [])
+            made = self._fill(nothing, everywhere, how, tell, [])
             return made._replace(before=None)
 
         return self._run(job, how)
 
-    def _fill(
-        self,
-        image: Image.Image,
-        hole: np.ndarray,
-        crop: str | None,
-        grow: Number,
-        feather: Number,
-        how: How,
-        tell: Tell,
-        notes: list[str],
-    ) -> Made:
+    def _fill(self, image: Image.Image, hole: np.ndarray, how: How, tell: Tell, notes: list[str]) -> Made:
+        crop = how.crop or None
         result = self.model.inpaint(
             image,
             hole,
-            crop=int(crop) if crop and crop.isdecimal() else crop.lower() if crop else None,
-            grow=given.whole(grow, "grow"),
-            feather=given.whole(feather, "feather") or 0,
+            crop=int(crop) if crop and crop.isdecimal() else crop and crop.lower(),
+            grow=given.whole(how.grow, "grow"),
+            feather=given.whole(how.feather, "feather") or 0,
             variants=how.count,
             **self._asked(how, tell, 1),
         )

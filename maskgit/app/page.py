@@ -296,7 +296,7 @@ def _listen(action: Callable[..., Iterator[Any]], components: Components, result
 
     def run(*values: Any) -> Iterator[Any]:
         given = dict(zip(components, values, strict=True))
-        how = How(**{name: given.pop(name) for name in shared})
+        how = How(**{name: given.pop(name) for name in shared if name in given})
         yield from action(**given, how=how)
 
     # What gradio calls the parameters; those whose component is empty at first may be left out.

@@ -42,7 +42,7 @@ class InpaintResult:
     steps: list[Step] = dataclasses.field(default_factory=list)
     """One for each decoding step in the first window, if they were asked for."""
     windows: list[Window] = dataclasses.field(default_factory=list)
-    """Where the model looked, in this order; one window of all of the original where it isn't cropped. None where
+    """Where the model looked, in this order; one window of all of the original where it isn't cropped. Empty where
     nothing had to be done."""
     variants: list[Image.Image] = dataclasses.field(default_factory=list)
     """As many fills as were asked for, `image` the first."""

@@ -43,7 +43,7 @@ def last(views: Iterator[Any]) -> tuple[Any, ...]:
 
 
 def test_a_hole_is_filled_and_the_rest_stays(actions: Actions, picture: Path, mask: Path) -> None:
-    views = actions.inpaint(str(picture), None, str(mask), False, **WHERE, how=How(steps=3))
+    views = actions.inpaint(str(picture), None, str(mask), False, how=How(**WHERE, steps=3))
     result, (before, after), variants, steps, status = last(views)
     original, hole = pixels(picture), pixels(mask) > 0
     assert (result[~hole] == original[~hole]).all() and (result[hole] != original[hole]).any()
@@ -54,7 +54,7 @@ def test_a_hole_is_filled_and_the_rest_stays(actions: Actions, picture: Path, ma
 
 def test_steps_come_one_by_one(actions: Actions, picture: Path, mask: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PACE", 0)
-    views = actions.inpaint(str(picture), None, str(mask), False, **WHERE | {"crop": "off"}, how=How(steps=4))
+    views = actions.inpaint(str(picture), None, str(mask), False, how=How(**WHERE | {"crop": "off"}, steps=4))
     shown = [(view[3].selected_index, view[4]) for view in views if isinstance(view[3], gr.Gallery)]
     assert dict(shown) == {0: "25%", 1: "50%", 2: "75%", 3: "100%"}
 
@@ -63,7 +63,7 @@ def test_steps_come_no_faster_than_can_be_seen(
     actions: Actions, picture: Path, mask: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PACE", 3600)
-    views = list(actions.inpaint(str(picture), None, str(mask), False, **WHERE, how=How(steps=4)))
+    views = list(actions.inpaint(str(picture), None, str(mask), False, how=How(**WHERE, steps=4)))
     assert len(views) <= 3 and len(views[-1][3]) == 4  # at the end all of them
 
 
@@ -73,7 +73,7 @@ def test_of_many_steps_some_are_shown(
     """The latest as they come, and at the end as many as can be told apart, with the last one."""
     monkeypatch.setattr(module, "PACE", 0)
     longest = 0
-    for view in actions.inpaint(str(picture), None, str(mask), False, **WHERE, how=How(steps=70)):
+    for view in actions.inpaint(str(picture), None, str(mask), False, how=How(**WHERE, steps=70)):
         if isinstance(view[3], gr.Gallery):
             longest = max(longest, len(view[3].value))
         elif isinstance(view[3], list):
@@ -84,11 +84,11 @@ def test_of_many_steps_some_are_shown(
 
 def test_variants_differ_and_the_first_is_the_one_without_others(actions: Actions, picture: Path, mask: Path) -> None:
     given = str(picture), None, str(mask), False
-    one, *_ = last(actions.inpaint(*given, **WHERE, how=How(seed=5)))
-    result, _, variants, *_ = last(actions.inpaint(*given, **WHERE, how=How(seed=5, variants=3)))
+    one, *_ = last(actions.inpaint(*given, how=How(**WHERE, seed=5)))
+    result, _, variants, *_ = last(actions.inpaint(*given, how=How(**WHERE, seed=5, variants=3)))
     assert (result == one).all() and (variants[0] == one).all()
     assert len({each.tobytes() for each in variants}) == 3
-    other, *_ = last(actions.inpaint(*given, **WHERE, how=How(seed=6)))
+    other, *_ = last(actions.inpaint(*given, how=How(**WHERE, seed=6)))
     assert (other != one).any()
 
 
@@ -98,14 +98,14 @@ def test_what_a_picture_carries_is_in_the_result(actions: Actions, tmp_path: Pat
     exif = Image.Exif()
     exif[270] = "mine"
     Image.fromarray(deep).save(tmp_path / "deep.png", exif=exif)
-    views = actions.inpaint(str(tmp_path / "deep.png"), None, str(mask), False, **WHERE, how=How())
+    views = actions.inpaint(str(tmp_path / "deep.png"), None, str(mask), False, how=How(**WHERE))
     for view in views:
         if isinstance(view[0], str):
             result = Image.open(view[0])
             assert result.getexif()[270] == "mine"
             assert (np.asarray(result) == deep)[pixels(mask) == 0].all()
     Image.new("CMYK", (32, 24)).save(tmp_path / "print.tif")
-    *_, status = last(actions.inpaint(str(tmp_path / "print.tif"), None, str(mask), False, **WHERE, how=How()))
+    *_, status = last(actions.inpaint(str(tmp_path / "print.tif"), None, str(mask), False, how=How(**WHERE)))
     assert "The result doesn't have the exact colors of CMYK" in status
 
 
@@ -124,7 +124,7 @@ def test_pictures_are_made_from_nothing(actions: Actions, model: MaskGIT) -> Non
 
 def test_a_class_is_put_into_a_box(actions: Actions, picture: Path) -> None:
     made = [
-        last(actions.class_box(str(picture), 25, 25, 50, 50, **WHERE, how=How(label=label)))[0]
+        last(actions.class_box(str(picture), 25, 25, 50, 50, how=How(**WHERE, label=label)))[0]
         for label in ("cat", "dog")
     ]
     outside = np.ones((24, 32), dtype=bool)
@@ -136,7 +136,7 @@ def test_a_class_is_put_into_a_box(actions: Actions, picture: Path) -> None:
 
 def test_crop_grow_and_feather_are_used(actions: Actions, picture: Path, mask: Path) -> None:
     def fill(**where: Any) -> np.ndarray:
-        return last(actions.inpaint(str(picture), None, str(mask), False, **WHERE | where, how=How()))[0]
+        return last(actions.inpaint(str(picture), None, str(mask), False, how=How(**WHERE | where)))[0]
 
     original, results = pixels(picture), [fill(), fill(crop="off"), fill(crop="24"), fill(feather=2)]
     assert len({result.tobytes() for result in results}) == 4
@@ -186,15 +186,15 @@ def failure(views: Iterator[Any]) -> str:
     ],
 )
 def test_what_can_t_be_done_is_said(how: How, message: str, actions: Actions, picture: Path, mask: Path) -> None:
-    assert message in failure(actions.inpaint(str(picture), None, str(mask), False, **WHERE, how=how))
+    assert message in failure(actions.inpaint(str(picture), None, str(mask), False, how=how))
 
 
 def test_what_is_missing_is_said(actions: Actions, picture: Path, classless: MaskGIT) -> None:
-    assert "put in a picture" in failure(actions.inpaint(None, None, None, False, **WHERE, how=How()))
-    assert "paint over" in failure(actions.inpaint(str(picture), None, None, False, **WHERE, how=How()))
+    assert "put in a picture" in failure(actions.inpaint(None, None, None, False, how=How(**WHERE)))
+    assert "paint over" in failure(actions.inpaint(str(picture), None, None, False, how=How(**WHERE)))
     assert "how much" in failure(actions.outpaint(str(picture), 0, 0, 0, 0, How()))
-    assert "choose the class" in failure(actions.class_box(str(picture), 0, 0, 50, 50, **WHERE, how=How()))
-    assert "crop" in failure(actions.class_box(str(picture), 0, 0, 50, 50, "near", None, None, How(label="cat")))
+    assert "choose the class" in failure(actions.class_box(str(picture), 0, 0, 50, 50, how=How(**WHERE)))
+    assert "crop" in failure(actions.class_box(str(picture), 0, 0, 50, 50, How(label="cat", crop="near")))
     without = Actions(classless, actions.worker)
     assert "without classes" in failure(without.generate(How(label="cat")))
 
@@ -208,6 +208,6 @@ def test_files_are_named_and_are_no_markup(actions: Actions, tmp_path: Path) -> 
 
 def test_too_long_a_run_is_stopped(model: MaskGIT, picture: Path, mask: Path) -> None:
     actions = Actions(model, Worker(0.001))
-    views = actions.inpaint(str(picture), None, str(mask), False, **WHERE, how=How(steps=50))
+    views = actions.inpaint(str(picture), None, str(mask), False, how=How(**WHERE, steps=50))
     assert "stopped, as it took more than 0.001 seconds" in failure(views)
     actions.worker.close()

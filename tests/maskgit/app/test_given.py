@@ -87,7 +87,7 @@ def test_boxes_are_shares_of_the_picture() -> None:
 
 
 def test_messages_name_files_as_people_do() -> None:
-    assert given.named("/tmp/x/a b.png: odd", "/tmp/x/a b.png", None) == "a b.png: odd"
+    assert given.named("uploads/x/a b.png: odd", "uploads/x/a b.png", None) == "a b.png: odd"
 
 
 def test_what_is_shown_has_no_transparency() -> None:
