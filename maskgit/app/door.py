@@ -27,6 +27,10 @@ KEPT = 3600
 
 LONGEST_QUEUE = 64
 
+MOST_SESSIONS = LONGEST_QUEUE
+"""That gradio remembers. Of each browser, and of each press by the HTTP API, it keeps a description of the whole page,
+a quarter of a megabyte: by itself of the last 10,000. No press needs that of another; who is forgotten gets it anew."""
+
 Scope = dict[str, Any]
 Channel = Callable[..., Awaitable[Any]]
 
@@ -101,6 +105,7 @@ def launch(
         server_port=port,
         share=share,
         max_file_size=LARGEST_FILE,
+        state_session_capacity=MOST_SESSIONS,
         app_kwargs={"middleware": [door]},
         prevent_thread_lock=True,
         quiet=not wait,

@@ -19,7 +19,9 @@ from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 from serving import served  # noqa: E402
 
+from maskgit.app import door  # noqa: E402
 from maskgit.app.door import LONGEST_QUEUE  # noqa: E402
+from maskgit.app.page import Page  # noqa: E402
 from maskgit.pipeline import MaskGIT  # noqa: E402
 
 
@@ -124,6 +126,19 @@ def test_a_line_that_is_too_long_is_refused(model: MaskGIT) -> None:
         ]
         assert answers[0].status_code == 200
         assert answers[-1].status_code == 503 and "Queue is full" in answers[-1].text
+
+
+def test_who_has_been_there_is_forgotten(model: MaskGIT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the server's memory would grow with each press. And presses go on while theirs is forgotten."""
+    monkeypatch.setattr(door, "MOST_SESSIONS", 2)
+    pages: list[Any] = []
+    launch = Page.launch
+    monkeypatch.setattr(Page, "launch", lambda page, **options: pages.append(page) or launch(page, **options))
+    with served(model) as url, concurrent.futures.ThreadPoolExecutor(6) as users:
+        results = list(users.map(lambda seed: call(url, "generate", seed=seed, steps=2), range(6)))
+        (page,) = pages
+        assert [status for *_, status in results] == [f"Done, with seed {seed}." for seed in range(6)]
+        assert len(page.state_holder.session_data) == 2
 
 
 def test_the_line_can_t_be_jumped(url: str) -> None:
