@@ -30,9 +30,9 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 64
-GROWTH = 64
-"""Megabytes more that the server may have at the end: gradio remembers some 2,000 sessions, and Python and PyTorch
-don't give all freed memory back."""
+GROWTH = 48
+"""Megabytes more that the server may have at the end: gradio remembers some kilobytes of each of 2,000 sessions, and
+Python and PyTorch don't give all freed memory back. Most of it comes in the first minutes, and then no more."""
 
 
 def color(user: int) -> tuple[int, int, int]:
