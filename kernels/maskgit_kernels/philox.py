@@ -15,6 +15,7 @@ depend on the batch, the device or the number of threads. Everything that decide
                        decision on a key is made by byte key % 16 of the four words' sixteen bytes (lowest of word 0
                        first)
     STREAM_REMASK      the lot by which decided tokens are masked again: the word of "code" 0
+    STREAM_DRAFT       the lot by which a draft's token stays: the word of "code" 0
 
 The words are those of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), and of Triton's
 `tl.philox(seed, c0, c1, c2, c3)`; `maskgit_kernels.philox_triton` has them for kernels.
@@ -31,6 +32,7 @@ STREAM_TOKEN = 0
 STREAM_CONFIDENCE = 1
 STREAM_DROPOUT = 2
 STREAM_REMASK = 3
+STREAM_DRAFT = 4
 
 ROUNDS = 10
 DROPOUT_ROUNDS = 7  # the fewest that pass every test of the paper; what FlashAttention-2 uses

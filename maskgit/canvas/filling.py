@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from maskgit.canvas.windows import Box, Window, turns
+from maskgit.canvas.windows import Box, Window, turns, whole
 
 
 class Canvas:
@@ -38,6 +38,11 @@ class Canvas:
         else:
             target = self.hidden[window.box.area].copy()
         return self.image.crop(window.box), target
+
+    def continues(self, window: Window) -> bool:
+        """Whether a smooth continuation of what surrounds a hole says much about it: not in a window that shows all of
+        a picture, where a hole hides things, nor where there is a coarse fill to go by."""
+        return not window.again and window.box != whole(self.hole.shape).box
 
     def fill(self, window: Window, picture: Image.Image, bare: bool = False) -> None:
         """Put the core of the filled window, `view`'s picture without its hole, in its place; known pixels too, where

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from maskgit.canvas.holes import depths
+
 FINER = 4
 """Times: how much more detail windows show than those that they go on from."""
 
@@ -145,14 +147,7 @@ def _rings(hidden: np.ndarray, tops: Sequence[int], lefts: Sequence[int], high: 
     """
     rows, columns = ([at[0] - size, *at, at[-1] + size] for at, size in ((tops, high), (lefts, wide)))
     full = np.array([[_cell(hidden, y, x, high, wide).all() for x in columns] for y in rows])
-    inside = slice(1, -1), slice(1, -1)
-    ring = np.zeros((len(tops), len(lefts)), dtype=int)
-    while full[inside].any() and not full.all():
-        ring += full[inside]
-        padded = np.pad(full, 1, constant_values=True)
-        shifts = [padded[i : i + full.shape[0], j : j + full.shape[1]] for i in range(3) for j in range(3)]
-        full = np.logical_and.reduce(shifts)
-    return ring
+    return depths(full)[1:-1, 1:-1]
 
 
 def _cell(hidden: np.ndarray, top: int, left: int, high: int, wide: int) -> np.ndarray:

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from maskgit.canvas.filling import Canvas
-from maskgit.canvas.holes import blended, cells_with_holes, paste_known
+from maskgit.canvas.holes import blended, cells_with_holes, depths, paste_known
 from maskgit.canvas.windows import FINER, Window, whole, windows
 from maskgit.data.carried import fill_in
 from maskgit.data.reading import to_rgb
@@ -33,6 +34,15 @@ Watchers = Mapping[int, Callable[[Step], object]]
 Crop = str | int
 """Where a model looks: "auto", in windows around the holes, at the picture's scale where they aren't too thick for
 that; a number, likewise, in windows of at least so many pixels; "off", at all of the picture, squeezed."""
+
+
+_ODDS = 1000
+"""Times as often as elsewhere that a smooth continuation shows the right token, next to what is known; it is half of
+that for each token further away."""
+
+_KEPT = 0.5
+"""How much of what a tokenizer loses of a smooth continuation is put back: with all of it fills are duller than what
+surrounds them, with none of it noisier."""
 
 
 class _Look(NamedTuple):
@@ -153,7 +163,12 @@ class Filling(Networks):
         masked = np.stack([cells_with_holes(hole, grid, grid) for _, hole in views])
         passes = list(_passes(masked, run.config, again))
         run = run.of([look.canvas for look in batch])
-        tokens = self._encode(torch.stack([to_tensor(image) for image in seen]).to(self.device))
+        shown = torch.stack([to_tensor(image) for image in seen]).to(self.device)
+        tokens = self._encode(shown)
+        drafts = [at for at, look in enumerate(batch) if canvases[look.canvas].continues(look.window)]
+        lost = torch.zeros_like(shown)
+        if drafts and paste:
+            lost[drafts] = _KEPT * (shown[drafts] - self._to_pixels(tokens[drafts]))
         watched = [at for at, look in enumerate(batch) if look.canvas in watchers and not look.number]
         decoded: dict[int, Image.Image] = {}
         for number, (part, config) in enumerate(passes):
@@ -162,28 +177,43 @@ class Filling(Networks):
                 for seed, look in zip(run.seeds, batch, strict=True)
             ]
             hidden = torch.from_numpy(part.reshape(len(batch), -1)).to(self.device)
+            if drafts:
+                hidden[drafts] = self._doubtful(
+                    tokens[drafts],
+                    hidden[drafts],
+                    _odds(part[drafts]).to(self.device),
+                    [seeds[at] for at in drafts],
+                    None if run.labels is None else run.labels[drafts],
+                )
             states = self._decode(tokens, hidden, config, seeds, run.labels, run.batch_size)
             for tokens, still_masked in states:
                 if watched:
-                    decoded = dict(zip(watched, to_pictures(self._to_pixels(tokens[watched])), strict=True))
+                    decoded = dict(
+                        zip(watched, to_pictures(self._to_pixels(tokens[watched]) + lost[watched]), strict=True)
+                    )
                     left, codes = still_masked.cpu().numpy(), tokens.cpu().numpy()
                     for at in watched:
-                        shown = decoded[at]
+                        picture = decoded[at]
                         if paste:
-                            shown = paste_known(seen[at], shown, cells_with_holes(views[at][1], size, size))
-                        step = Step(shown, left[at].reshape(grid, grid), codes[at].reshape(grid, grid))
+                            picture = paste_known(seen[at], picture, cells_with_holes(views[at][1], size, size))
+                        step = Step(picture, left[at].reshape(grid, grid), codes[at].reshape(grid, grid))
                         watchers[batch[at].canvas](step)
                 done(batch, 1 / (config.steps_taken * len(passes)))
         # The last step's pictures are those of the final tokens.
         missing = [at for at in range(len(batch)) if at not in decoded]
         if missing:
-            decoded |= dict(zip(missing, to_pictures(self._to_pixels(tokens[missing])), strict=True))
+            decoded |= dict(zip(missing, to_pictures(self._to_pixels(tokens[missing]) + lost[missing]), strict=True))
         for at, (look, (image, hole)) in enumerate(zip(batch, views, strict=True)):
             fill = decoded[at].resize(image.size, Image.Resampling.BICUBIC)
             if again:
                 fill = _with_detail(image, fill)
             fill = paste_known(image, fill, hole) if paste else fill
             canvases[look.canvas].fill(look.window, fill, bare=not paste)
+
+
+def _odds(masked: np.ndarray) -> Tensor:
+    """How far to trust the tokens of a smooth continuation (see `decoding.draft`) in holes bool [B, h, w]; [B, h w]."""
+    return torch.from_numpy(_ODDS * 0.5 ** np.stack([depths(cells) for cells in masked])).float().flatten(1)
 
 
 def _with_detail(coarse: Image.Image, fine: Image.Image) -> Image.Image:

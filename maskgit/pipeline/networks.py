@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskgit.console import first_line
 from maskgit.decoding import DecodeConfig, changed_counts, decode_plan, decode_steps, graphs, masked_counts
+from maskgit.decoding.draft import doubtful
 from maskgit.decoding.graphs import Batch, GraphCache, Loop
 from maskgit.network.copies import Network, can_pack, half_copy, pack
 from maskgit.network.halton import HaltonTransformer
@@ -99,6 +100,15 @@ class Networks:
         # CPU convolutions round differently in batches of different size (the transformer does not), and a code on
         # the border between two would flip. One image at a time is as fast there, within a third.
         return batch.split(1 if self.device.type == "cpu" else len(batch))
+
+    @torch.inference_mode()
+    def _doubtful(self, draft: Tensor, masked: Tensor, odds: Tensor, seeds: list[int], labels: Tensor | None) -> Tensor:
+        """The part of `masked`, bool [B, N], that a draft's tokens [B, N] don't settle: see `decoding.draft`."""
+        held = draft.masked_fill(masked, self.transformer.config.mask_token_id)
+        with self._autocast():
+            logits = self._fastest(self.transformer)(held, labels)
+        numbers = torch.tensor(seeds, device=self.device)
+        return doubtful(logits[..., : self.tokenizer.config.codebook_size], draft, masked, numbers, odds)
 
     # --- the decoding loop -------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class InpaintResult:
     mask: np.ndarray
     """bool [H, W]: the hole, turned as the original is."""
     masked: np.ndarray
-    """bool [h, w]: the tokens that were predicted in the first window, those with any hidden pixel in their patch."""
+    """bool [h, w]: the tokens that were hidden in the first window, those with any hidden pixel in their patch."""
     steps: list[Step] = dataclasses.field(default_factory=list)
     """One for each decoding step in the first window, if they were asked for."""
     windows: list[Window] = dataclasses.field(default_factory=list)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from maskgit.canvas import holes
@@ -25,6 +26,44 @@ def test_smooth_fill_continues_what_is_known(height: int, width: int) -> None:
     flat = holes.smooth_fill(torch.where(known, 0.25, image), known)
     assert torch.allclose(flat, torch.full_like(flat, 0.25))
     assert holes.smooth_fill(image, torch.zeros_like(known)).abs().max() == 0
+
+
+@pytest.mark.parametrize("width", [1, 3, 5, 10])
+def test_smooth_fill_is_near_the_membrane(width: int) -> None:
+    """A slow change goes on through a hole, as Laplace's equation has it; the pyramid alone is off by up to 1.5."""
+    ramp = torch.arange(64.0).expand(1, 64, 64)
+    for rows in (slice(0, 64), slice(20, 20 + width)):
+        known = torch.ones(1, 64, 64, dtype=torch.bool)
+        known[:, rows, 10 : 10 + width] = False
+        off = holes.smooth_fill(torch.where(known, ramp, -9.0), known) - ramp
+        assert off.abs().max() < 0.36
+    assert torch.equal(ramp, torch.arange(64.0).expand(1, 64, 64))
+
+
+def test_smooth_fill_takes_its_time_where_holes_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps over all of a large picture would take longer than all else."""
+    swept: list[int] = []
+    pad = F.pad
+    monkeypatch.setattr(F, "pad", lambda x, *rest, **options: swept.append(x.numel()) or pad(x, *rest, **options))
+    far = torch.ones(1, 3000, 2000, dtype=torch.bool)
+    far[:, 1:-1, 1:-1] = False
+    near = torch.ones_like(far)
+    near[:, 1000:1005, 300:500] = False
+    for known in (far, near):
+        swept.clear()
+        assert torch.equal(holes.smooth_fill(torch.zeros(1, *far.shape[1:]), known), torch.zeros(1, *far.shape[1:]))
+        assert swept and max(swept) <= 2**20
+    assert max(swept) == 7 * 202
+
+
+def test_depths() -> None:
+    hidden = np.zeros((5, 9), dtype=bool)
+    hidden[:, :6] = True
+    assert holes.depths(hidden).tolist() == [[6, 5, 4, 3, 2, 1, 0, 0, 0]] * 5
+    hidden[2, 1] = False
+    assert holes.depths(hidden)[2].tolist() == [1, 0, 1, 2, 2, 1, 0, 0, 0]
+    assert holes.depths(hidden)[0].tolist() == [2, 2, 2, 2, 2, 1, 0, 0, 0]
+    assert (holes.depths(np.ones((3, 4), dtype=bool)) == 4).all()
 
 
 def test_cells_with_holes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_pipeline import box, picture, same, tiny_model
 
@@ -55,6 +56,34 @@ def test_only_detail_comes_from_finer_windows(model: MaskGIT, monkeypatch: pytes
     result = model.inpaint(picture(150, 90), LARGE | SMALL, steps=2, paste=False)
     filled = (np.asarray(result.image) == blue).all(2)
     assert np.array_equal(filled, LARGE), "what is filled coarse to fine, and nothing else"
+
+
+def test_what_a_model_finds_likely_is_continued_smoothly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model to which all codes are alike leaves a scratch as its surroundings suggest; one that is sure doesn't."""
+    model = tiny_model()
+    ramp = np.zeros((60, 90, 3), dtype=np.uint8) + np.arange(60, 150, dtype=np.uint8)[None, :, None]
+    scratch = box(90, 60, 30, 10, 33, 50)
+    monkeypatch.setattr(filling, "_KEPT", 1.0)  # all that the tokenizer loses: with random weights, nearly everything
+    masked: list[int] = []
+    decode = model._decode
+    monkeypatch.setattr(model, "_decode", lambda t, m, *rest: masked.append(int(m.sum())) or decode(t, m, *rest))
+
+    def off(**options: int | str) -> float:
+        masked.clear()
+        filled = model.inpaint(Image.fromarray(ramp), scratch, steps=2, **options).image
+        return float(np.abs(np.asarray(filled, dtype=float) - ramp)[scratch].max())
+
+    weight, bias = model.transformer.output_weights()
+    with torch.no_grad():
+        weight.zero_()
+        bias.zero_()
+        assert off() > 5 and 0 < sum(masked) < 20, "with odds of 500 to 31, 6 % of the tokens are decoded"
+        monkeypatch.setattr(filling, "_ODDS", 1e9)
+        assert off() <= 1 and not sum(masked)
+        off(crop="off")  # a hole in a whole picture hides things; what surrounds it says little of them
+        assert sum(masked) == 6  # of 8 rows, each 7.5 pixels high
+        bias.copy_(torch.linspace(0, 2000, bias.shape[-1]).expand_as(bias))
+        assert off() > 5 and sum(masked) == 56, "one code is certain, and no other stays"
 
 
 def test_windows_dont_depend_on_the_batch(model: MaskGIT, monkeypatch: pytest.MonkeyPatch) -> None:
