@@ -31,6 +31,10 @@ MOST_SESSIONS = LONGEST_QUEUE
 """That gradio remembers. Of each browser, and of each press by the HTTP API, it keeps a description of the whole page,
 a quarter of a megabyte: by itself of the last 10,000. No press needs that of another; who is forgotten gets it anew."""
 
+_UNBOUNDED = "/component_server"
+"""By this address gradio's image editor takes pictures in pieces, which it keeps, as many as somebody sends. Only pages
+that follow each stroke use it."""
+
 Scope = dict[str, Any]
 Channel = Callable[..., Awaitable[Any]]
 
@@ -59,6 +63,8 @@ class OwnPageOnly:
             await self.app(scope, receive, send)
         elif not own:
             await _refuse(scope, send, 403, "not from this page")
+        elif _UNBOUNDED in scope.get("path", ""):
+            await _refuse(scope, send, 403, "this page doesn't use that")
         elif b"transfer-encoding" in headers:  # which doesn't say how much there is to come
             await _refuse(scope, send, 411, "say how large the request is: Content-Length is missing")
         elif int(headers.get(b"content-length") or 0) > LARGEST_FILE:

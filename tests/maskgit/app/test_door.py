@@ -94,6 +94,12 @@ def test_the_door_is_in_the_page(url: str) -> None:
     small, large = ({"files": ("a.png", b"x" * size)} for size in (100, door.LARGEST_FILE))
     assert httpx.post(upload, files=small).status_code == 200
     assert httpx.post(upload, files=small, headers={"Origin": "http://evil.example"}).status_code == 403
+    pieces = httpx.post(
+        f"{url}/gradio_api/component_server",
+        data={"type": "background", "index": "0", "session_hash": "a", "component_id": "1", "fn_name": "accept_blobs"},
+        files={"file": ("a.png", b"x")},
+    )
+    assert pieces.status_code == 403 and pieces.text == "this page doesn't use that"
     refused = httpx.post(upload, files=large, timeout=60)
     assert refused.status_code == 413 and refused.text == "too large: this page takes 100 MB at once"
 
