@@ -33,4 +33,5 @@ def doubtful(logits: Tensor, draft: Tensor, masked: Tensor, seeds: Tensor, odds:
     positions = torch.arange(draft.shape[1], device=draft.device)
     words = random_words(seeds[:, None], positions, 0, STREAM_DRAFT, 1)[..., 0]  # [B, N], below 2**32
     lots = (words >> 8) / 2**24  # as many bits as float32 has, or some would be rounded to 1
-    return masked & (lots * (weight + (1 - p)) >= weight)
+    stays = lots * (weight + (1 - p)) < weight  # not where that is NaN, so that decoding gets to see it
+    return masked & ~stays

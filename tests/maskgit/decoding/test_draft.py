@@ -50,6 +50,11 @@ def test_a_draft_stays_as_often_as_it_is_right(p: float, odds: float, share: flo
     assert ((shares - share).abs() <= error).all(), shares
 
 
+def test_nan_is_not_hidden() -> None:
+    """Decoding says what is wrong; if a draft stayed, nobody would."""
+    assert not kept(math.nan, 9, torch.arange(3))[:, [0, 1, 3, 4]].any()
+
+
 def test_lots_are_an_images_own() -> None:
     seeds = torch.tensor([3, -(2**62), 17, 3])
     together = kept(0.5, 1, seeds)
