@@ -28,8 +28,8 @@ KEPT = 3600
 LONGEST_QUEUE = 64
 
 MOST_SESSIONS = LONGEST_QUEUE
-"""That gradio remembers. Of each browser, and of each press by the HTTP API, it keeps a description of the whole page,
-a quarter of a megabyte: by itself of the last 10,000. No press needs that of another; who is forgotten gets it anew."""
+"""That gradio remembers. Of each browser, and of each press by the HTTP API, it keeps a description of the whole page:
+by itself of the last 10,000. No press needs that of another; who is forgotten gets it anew."""
 
 _UNBOUNDED = "/component_server"
 """By this address gradio's image editor takes pictures in pieces, which it keeps, as many as somebody sends. Only pages

@@ -188,9 +188,7 @@ class Filling(Networks):
             states = self._decode(tokens, hidden, config, seeds, run.labels, run.batch_size)
             for tokens, still_masked in states:
                 if watched:
-                    decoded = dict(
-                        zip(watched, to_pictures(self._to_pixels(tokens[watched]) + lost[watched]), strict=True)
-                    )
+                    decoded = self._pictures(tokens, lost, watched)
                     left, codes = still_masked.cpu().numpy(), tokens.cpu().numpy()
                     for at in watched:
                         picture = decoded[at]
@@ -202,13 +200,17 @@ class Filling(Networks):
         # The last step's pictures are those of the final tokens.
         missing = [at for at in range(len(batch)) if at not in decoded]
         if missing:
-            decoded |= dict(zip(missing, to_pictures(self._to_pixels(tokens[missing]) + lost[missing]), strict=True))
+            decoded |= self._pictures(tokens, lost, missing)
         for at, (look, (image, hole)) in enumerate(zip(batch, views, strict=True)):
             fill = decoded[at].resize(image.size, Image.Resampling.BICUBIC)
             if again:
                 fill = _with_detail(image, fill)
             fill = paste_known(image, fill, hole) if paste else fill
             canvases[look.canvas].fill(look.window, fill, bare=not paste)
+
+    def _pictures(self, tokens: Tensor, lost: Tensor, chosen: list[int]) -> dict[int, Image.Image]:
+        """Some of the pictures that tokens [B, N] are, with what they lack, [B, 3, S, S]; by their number."""
+        return dict(zip(chosen, to_pictures(self._to_pixels(tokens[chosen]) + lost[chosen]), strict=True))
 
 
 def _odds(masked: np.ndarray) -> Tensor:

@@ -107,8 +107,12 @@ class Networks:
         held = draft.masked_fill(masked, self.transformer.config.mask_token_id)
         with self._autocast():
             logits = self._fastest(self.transformer)(held, labels)
-        numbers = torch.tensor(seeds, device=self.device)
-        return doubtful(logits[..., : self.tokenizer.config.codebook_size], draft, masked, numbers, odds)
+        return doubtful(logits[..., : self.tokenizer.config.codebook_size], draft, masked, self._numbers(seeds), odds)
+
+    def _numbers(self, seeds: list[int]) -> Tensor:
+        # Pinned: any other copy to a GPU would wait until the images are encoded.
+        numbers = torch.tensor(seeds, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        return numbers.to(self.device, non_blocking=True)
 
     # --- the decoding loop -------------------------------------------------------------------------------------------
 
@@ -125,9 +129,7 @@ class Networks:
         """Tokens [B, N] and what is still masked, bool [B, N], after each step; `batch_size` is the run's usual B."""
         if labels is None:
             config = dataclasses.replace(config, guidance_scale=0.0)  # guided by no class, the logits stay the same
-        # Pinned: any other copy to a GPU would wait until the images are encoded.
-        numbers = torch.tensor(seeds, dtype=torch.int64, pin_memory=self.device.type == "cuda")
-        batch = Batch(tokens, masked, numbers.to(self.device, non_blocking=True), labels)
+        batch = Batch(tokens, masked, self._numbers(seeds), labels)
         yield from self._states(batch, config, batch_size)
 
     def _states(self, batch: Batch, config: DecodeConfig, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:

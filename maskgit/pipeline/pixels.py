@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from maskgit.canvas.holes import smooth_fill
-from maskgit.canvas.windows import Window
+from maskgit.canvas.windows import Window, whole
 from maskgit.data.pixels import to_bytes, to_signed
 
 
@@ -49,7 +49,7 @@ class InpaintResult:
 
     def first(self) -> InpaintResult:
         """The first window's share of it all, as a result of its own: what `masked` and `steps` are about."""
-        if not self.windows or self.windows[0].box[2:] == self.original.size and self.windows[0].box[:2] == (0, 0):
+        if not self.windows or self.windows[0].box == whole(self.mask.shape).box:
             return self
         box = self.windows[0].box
         cropped = self.image.crop(box), self.original.crop(box), self.mask[box.area]

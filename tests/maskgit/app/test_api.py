@@ -20,7 +20,6 @@ from gradio_client.exceptions import AppError  # noqa: E402
 from serving import served  # noqa: E402
 
 from maskgit.app import door  # noqa: E402
-from maskgit.app.door import LONGEST_QUEUE  # noqa: E402
 from maskgit.app.page import Page  # noqa: E402
 from maskgit.pipeline import MaskGIT  # noqa: E402
 
@@ -122,7 +121,7 @@ def test_two_at_once_get_their_own(url: str, mask: Path, tmp_path: Path) -> None
 def test_a_line_that_is_too_long_is_refused(model: MaskGIT) -> None:
     with served(model) as url, httpx.Client() as http:
         answers = [
-            http.post(f"{url}/gradio_api/call/v2/generate", json={"steps": 2000}) for _ in range(LONGEST_QUEUE + 2)
+            http.post(f"{url}/gradio_api/call/v2/generate", json={"steps": 2000}) for _ in range(door.LONGEST_QUEUE + 2)
         ]
         assert answers[0].status_code == 200
         assert answers[-1].status_code == 503 and "Queue is full" in answers[-1].text
