@@ -20,6 +20,8 @@ except ImportError:  # Windows
 
 SAMPLES = Path(__file__).parent / "assets" / "samples"
 """The folder of images that commands take where none are given."""
+EMBEDDED = Path(__file__).parent / "assets" / "embedded"
+"""The model folder that ships with the package."""
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ and back; `networks`, from pixels to tokens, filled step by step, and back, tens
 It may import all rooms below it (data, network, tokenizer, decoding, canvas); commands and pages stand above it.
 """
 
-from maskgit.pipeline.arguments import SMALLEST_WINDOW, Precision, image_seed, resolve_device
+from maskgit.pipeline.arguments import SMALLEST_WINDOW, Precision, image_seed, resolve_device, resolve_precision
 from maskgit.pipeline.filling import Progress
 from maskgit.pipeline.model import MaskGIT
 from maskgit.pipeline.pixels import InpaintResult, Step
@@ -21,4 +21,5 @@ __all__ = [
     "Step",
     "image_seed",
     "resolve_device",
+    "resolve_precision",
 ]

@@ -26,12 +26,14 @@ from maskgit.training.settings import (
     COMMANDS,
     STAGES,
     ModelTraining,
+    SpeedrunTraining,
     TokenizerTraining,
     TokensConfig,
     TrainingError,
     TransformerTraining,
 )
 from maskgit.training.signals import Stopped
+from maskgit.training.speedrun import speedrun
 from maskgit.training.tokenizer import train_tokenizer
 from maskgit.training.tokens import write_tokens
 from maskgit.training.transformer import train_transformer
@@ -94,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if isinstance(config, ModelTraining):
             figures = train_model(config)
+        elif isinstance(config, SpeedrunTraining):
+            figures = speedrun(config)
         else:
             figures = train_tokenizer(config) if isinstance(config, TokenizerTraining) else train_transformer(config)
     except KNOWN_ERRORS as error:

@@ -8,6 +8,7 @@ up over the parts and the processes, so that neither number matters but for roun
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -20,7 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from maskgit.pipeline import resolve_device
+from maskgit.pipeline import resolve_device, resolve_precision
+from maskgit.training.run_file import precision_of
 from maskgit.training.settings import LoopConfig, TrainingError
 
 PATIENCE = timedelta(hours=2)  # that processes wait for one that validates or tokenizes
@@ -39,8 +41,16 @@ def pick_device(name: str) -> torch.device:
         raise TrainingError(f"--device {name}: {error}") from error
 
 
+def _settled(config: LoopConfig, device: torch.device) -> LoopConfig:
+    """`config`, with another precision than `auto`."""
+    if config.precision != "auto":
+        return config
+    begun = precision_of(config.output) if config.resume else None
+    return dataclasses.replace(config, precision=begun or resolve_precision("auto", device))
+
+
 class Engine:
-    """Devices, processes and precision of a run.
+    """Devices, processes and precision of a run. Its `config` is what it was given, with another precision than `auto`.
 
     Args:
         config: device, precision, batch_size, accumulate, clip and seed are used.
@@ -52,8 +62,8 @@ class Engine:
     """
 
     def __init__(self, config: LoopConfig, *, shard: bool = False) -> None:
-        self.config = config
         self.device = pick_device(config.device)
+        self.config = config = _settled(config, self.device)
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun says
         self._check(shard)
         try:

@@ -85,6 +85,11 @@ class StageTask(abc.ABC):
         """Write the trained model to `folder`/model, where a user picks it up."""
 
 
+Watch = Callable[[int, float, dict[str, float]], bool]
+"""Is told after each validation, in the main process, the steps done, the seconds trained so far, without validations
+and the checkpoints behind them, and the figures; says whether the run is to end there."""
+
+
 @dataclass
 class _Run:
     """A run under way."""
@@ -95,6 +100,7 @@ class _Run:
     averaged: AveragedWeights | None
     whole_model: nn.Module | None
     """With the weights divided among the processes: where they are put together for a validation."""
+    watch: Watch | None = None
     best: dict[str, float] | None = None
     """Step and value of the best validation so far."""
 
@@ -124,7 +130,9 @@ class _Run:
         return self.whole_model
 
 
-def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine) -> dict[str, float]:
+def train(
+    make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine, watch: Watch | None = None
+) -> dict[str, float]:
     """Train to config.steps and return the figures of the last validation (in the main process; {} in the others).
 
     The task is made only once the output folder is known to be free or to hold this run, because making it may write.
@@ -134,6 +142,7 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine
             checkpoint can't be written or read.
         Stopped: SIGTERM or SIGINT came; there is a checkpoint of the last step.
     """
+    config = dataclasses.replace(config, precision=engine.config.precision)  # of which `auto` is none
     if config.kernels is not None:
         try:
             resolve(config.kernels, engine.device)
@@ -145,14 +154,14 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine
         write_atomically({config.output / FILE: json_bytes(describe_run(config))})
         if saved is not None:
             _say_longer(saved, config)
-    run = _start(make_task(), config, engine)
+    run = _start(make_task(), config, engine, watch)
     first_step = 0 if saved is None else saved.step
     if saved is not None:
         _restore(saved, run)
     del saved  # it is as large as the model and its optimizer
     started = time.monotonic()
     try:
-        figures = _train(run, first_step)
+        steps, figures = _train(run, first_step)
     except Stopped:
         engine.close()
         raise
@@ -162,23 +171,23 @@ def train(make_task: Callable[[], StageTask], config: LoopConfig, engine: Engine
             figures = json.loads((config.output / "validation.json").read_text())
             del figures["step"]
         run.task.export(model, config.output, figures)
-        _say_where(run, time.monotonic() - started)
+        _say_where(run, steps, time.monotonic() - started)
     engine.close()
     return figures
 
 
-def _start(task: StageTask, config: LoopConfig, engine: Engine) -> _Run:
+def _start(task: StageTask, config: LoopConfig, engine: Engine, watch: Watch | None) -> _Run:
     averaged = AveragedWeights(task.model) if config.ema else None
     whole_model = copy.deepcopy(task.model) if engine.sharded else None
     engine.divide(task.model)
     if averaged is not None:
         engine.divide(averaged.module)
     task.prepare()
-    return _Run(config, engine, task, averaged, whole_model)
+    return _Run(config, engine, task, averaged, whole_model, watch)
 
 
-def _train(run: _Run, first_step: int) -> dict[str, float]:
-    """From first_step to the end; returns the figures of the last validation."""
+def _train(run: _Run, first_step: int) -> tuple[int, dict[str, float]]:
+    """From first_step to the end; returns the steps done and the figures of the last validation."""
     config, engine, task = run.config, run.engine, run.task
     loader = DataLoader(
         task.dataset,
@@ -191,6 +200,7 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
     make_step = StepGraph(run.step, engine.device, config.output) if task.graphs else run.step
     speed = Speed(config.batch_size, task.tokens_per_image, task.flops_per_image(), peak, engine.device)
     figures: dict[str, float] = {}
+    done, seconds, ends = first_step, 0.0, False
     with (
         Tracker(config, first_step, write=engine.is_main) as tracker,
         tqdm(
@@ -199,6 +209,7 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
         StopSignals(insist=engine.processes == 1) as signals,
     ):
         speed.restart(first_step)
+        started = time.monotonic()
         for step, batch in enumerate(loader, start=first_step):
             engine.begin(step)
             task.model.train()
@@ -222,19 +233,27 @@ def _train(run: _Run, first_step: int) -> dict[str, float]:
                 shown = {name: f"{values[name]:.4g}" for name in ON_THE_BAR if name in values}
                 progress.set_postfix(shown, refresh=False)
             if validates:
+                float(logged["loss"])  # which waits for a GPU to have trained so far
+                seconds += time.monotonic() - started
                 figures = _validate(run, tracker, done)
                 if engine.is_main:
                     progress.write(f"step {done}: " + ", ".join(f"{name} {x:.4g}" for name, x in figures.items()))
-                speed.restart(done)
-            if saves or stop or (run.best is not None and run.best["step"] == done):
+                    ends = run.watch is not None and run.watch(done, seconds, figures)
+                ends = engine.highest(ends) > 0
+            if saves or stop or ends or (run.best is not None and run.best["step"] == done):
                 _save(run, done)
+            if validates:
+                speed.restart(done)
+                started = time.monotonic()
+            if ends:
+                break
             if stop and done < config.steps:
                 raise Stopped(
                     f"stopped by {signal.Signals(stop).name} after step {done} of {config.steps}, with a checkpoint in "
                     f"{run.checkpoints}; the same command with --resume goes on",
                     stop,
                 )
-    return figures
+    return done, figures
 
 
 def _validate(run: _Run, tracker: Tracker, step: int) -> dict[str, float]:
@@ -242,9 +261,9 @@ def _validate(run: _Run, tracker: Tracker, step: int) -> dict[str, float]:
     model = run.trained_model().eval()
     figures: dict[str, float] = {}
     if run.engine.is_main:
-        # Fixed noise: two validations differ only by the weights.
+        # Fixed noise: two validations differ only by the weights, also those of runs with other seeds.
         with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(run.config.seed)
+            torch.manual_seed(0)
             figures = run.task.validate(model, tracker, step)
         tracker.add_scalars("validation", figures, step)
         write_atomically({run.config.output / "validation.json": json_bytes({"step": step, **figures})})
@@ -348,9 +367,9 @@ def _restore(saved: _Saved, run: _Run) -> None:
         run.engine.scaler.load_state_dict(saved.state["scaler"])
 
 
-def _say_where(run: _Run, seconds: float) -> None:
+def _say_where(run: _Run, steps: int, seconds: float) -> None:
     output = run.config.output
-    tqdm.write(f"trained to step {run.config.steps} in {seconds / 60:.1f} minutes")
+    tqdm.write(f"trained to step {steps} in {seconds / 60:.1f} minutes")
     tqdm.write(f"  model        {output / 'model'}")
     if run.best is not None and (run.checkpoints / checkpoint.BEST).exists():
         score = f"{run.task.judged_by} {run.best['value']:.4g} at step {run.best['step']:.0f}"

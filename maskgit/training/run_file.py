@@ -72,6 +72,14 @@ def read_run(path: Path) -> tuple[str, Any]:
     return stage, dataclasses.replace(config, resume=False)
 
 
+def precision_of(folder: Path) -> str | None:
+    """The precision of the run in a folder; None where no run says one."""
+    try:
+        return _parse((folder / FILE).read_bytes())[1].get("precision")
+    except (OSError, ValueError, RecursionError):  # its checkpoint will be missed, or says what is wrong
+        return None
+
+
 def _parse(data: bytes) -> tuple[str, dict[str, Any]]:
     """Stage and settings, as they are in the file. Raises ValueError."""
     try:

@@ -13,6 +13,7 @@ from maskgit.data import AugmentConfig
 from maskgit.decoding import DECODERS
 from maskgit.decoding.masking import Count, Per
 from maskgit.decoding.schedules import check_schedule
+from maskgit.files import EMBEDDED
 from maskgit_kernels.backend import BACKENDS
 
 MOST = 10**9 - 1
@@ -79,8 +80,9 @@ class LoopConfig:
     ema: float = 0.0
     """Decay of the moving average of the weights, which is what is validated and saved; 0 for none. It grows to that
     value, (1 + step) / (10 + step) at most, so that a short run's average isn't its random start."""
-    precision: str = "bf16"
-    """bf16 or fp16 (autocast; fp16 with a scaled loss, on a GPU only), or float32."""
+    precision: str = "auto"
+    """bf16 or fp16 (autocast; fp16 with a scaled loss, on a GPU only), or float32. auto is bf16 where that is fast, on
+    GPUs from compute capability 8.0 on and some CPUs, and float32 elsewhere; a run that goes on keeps its own."""
     accumulate: int = 1
     """Equal parts that each process's images of a step are worked on in, one after the other: less memory for the same
     step."""
@@ -121,7 +123,7 @@ class LoopConfig:
         require_share(self, "beta1", "beta2", "ema")
         require(self, lambda value: 0 < value < 1, "between 0 and 1", "val_fraction")
         require_one_of(self, BACKENDS, "kernels")
-        require_one_of(self, ("bf16", "fp16", "float32"), "precision")
+        require_one_of(self, ("auto", "bf16", "fp16", "float32"), "precision")
 
     # A resumed run may change only what has no influence on the losses. How the batch is split has one with dropout,
     # whose noise differs then, and in the last digits without; but a run must be able to move to other machines.
@@ -342,6 +344,30 @@ class ModelTraining:
         require_one_of(self, tuple(DECODERS), "decoder")
 
 
+@dataclass(frozen=True)
+class SpeedrunTraining(TransformerTraining):
+    """Train the transformer until a fixed loss is reached: what does a change to training do?"""
+
+    output: Path = Path("runs/speedrun")
+    """Folder of the tokens, and of the runs by their numbers."""
+    record: Path = Path("benchmarks/speedrun.md")
+    """Markdown file whose last table gets a line of the run; it is made if it isn't there."""
+    note: str = ""
+    """What was changed, where the settings don't say it."""
+    tokenizer: Path = EMBEDDED
+    steps: int = 450
+    batch_size: int = 16
+    warmup: int = 50
+    ema: float = 0.95
+    views: int = 1
+    dropout: float | None = 0.0
+    log_every: int = 10
+    validate_every: int = 25
+    validation_rounds: int = 1
+    validation_images: int = 256
+    save_every: int = MOST
+
+
 STAGES: dict[str, type[LoopConfig]] = {"tokenizer": TokenizerTraining, "transformer": TransformerTraining}
 """The settings of each stage, by the name of its command."""
-COMMANDS: dict[str, type] = {"model": ModelTraining, **STAGES, "tokens": TokensConfig}
+COMMANDS: dict[str, type] = {"model": ModelTraining, **STAGES, "tokens": TokensConfig, "speedrun": SpeedrunTraining}

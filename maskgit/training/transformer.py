@@ -19,7 +19,7 @@ from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.engine import Engine, Figures
 from maskgit.training.graphs import check_graphs
-from maskgit.training.loop import StageTask, train
+from maskgit.training.loop import StageTask, Watch, train
 from maskgit.training.optimizer import make_optimizer
 from maskgit.training.settings import TransformerTraining
 from maskgit.training.tokens import TRAIN, TrainingTokens, tokenizer_at, training_tokens
@@ -179,8 +179,8 @@ def make_architecture(config: TransformerTraining, tokenizer: TokenizerConfig) -
     return dataclasses.replace(architecture, **changes)
 
 
-def train_transformer(config: TransformerTraining) -> dict[str, float]:
-    """Run stage 2 and return the last validation's figures.
+def train_transformer(config: TransformerTraining, watch: Watch | None = None) -> dict[str, float]:
+    """Run stage 2 and return the last validation's figures; `watch` may end it before its last step.
 
     Raises TrainingError, DataError, ModelError and ConfigError: what is wrong with the settings or the files.
     """
@@ -192,4 +192,5 @@ def train_transformer(config: TransformerTraining) -> dict[str, float]:
         lambda: TransformerTask(config, architecture, tokenizer, engine, training_tokens(config, tokenizer, engine)),
         config,
         engine,
+        watch,
     )

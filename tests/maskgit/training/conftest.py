@@ -81,6 +81,7 @@ def settings(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     losses = {"perceptual": "vgg16", "adversarial_weight": 0.5, "adversarial_start": 2}
     first = COMMON | {"data": str(pictures), "model": "tiny", "precision": "float32"} | losses
     second = COMMON | {"data": str(pictures), "model": "tiny-classes", "tokenizer": tokenizer / "model", "views": 3}
+    second["precision"] = "bf16"
     return {"tokenizer": first, "transformer": second}
 
 

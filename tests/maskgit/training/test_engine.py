@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +48,23 @@ def test_what_the_device_can_not_do(changes: dict, message: str) -> None:
         Engine(config(device="cpu", **changes))
     with pytest.raises(TrainingError, match="--fsdp: there is one process"):
         Engine(config(device="cpu"), shard=True)
+
+
+def test_the_precision_is_the_fast_one_of_the_machine_or_that_of_the_run(
+    run: Any, unbroken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def settled() -> str:
+        return json.loads((tmp_path / "run.json").read_text())["settings"]["precision"]
+
+    for faster, precision in ((True, "bf16"), (False, "float32")):
+        monkeypatch.setattr("maskgit.pipeline.arguments.is_faster_in_bfloat16", lambda _, faster=faster: faster)
+        assert Engine(config(device="cpu", output=tmp_path)).config.precision == precision
+    run("transformer", tmp_path, steps=1, precision="bf16")
+    assert settled() == "bf16"
+    run("transformer", tmp_path, steps=2, precision="auto", resume=True)  # also on a machine that is slower at it
+    assert settled() == "bf16"
+    with pytest.raises(TrainingError, match=r"precision \(was bf16, now float32\)"):
+        run("transformer", tmp_path, steps=3, precision="float32", resume=True)
 
 
 def test_the_largest_seed_and_step_have_noise_of_their_own() -> None:

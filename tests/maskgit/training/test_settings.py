@@ -62,7 +62,7 @@ def test_settings_that_this_release_has_no_more() -> None:
         ({"val_fraction": 0.0}, "--val-fraction 0.0: must be between 0 and 1"),
         ({"steps": 10**9}, "--steps 1000000000: must be at most 999999999"),  # a checkpoint's name has nine digits
         ({"seed": 10**13 + 1}, "--seed 10000000000001: must be at most 10000000000000"),
-        ({"precision": "int8"}, "--precision int8: must be one of bf16, fp16, float32"),
+        ({"precision": "int8"}, "--precision int8: must be one of auto, bf16, fp16, float32"),
         ({"accumulate": 0}, "--accumulate 0: must be at least 1"),
     ],
 )
