@@ -30,7 +30,7 @@ from maskgit.training import checkpoint
 from maskgit.training.engine import Engine, Figures
 from maskgit.training.graphs import StepGraph
 from maskgit.training.optimizer import AveragedWeights, growing_decay, learning_rate, set_rate
-from maskgit.training.run_file import FILE, changed_settings, describe_run, run_settings
+from maskgit.training.run_file import FILE, changed_settings, describe_run, revision_of, run_settings
 from maskgit.training.samples import SampleOrder
 from maskgit.training.settings import LoopConfig, TrainingError
 from maskgit.training.signals import Stopped, StopSignals, leave_signals_to_parent
@@ -150,14 +150,15 @@ def train(
             raise TrainingError(f"--kernels {config.kernels}: {error}") from error
         use(config.kernels)
     saved = _newest(config)
-    if engine.is_main and (saved is None or saved.state["settings"]["steps"] < config.steps):
+    if engine.is_main and saved is None:
         write_atomically({config.output / FILE: json_bytes(describe_run(config))})
-        if saved is not None:
-            _say_longer(saved, config)
     run = _start(make_task(), config, engine, watch)
     first_step = 0 if saved is None else saved.step
     if saved is not None:
         _restore(saved, run)
+        if engine.is_main and saved.state["settings"]["steps"] < config.steps:
+            write_atomically({config.output / FILE: json_bytes(describe_run(config))})
+            _say_longer(saved, config)
     del saved  # it is as large as the model and its optimizer
     started = time.monotonic()
     try:
@@ -357,7 +358,8 @@ def _restore(saved: _Saved, run: _Run) -> None:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:2])
         raise checkpoint.CheckpointError(
             f"{saved.path}: does not fit the networks of this run: {reason}; give it the data and models that it was "
-            "started with, or choose another --output"
+            f"started with, or choose another --output (its revision is {revision_of(run.config.output)}; presets of "
+            "--model can be others in this one)"
         ) from error
     # The checkpoints of the first release have nothing of these.
     run.best = saved.state.get("best")

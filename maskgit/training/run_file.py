@@ -73,11 +73,24 @@ def read_run(path: Path) -> tuple[str, Any]:
 
 
 def precision_of(folder: Path) -> str | None:
-    """The precision of the run in a folder; None where no run says one."""
-    try:
-        return _parse((folder / FILE).read_bytes())[1].get("precision")
-    except (OSError, ValueError, RecursionError):  # its checkpoint will be missed, or says what is wrong
+    """The precision of the run in a folder; None where there is no run."""
+    if not (folder / "checkpoints").is_dir():
         return None
+    return _written(folder).get("settings", {}).get("precision", "bf16")  # of releases without the file, the default
+
+
+def revision_of(folder: Path) -> str:
+    """The git revision that the run in a folder was begun with, as far as it says so."""
+    return str(_written(folder).get("git") or "unknown")
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    """A folder's run.json; empty where there is none that can be read."""
+    try:
+        content = json.loads((folder / FILE).read_bytes())
+        return content if isinstance(content.get("settings"), dict) else {}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
 
 
 def _parse(data: bytes) -> tuple[str, dict[str, Any]]:

@@ -63,8 +63,10 @@ def test_the_precision_is_the_fast_one_of_the_machine_or_that_of_the_run(
     assert settled() == "bf16"
     run("transformer", tmp_path, steps=2, precision="auto", resume=True)  # also on a machine that is slower at it
     assert settled() == "bf16"
+    (tmp_path / "run.json").unlink()  # as the first releases left a run, which trained in bf16
+    run("transformer", tmp_path, steps=3, precision="auto", resume=True)
     with pytest.raises(TrainingError, match=r"precision \(was bf16, now float32\)"):
-        run("transformer", tmp_path, steps=3, precision="float32", resume=True)
+        run("transformer", tmp_path, steps=4, precision="float32", resume=True)
 
 
 def test_the_largest_seed_and_step_have_noise_of_their_own() -> None:

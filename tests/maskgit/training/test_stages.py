@@ -253,6 +253,12 @@ def test_checkpoint_of_other_networks(run: Any, copy: Any, pictures: Path, tmp_p
             CheckpointError, match=f"{settings}: does not fit the networks of this run: .*size mismatch"
         ):
             run("transformer", output, resume=True)
+        file = output / "run.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"git": "0123abc"}))
+        before = file.read_bytes()
+        with pytest.raises(CheckpointError, match="its revision is 0123abc; presets of --model can be others"):
+            run("transformer", output, resume=True, steps=STEPS + 4)
+        assert file.read_bytes() == before  # a run that can't go on still says how it was begun
     finally:
         shutil.rmtree(third)
 
