@@ -36,7 +36,8 @@ def starting_architecture(config: TransformerTraining, tokenizer: TokenizerConfi
     here, there = config_to_dict(ours), config_to_dict(theirs)
     if config.interpolate:
         there["num_tokens"] = ours.num_tokens
-    names = [name for name in here | there if here.get(name) != there.get(name) and "dropout" not in name]
+    compared = [name for name in here | there if name == "kind" or (name in here and name in there)]
+    names = [name for name in compared if here.get(name) != there.get(name) and "dropout" not in name]
     if names:
         hint = "leave --tokenizer out" if config.model is None else "leave --model out, as it has a size of its own"
         if names == ["num_tokens"]:
