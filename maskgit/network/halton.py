@@ -127,7 +127,10 @@ class HaltonTransformer(nn.Module):
         self.token_embedding = nn.Embedding(config.codebook_size + 1, config.dim)
         self.class_embedding = nn.Embedding(config.num_classes + 1, config.dim)
         self.position_embedding = nn.Parameter(torch.empty(config.num_tokens, config.dim))
-        self.registers = nn.Parameter(torch.empty(config.registers, config.dim))
+        # FSDP2 can't divide a parameter without elements.
+        self.registers: Tensor = (nn.Parameter if config.registers else nn.Buffer)(
+            torch.empty(config.registers, config.dim)
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_norm = nn.RMSNorm(config.dim, NORM_EPS)
         self.final_norm_bias = nn.Parameter(torch.zeros(config.dim))
