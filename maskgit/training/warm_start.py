@@ -27,6 +27,10 @@ def starting_architecture(config: TransformerTraining, tokenizer: TokenizerConfi
     says, or over another grid, to which it isn't to be interpolated.
     """
     assert config.init is not None
+    if (config.output / "model").resolve() == config.init.resolve():
+        raise TrainingError(
+            f"--output {config.output}: the model that comes of it would replace that of --init; choose another"
+        )
     theirs = load_transformer_config(config.init)
     ours = theirs if config.model is None else preset(config.model).transformer
     ours = dataclasses.replace(ours, codebook_size=tokenizer.codebook_size, num_tokens=tokenizer.num_tokens)

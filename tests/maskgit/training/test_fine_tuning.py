@@ -199,6 +199,11 @@ def test_errors(start: Start, tune: Any, tmp_path: Path, tiny_tokenizer: VQGAN) 
     with pytest.raises(TrainingError, match="codebook_size is 16 there and 20 here; leave --tokenizer out"):
         tune(folder, output, tokenizer=tmp_path / "larger")
     assert not (output / "model").exists()
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(TrainingError, match=f"--output {tmp_path}: the model that .* would replace that of --init"):
+        folder.rename(tmp_path / "model")
+        tune(tmp_path / "model", tmp_path)
+    assert (tmp_path / "model" / "config.json").read_bytes() == before
 
 
 def test_dry_run(start: Start, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
