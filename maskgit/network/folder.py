@@ -29,6 +29,7 @@ from torch import nn
 from maskgit.config import (
     ConfigError,
     HaltonConfig,
+    TransformerConfig,
     check_fit,
     check_json,
     config_to_dict,
@@ -139,21 +140,13 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
     finite, or the configuration is none that can be built.
     """
     folder = Path(folder)
-    config = _read_config(folder)
-    if "transformer" not in config:
-        raise ModelError(
-            f"{folder / CONFIG_FILE}: holds a tokenizer only; train a transformer on it (train.py transformer) first"
-        )
+    config = _read_whole_config(folder)
     tokenizer = _load_tokenizer(folder, config)
     try:
         transformer_config = transformer_from_dict(config["transformer"])
         check_fit(tokenizer.config, transformer_config)
         with torch.device("meta"):
-            transformer = (
-                HaltonTransformer(transformer_config)
-                if isinstance(transformer_config, HaltonConfig)
-                else Transformer(transformer_config)
-            )
+            transformer = make_transformer(transformer_config)
         decoding = DecodeConfig(**check_json(DecodeConfig, config.get("decoding", {})))
     except (TypeError, ValueError) as error:  # a ConfigError is a ValueError
         raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
@@ -161,6 +154,20 @@ def load_model(folder: str | os.PathLike[str]) -> Model:
     _check_names(folder / CONFIG_FILE, names, transformer_config.num_classes)
     transformer = _fill(transformer, folder / TRANSFORMER_FILE, config)
     return Model(tokenizer, transformer, names, config.get("metadata", {}), decoding)
+
+
+def load_transformer_config(folder: str | os.PathLike[str]) -> TransformerConfig | HaltonConfig:
+    """How the transformer of a model folder is built, without reading its weights. Raises ModelError."""
+    folder = Path(folder)
+    try:
+        return transformer_from_dict(_read_whole_config(folder)["transformer"])
+    except ConfigError as error:
+        raise ModelError(f"{folder / CONFIG_FILE}: {error}") from error
+
+
+def make_transformer(config: TransformerConfig | HaltonConfig) -> Transformer | HaltonTransformer:
+    """The network of a configuration, with random weights."""
+    return HaltonTransformer(config) if isinstance(config, HaltonConfig) else Transformer(config)
 
 
 def save_tokenizer(folder: str | os.PathLike[str], tokenizer: VQGAN) -> None:
@@ -245,6 +252,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
             raise ModelError(f"{path}: {name} must be a JSON {_JSON_NAMES[kind]}, not {short_repr(config[name])}")
     if "tokenizer" not in config:
         raise ModelError(f"{path}: no tokenizer in this configuration")
+    return config
+
+
+def _read_whole_config(folder: Path) -> dict[str, Any]:
+    """That of a folder with both networks."""
+    config = _read_config(folder)
+    if "transformer" not in config:
+        raise ModelError(
+            f"{folder / CONFIG_FILE}: holds a tokenizer only; train a transformer on it (train.py transformer) first"
+        )
     return config
 
 

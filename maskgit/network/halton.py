@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from maskgit.config import HaltonConfig
 from maskgit.network import transformer
@@ -121,10 +122,15 @@ class HaltonTransformer(nn.Module):
     def __init__(self, config: HaltonConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpoint_blocks = False
+        """In training, keep only the input of each block and compute the rest anew in the backward pass."""
         self.token_embedding = nn.Embedding(config.codebook_size + 1, config.dim)
         self.class_embedding = nn.Embedding(config.num_classes + 1, config.dim)
         self.position_embedding = nn.Parameter(torch.empty(config.num_tokens, config.dim))
-        self.registers = nn.Parameter(torch.empty(config.registers, config.dim))
+        # FSDP2 can't divide a parameter without elements.
+        self.registers: Tensor = (nn.Parameter if config.registers else nn.Buffer)(
+            torch.empty(config.registers, config.dim)
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_norm = nn.RMSNorm(config.dim, NORM_EPS)
         self.final_norm_bias = nn.Parameter(torch.zeros(config.dim))
@@ -170,7 +176,10 @@ class HaltonTransformer(nn.Module):
             x, count = context.select(x, count)  # from here on N is the number of positions that are evaluated
         seeds = layer_seeds(config.depth, config.attention_dropout if self.training else 0.0, x.device)
         for block, seed in zip(self.blocks, seeds, strict=True):
-            x = block(x, condition, seed, context)
+            if self.checkpoint_blocks and self.training:
+                x = checkpoint(block, x, condition, seed, context, use_reentrant=False)
+            else:
+                x = block(x, condition, seed, context)
         x = self.final_norm(x[:, :count]) + self.final_norm_bias
         x = modulate(x, *self.final_modulation(condition))
         return x if context is None else context.spread(x)

@@ -6,13 +6,15 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from maskgit.config import TransformerConfig, preset
+from maskgit.config import HaltonConfig, TransformerConfig, preset
 from maskgit.data.tokens import TokenSample
 from maskgit.training.engine import Engine
 from maskgit.training.graphs import check_graphs
@@ -21,7 +23,7 @@ from maskgit.training.samples import load_splits
 from maskgit.training.settings import LoopConfig, TokenizerTraining, TrainingError, TransformerTraining
 from maskgit.training.tokenizer import TokenizerTask
 from maskgit.training.tokens import TrainingTokens, open_tokens, tokenizer_at
-from maskgit.training.transformer import TransformerTask, make_architecture
+from maskgit.training.transformer import TransformerTask, data_classes, make_architecture
 
 TIMED_STEPS = 3
 CPU_IMAGES = 8
@@ -37,6 +39,7 @@ def dry_run(config: LoopConfig) -> list[str]:
     if engine.processes > 1:
         raise TrainingError("--dry-run: start it without torchrun; it says what one process needs")
     if isinstance(config, TransformerTraining):
+        config = config.settled()
         check_graphs(config, engine)
     # What is timed is a step of one process, without accumulation and graphs, of as many images as it holds at a time.
     together, last = config.batch_size // config.accumulate, config.steps - 1
@@ -87,6 +90,7 @@ def dry_run(config: LoopConfig) -> list[str]:
 
 def _transformer(config: TransformerTraining, engine: Engine) -> tuple[StageTask, int, list[Any], str, str]:
     """The task, the number of training images, samples for a step, and what is to be said about data and model."""
+    assert config.tokenizer is not None
     tokenizer = tokenizer_at(config.tokenizer, config.image_size).to(engine.device)
     architecture = make_architecture(config, tokenizer.config)
     if config.tokens is not None:
@@ -100,15 +104,16 @@ def _transformer(config: TransformerTraining, engine: Engine) -> tuple[StageTask
         size = 2 * views * images * architecture.num_tokens
         source = f"{config.data}, tokens of {config.views} views will take {size / 1e6:,.1f} MB"
     samples = _random_samples(config, architecture)
-    stand_in: Any = samples  # for token shards, which are yet to be made, or needn't be read
-    tokens = TrainingTokens(stand_in, stand_in, [])
+    # For token shards, which are yet to be made, or needn't be read.
+    stand_in: Any = SimpleNamespace(labels=np.zeros(0, dtype=np.int64))
+    tokens = TrainingTokens(stand_in, stand_in, data_classes(config, tokenizer.config))
     task = TransformerTask(dataclasses.replace(config, eval_every=0), architecture, tokenizer, engine, tokens)
     data = f"{images:,} images, {held_out:,} held out, {classes} classes ({source})"
     model = f"transformer of {_millions(task.model)}, tokenizer of {_millions(tokenizer, '')}"
     return task, images, samples, data, model
 
 
-def _random_samples(config: TransformerTraining, architecture: TransformerConfig) -> list[TokenSample]:
+def _random_samples(config: TransformerTraining, architecture: TransformerConfig | HaltonConfig) -> list[TokenSample]:
     torch.manual_seed(config.seed)
     tokens = torch.randint(architecture.codebook_size, (config.batch_size, architecture.num_tokens))
     whole = torch.rand(config.batch_size, 1) >= config.hole_share

@@ -171,6 +171,8 @@ def changed_settings(theirs: dict[str, Any], config: LoopConfig, folder: Path = 
     started, as for `changed_values`.
     """
     before, now = _flat(run_settings(type(config)()) | _without_gone(theirs)), _flat(run_settings(config))
+    if before.get("init") and now.get("init"):  # which has a size and a tokenizer, whatever else names them
+        before, now = ({**values, "model": None, "tokenizer": None} for values in (before, now))
     if isinstance(before["steps"], int) and before["steps"] <= config.steps:
         del before["steps"], now["steps"]
     return changed_values(before, now, config.PLACES, folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -180,8 +180,9 @@ class TransformerTraining(LoopConfig):
 
     output: Path = Path("runs/transformer")
     """Folder of the run: checkpoints, tokens, TensorBoard log, pictures, and the trained model."""
-    tokenizer: Path = Path("runs/tokenizer/model")
-    """Folder of the trained tokenizer: what stage 1 wrote, or any model folder."""
+    tokenizer: Path | None = None
+    """Folder of the trained tokenizer: what stage 1 wrote, or any model folder. By default runs/tokenizer/model, or the
+    folder of --init."""
     steps: int = 20000
     beta2: float = 0.96
     """AdamW's decay of the mean of the squared gradients."""
@@ -189,16 +190,18 @@ class TransformerTraining(LoopConfig):
     """AdamW's weight decay, on matrices only."""
     ema: float = 0.999
     init: Path | None = None
-    """Model folder whose transformer to go on from, instead of random weights: of the same size, over the same
-    tokenizer. Optimizer, learning rate and average start anew."""
+    """Model folder whose transformer to go on from, instead of random weights: one of our own, or converted. Its size
+    and its tokenizer are the run's; classes of the data that it doesn't know by name are added in the place of its own.
+    Optimizer, learning rate and average start anew."""
     interpolate: bool = False
     """With --init: the model may have been trained on smaller pictures. What it knows of each position is interpolated
     to the larger grid."""
     image_size: int | None = None
     """Side of the pictures in pixels; by default the tokenizer's. It is convolutional, so any multiple of its patch
     will do."""
-    model: str = "embedded"
-    """Preset whose transformer is trained: embedded, lab, maskgit-256, maskgit-512."""
+    model: str | None = None
+    """Preset whose transformer is trained: embedded, lab, maskgit-256, maskgit-512. By default embedded, or with --init
+    what that model is."""
     data: str = "avatars"
     """A folder of images, tar archives ('shards/train-{000..009}.tar'), or `avatars` for the embedded data set."""
     tokens: Path | None = None
@@ -209,7 +212,7 @@ class TransformerTraining(LoopConfig):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random resized crop and flip of the views after the first two."""
     dropout: float | None = None
-    """Dropout of the transformer; by default what the preset says."""
+    """Dropout of the transformer; by default what the preset, or the model of --init, says."""
     class_dropout: float = 0.1
     """Share of the images whose class is hidden, for a class-conditional model: it then works without a class too, and
     with guidance."""
@@ -267,6 +270,12 @@ class TransformerTraining(LoopConfig):
             check_schedule(self.schedule)
         except ValueError as error:
             raise TrainingError(f"--schedule {self.schedule}: {error}") from error
+
+    def settled(self) -> TransformerTraining:
+        """With the preset and the tokenizer that are meant where none is named."""
+        if self.init is not None:
+            return replace(self, tokenizer=self.tokenizer or self.init)
+        return replace(self, model=self.model or "embedded", tokenizer=self.tokenizer or TokensConfig.tokenizer)
 
 
 @dataclass(frozen=True)

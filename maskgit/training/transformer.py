@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskgit.config import TokenizerConfig, TransformerConfig, preset
+from maskgit.config import HaltonConfig, TokenizerConfig, TransformerConfig, preset
 from maskgit.data import load_dataset
 from maskgit.data.tokens import TokenSample, class_names
+from maskgit.decoding import DecodeConfig
 from maskgit.decoding.masking import mvtm_masks
-from maskgit.network.folder import Model, save_model
+from maskgit.network.folder import Model, make_transformer, save_model
+from maskgit.network.halton import HaltonTransformer, Modulation
 from maskgit.network.partial import masked_rows
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
@@ -25,7 +27,7 @@ from maskgit.training.settings import TransformerTraining
 from maskgit.training.tokens import TRAIN, TrainingTokens, tokenizer_at, training_tokens
 from maskgit.training.tracking import Tracker
 from maskgit.training.validation import Validation
-from maskgit.training.warm_start import initial_weights
+from maskgit.training.warm_start import starting_architecture, starting_model
 
 _ROWS_STRIDE = 256  # the numbers of tokens that go through the last block are multiples of it
 
@@ -33,29 +35,36 @@ _ROWS_STRIDE = 256  # the numbers of tokens that go through the last block are m
 class TransformerTask(StageTask):
     """Cross-entropy of the masked tokens."""
 
-    model: Transformer
+    model: Transformer | HaltonTransformer
     judged_by = "loss"
+    labeled: bool = True
+    """Whether a model with classes is told those of the images."""
 
     def __init__(
         self,
         config: TransformerTraining,
-        architecture: TransformerConfig,
+        architecture: TransformerConfig | HaltonConfig,
         tokenizer: VQGAN,
         engine: Engine,
         tokens: TrainingTokens,
     ) -> None:
         self.config, self.engine, self.device, self.tokenizer = config, engine, engine.device, tokenizer
         torch.manual_seed(config.seed)
-        self.model = Transformer(architecture).to(self.device)
+        self.origin, self.decoding = {}, DecodeConfig()
+        if config.init is None:
+            self.model = make_transformer(architecture).to(self.device)
+            self.class_names = tokens.class_names if architecture.num_classes else []
+        else:
+            start = starting_model(config, architecture, tokenizer, tokens.class_names)
+            self.model, self.class_names = start.transformer.to(self.device), start.class_names
+            self.origin, self.decoding = {"init": start.metadata}, start.decoding
+            self.labeled = bool(tokens.class_names)
+            tokens = tokens.numbered_as(start.class_names)  # by which the weights know the classes
         self.model.checkpoint_blocks = config.activation_checkpointing
         self.tokens_per_image, self.graphs = architecture.num_tokens, config.graphs
-        if config.init is not None:
-            weights, names = initial_weights(config.init, architecture, tokenizer, config.interpolate)
-            self.model.load_state_dict(weights)
-            tokens = tokens.numbered_as(names)  # by which the weights know the classes
-        self.dataset, held_out, names = tokens
-        self.class_names = names if architecture.num_classes else []
+        self.dataset, held_out, _ = tokens
         self.validation = Validation(config, architecture, held_out, tokenizer, engine)
+        self.validation.has_classes &= self.labeled
 
     def prepare(self) -> None:
         self.optimizers = [make_optimizer(self.model, self.config)]
@@ -63,17 +72,22 @@ class TransformerTask(StageTask):
         self.wrapped: Any = self.compiled(wrapped) if self.config.compile else wrapped
 
     def flops_per_image(self) -> float:
-        """2 for each weight of a matrix and token, 4 N dim for each token's attention; the backward pass twice that."""
-        config, modules = self.model.config, self.model.modules()
-        weights = sum(m.out_features * m.in_features for m in modules if isinstance(m, nn.Linear))
-        weights += config.codebook_size * config.dim if config.tied else 0
-        return 3.0 * config.num_tokens * (2 * weights + 4 * config.depth * config.num_tokens * config.dim)
+        """2 for each weight of a matrix and token, 4 N dim for each token's attention; the backward pass twice that.
+
+        The matrices of modulations count once an image.
+        """
+        config, modules = self.model.config, list(self.model.modules())
+        once = sum(_matrices(module) for module in modules if isinstance(module, Modulation))
+        weights = _matrices(self.model) - once
+        weights += config.codebook_size * config.dim if isinstance(config, HaltonConfig) or config.tied else 0
+        tokens = config.num_tokens * (2 * weights + 4 * config.depth * config.num_tokens * config.dim)
+        return 3.0 * (tokens + 2 * once)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model}
 
     def _labels(self, labels: Tensor) -> Tensor | None:
-        return labels.to(self.device) if self.model.config.num_classes else None
+        return labels.to(self.device) if self.model.config.num_classes and self.labeled else None
 
     def training_step(self, batch: TokenSample, step: int) -> Figures:
         engine = self.engine
@@ -103,10 +117,11 @@ class TransformerTask(StageTask):
         self, held: Tensor, labels: Tensor | None, tokens: Tensor, counted: Tensor, masked: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The sum of the losses of what is counted, float [], and the right guesses of what is masked, int64 []."""
+        rows = {"rows": self._rows(counted)} if isinstance(self.model, Transformer) else {}
         return self.wrapped(
             held,
             labels,
-            rows=self._rows(counted),
+            **rows,
             targets=tokens,
             counted=counted,
             label_smoothing=self.config.label_smoothing,
@@ -157,26 +172,52 @@ class TransformerTask(StageTask):
         return self.validation(model, tracker, step)
 
     def export(self, model: nn.Module, folder: Path, figures: dict[str, float]) -> None:
-        assert isinstance(model, Transformer)
-        save_model(folder / "model", Model(self.tokenizer, model, list(self.class_names), {"validation": figures}))
+        assert isinstance(model, Transformer | HaltonTransformer)
+        metadata = {"validation": figures, **self.origin}
+        save_model(folder / "model", Model(self.tokenizer, model, list(self.class_names), metadata, self.decoding))
 
 
-def make_architecture(config: TransformerTraining, tokenizer: TokenizerConfig) -> TransformerConfig:
-    """The preset's transformer over the tokens of a tokenizer and the classes of the data.
+def _matrices(module: nn.Module) -> int:
+    """The number of weights of all linear layers."""
+    return sum(m.out_features * m.in_features for m in module.modules() if isinstance(m, nn.Linear))
 
-    Raises ConfigError and DataError: no such preset, no such data.
+
+def make_architecture(config: TransformerTraining, tokenizer: TokenizerConfig) -> TransformerConfig | HaltonConfig:
+    """The transformer of the preset, or of the model to go on from, over a tokenizer's tokens and the data's classes.
+
+    A model to go on from keeps its classes where the data has none, and has none where it never had any.
+
+    Args:
+        config: as `settled`.
+
+    Raises ConfigError, ModelError, DataError and TrainingError: no such preset, model or data, or they don't fit.
     """
-    architecture = preset(config.model).transformer
+    if config.init is None:
+        assert config.model is not None
+        architecture: TransformerConfig | HaltonConfig = preset(config.model).transformer
+    else:
+        architecture = starting_architecture(config, tokenizer)
     changes: dict[str, Any] = {"codebook_size": tokenizer.codebook_size, "num_tokens": tokenizer.num_tokens}
     if config.dropout is not None:
         changes["dropout"] = config.dropout
-    if architecture.num_classes and config.tokens is not None:
-        changes["num_classes"] = len(class_names(config.tokens / TRAIN))
-    elif architecture.num_classes:
-        changes["num_classes"] = len(load_dataset(config.data, tokenizer.image_size, check=False).class_names)
-    if changes.get("num_classes") == 0:
-        print(f"{config.tokens or config.data} has no classes (folders of their own): training without")
+    if architecture.num_classes or config.init is not None:
+        names = data_classes(config, tokenizer)
+        source = config.tokens or config.data
+        if architecture.num_classes and (names or config.init is None):
+            changes["num_classes"] = len(names)
+        if architecture.num_classes and not names:
+            kept = f"; the {architecture.num_classes} of {config.init} stay as they are" * (config.init is not None)
+            print(f"{source} has no classes (folders of their own): training without{kept}")
+        elif not architecture.num_classes and names:
+            print(f"{config.init} has no classes: training without the {len(names)} of {source}")
     return dataclasses.replace(architecture, **changes)
+
+
+def data_classes(config: TransformerTraining, tokenizer: TokenizerConfig) -> list[str]:
+    """The names of the data's classes. Raises DataError."""
+    if config.tokens is not None:
+        return class_names(config.tokens / TRAIN)
+    return load_dataset(config.data, tokenizer.image_size, check=False).class_names
 
 
 def train_transformer(config: TransformerTraining, watch: Watch | None = None) -> dict[str, float]:
@@ -184,8 +225,10 @@ def train_transformer(config: TransformerTraining, watch: Watch | None = None) -
 
     Raises TrainingError, DataError, ModelError and ConfigError: what is wrong with the settings or the files.
     """
+    config = config.settled()
     engine = Engine(config, shard=config.fsdp)
     check_graphs(config, engine)
+    assert config.tokenizer is not None
     tokenizer = tokenizer_at(config.tokenizer, config.image_size).to(engine.device)
     architecture = make_architecture(config, tokenizer.config)
     return train(

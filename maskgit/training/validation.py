@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from maskgit.canvas.holes import cells_with_holes
-from maskgit.config import TransformerConfig
+from maskgit.config import HaltonConfig, TransformerConfig
 from maskgit.data.tokens import TokenSample, TokenShard, hole_of
 from maskgit.decoding import DecodeConfig, decode
 from maskgit.decoding.masking import mvtm_masks
@@ -42,7 +42,7 @@ class Validation:
     def __init__(
         self,
         config: TransformerTraining,
-        architecture: TransformerConfig,
+        architecture: TransformerConfig | HaltonConfig,
         held_out: TokenShard,
         tokenizer: VQGAN,
         engine: Engine,

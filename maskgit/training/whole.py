@@ -222,8 +222,8 @@ def _train_transformer(config: ModelTraining, plan: Plan) -> dict[str, float]:
 
 def _transformer_pace(stage: TransformerTraining) -> Pace:
     engine = Engine(stage)
+    assert stage.tokenizer is not None and stage.tokens is not None
     tokenizer = tokenizer_at(stage.tokenizer, None).to(engine.device)
-    assert stage.tokens is not None
     tokens = open_tokens(stage.tokens, tokenizer, stage.seed, stage.hole_share)
     architecture = make_architecture(stage, tokenizer.config)
     return measure_pace(TransformerTask(stage, architecture, tokenizer, engine, tokens), stage, engine)

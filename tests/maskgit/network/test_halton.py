@@ -79,6 +79,24 @@ def test_dropout_is_for_training(model: HaltonTransformer) -> None:
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
 
+def test_activations_that_are_computed_anew(model: HaltonTransformer) -> None:
+    """Less is kept, with the same dropout and gradients."""
+    tokens, labels = torch.randint(17, (2, 16)), torch.tensor([1, 3])
+    kept, found = [0, 0], []
+
+    def pack(x: Tensor) -> Tensor:
+        kept[model.checkpoint_blocks] += x.numel()
+        return x
+
+    for model.train().checkpoint_blocks in (False, True):
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = model(tokens, labels).square().mean()
+        found.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert kept[1] < 0.5 * kept[0]
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_queries_and_keys_are_normalized_and_values_are_not(dtype: torch.dtype) -> None:
     """By PyTorch's RMSNorm in float64, of which rounding takes away no more than from PyTorch's in that precision."""

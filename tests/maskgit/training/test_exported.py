@@ -170,7 +170,7 @@ def autocast_on_a_gpu() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
-@pytest.mark.parametrize("name", ["lab", "maskgit-256"])
+@pytest.mark.parametrize("name", ["lab", "maskgit-256", "halton"])
 @pytest.mark.parametrize("changes", [{}, {"loss_on": "all", "mask_per": "batch"}, {"mask_count": "bernoulli"}], ids=str)
 def test_a_step_stays_on_a_gpu(name: str, changes: Any, kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks, loss, clipping, update, average, counts: all that a CUDA graph holds."""

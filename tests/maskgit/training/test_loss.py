@@ -46,7 +46,9 @@ class OnLogits(TransformerTask):
         return figures | {"loss": torch.tensor(loss / counted), "accuracy": torch.tensor(hits / masked)}
 
 
-def a_step(kind: type[TransformerTask], tokenizer: VQGAN, architecture: TransformerConfig, **changes: Any) -> Any:
+def a_step(
+    kind: type[TransformerTask], tokenizer: VQGAN, architecture: TransformerConfig | HaltonConfig, **changes: Any
+) -> Any:
     """Figures and gradients of a step on random tokens of random classes."""
     config = TransformerTraining(batch_size=IMAGES, clip=0.0, class_dropout=0.5, seed=3, **changes)
     engine = Engine(config)
@@ -104,6 +106,23 @@ def test_as_on_logits(
     assert 0 < expected["accuracy"] < 1
     for ours, theirs in zip(gradients, their_gradients, strict=True):
         assert (ours - theirs).norm() <= rounding * theirs.norm()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"label_smoothing": 0.1, "accumulate": 2}, {"loss_on": "all"}, {"activation_checkpointing": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("registers", [0, 2])
+def test_a_step_of_the_halton_transformer(changes: dict[str, Any], registers: int, tiny_tokenizer: VQGAN) -> None:
+    sizes: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "dropout": 0.0, "attention_dropout": 0.0}
+    architecture = HaltonConfig(CODES, N, num_classes=CLASSES, registers=registers, **sizes)
+    options = changes | {"device": "cpu", "precision": "float32"}
+    figures, gradients = a_step(TransformerTask, tiny_tokenizer, architecture, **options)
+    expected, their_gradients = a_step(OnLogits, tiny_tokenizer, architecture, **options)
+    assert figures["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert figures["accuracy"] == expected["accuracy"]
+    torch.testing.assert_close(gradients, their_gradients, rtol=1e-4, atol=1e-5)
 
 
 def test_of_the_halton_transformer() -> None:

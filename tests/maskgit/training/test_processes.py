@@ -14,7 +14,9 @@ import pytest
 import torch
 from tiny_train import as_words, assert_same_run, curve, finish, last_state, start
 
-from maskgit.network.folder import load_model
+from maskgit.config import HaltonConfig
+from maskgit.network.folder import Model, load_model, load_tokenizer, save_model
+from maskgit.network.halton import HaltonTransformer
 from maskgit.training.checkpoint import list_checkpoints
 
 STEPS = 50
@@ -67,6 +69,24 @@ def test_two_processes_train_the_transformer_as_one(options: Any, tmp_path: Path
         )
         torch.testing.assert_close(last_state(two)[0], last_state(one)[0], rtol=0, atol=2e-3)
         load_model(two / "model")
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_another_model_as_one(options: Any, tmp_path: Path) -> None:
+    """A Halton transformer, with new classes, copied and divided."""
+    sizes: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 2, "mlp_dim": 32, "dropout": 0.0, "attention_dropout": 0.0}
+    transformer = HaltonTransformer(HaltonConfig(16, 16, num_classes=3, registers=0, **sizes))
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            parameter.normal_(0.0, 0.1)
+    settings = {name: value for name, value in options["transformer"].items() if name != "model"}
+    save_model(tmp_path / "start", Model(load_tokenizer(settings.pop("tokenizer")), transformer))
+    settings |= {"init": tmp_path / "start", "steps": STEPS // 2}
+    one = train("transformer", settings, tmp_path / "one")
+    for name, divides in (("copied", {}), ("divided", {"fsdp": True})):
+        two = train("transformer", settings, tmp_path / name, 2, **divides)
+        assert largest_difference(two, one) < 1e-4
+        assert load_model(two / "model").class_names == ["above", "below"]
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ import pytest
 import torch
 from tiny_train import as_words, curve, make_pictures
 
-from maskgit.config import preset
-from maskgit.network.transformer import Transformer
+from maskgit.config import HaltonConfig, preset
+from maskgit.network.folder import make_transformer
 from maskgit.tokenizer import VQGAN
 from maskgit.training import loop
 from maskgit.training.cli import main
@@ -70,14 +70,14 @@ def test_peaks(name: str, precision: str, peak: float | None, monkeypatch: pytes
 
 def test_operations_are_counted(tiny_tokenizer: VQGAN) -> None:
     """Against PyTorch's counter, which sees what is really multiplied."""
-    architecture = preset("embedded").transformer
-    with torch.device("meta"), tracking_counter() as counter:
-        model = Transformer(architecture)
-        labels = torch.zeros(1, dtype=torch.int64) if architecture.num_classes else None
-        model(torch.zeros(1, architecture.num_tokens, dtype=torch.int64), labels)
-    ours = TransformerTask.flops_per_image(SimpleNamespace(model=model))  # type: ignore[arg-type]
-    # The class token is one more that goes through the blocks.
-    assert ours == pytest.approx(3 * counter.get_total_flops(), rel=0.02)
+    for architecture in (preset("embedded").transformer, HaltonConfig(num_tokens=256, dim=512, depth=2)):
+        with torch.device("meta"), tracking_counter() as counter:
+            model = make_transformer(architecture)
+            labels = torch.zeros(1, dtype=torch.int64) if architecture.num_classes else None
+            model(torch.zeros(1, architecture.num_tokens, dtype=torch.int64), labels)
+        ours = TransformerTask.flops_per_image(SimpleNamespace(model=model))  # type: ignore[arg-type]
+        # The class token, or the register, is one more that goes through the blocks.
+        assert ours == pytest.approx(3 * counter.get_total_flops(), rel=0.02)
     images = torch.zeros(2, 3, 16, 16)
     with tracking_counter() as counter:
         tiny_tokenizer.decode_latents(tiny_tokenizer.latents(images))
