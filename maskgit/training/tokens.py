@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from maskgit.network.folder import load_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import list_checkpoints
 from maskgit.training.engine import Engine, pick_device
-from maskgit.training.samples import load_splits
+from maskgit.training.samples import at_size, load_splits
 from maskgit.training.settings import TokensConfig, TrainingError, TransformerTraining
 
 TRAIN, VAL = "train", "val"
@@ -48,13 +47,9 @@ class TrainingTokens(NamedTuple):
 
 
 def tokenizer_at(folder: Path, image_size: int | None) -> VQGAN:
-    """The tokenizer of a model folder, for pictures of another size if one is given: it is convolutional.
-
-    Raises ModelError, and ConfigError: a size that its patches don't divide.
-    """
+    """The tokenizer of a model folder, for pictures of another size if one is given. Raises ModelError, ConfigError."""
     tokenizer = load_tokenizer(folder)
-    if image_size is not None:
-        tokenizer.config = dataclasses.replace(tokenizer.config, image_size=image_size)
+    tokenizer.config = at_size(tokenizer.config, image_size)
     return tokenizer
 
 
