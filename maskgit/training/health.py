@@ -22,13 +22,15 @@ from maskgit.training.settings import LoopConfig, TokenizerTraining, TrainingErr
 MOST_EPOCHS = 1000
 """Sources train for 300 epochs of ImageNet at most, small sets stand several hundred with augmentation. Beyond that a
 network of millions of weights knows the images by heart."""
+LENGTH = "--steps, or --minutes of `train.py model`"
 
 
 def length_warnings(images: int, config: LoopConfig) -> list[str]:
     """What makes no sense about the length of a run over so many training images."""
     batch, steps = config.batch_size, config.steps
     epochs, one = steps * batch / images, math.ceil(images / batch)
-    run = f"{steps:,} steps of {batch} images are {epochs:,.2g} epochs of the {images:,} training images"
+    shown = f"{epochs:,.0f}" if epochs > 1 else f"{epochs:.2g}"
+    run = f"{steps:,} steps of {batch} images are {shown} epochs of the {images:,} training images"
     found = []
     if batch > images:
         found.append(
@@ -36,10 +38,10 @@ def length_warnings(images: int, config: LoopConfig) -> list[str]:
             f"lower --batch-size to {images} or less"
         )
     if epochs < 1:
-        found.append(f"{run}, so that some are never seen: --steps {one} would show each once")
+        found.append(f"{run}, so that some are never seen: {one:,} would show each once ({LENGTH})")
     elif epochs > MOST_EPOCHS:
         found.append(
-            f"{run}, which it will know by heart: add images, or lower --steps ({100 * one} are about 100 epochs)"
+            f"{run}, which it will know by heart: add images, or take fewer, {100 * one:,} for 100 epochs ({LENGTH})"
         )
     return found
 
@@ -134,8 +136,8 @@ class Checked(NamedTuple):
     """Mean of the training loss since the validation before."""
 
 
-RISEN = 1.02
-"""Of the best validation: single ones are noisy by a percent or so."""
+RISEN, FALLEN = 1.05, 0.98
+"""Of the best validation, and of the training loss before it: single ones are noisy by a percent or so."""
 RISING = 3
 """Validations in a row behind the best one."""
 
@@ -146,7 +148,7 @@ def overfitting(checks: Sequence[Checked], name: str, advice: str) -> str | None
     after = [check for check in checks if check.step > best.step]
     if len(after) < RISING or any(check.validated <= RISEN * best.validated for check in after[-RISING:]):
         return None
-    if not after[-1].trained < best.trained / RISEN:
+    if not after[-1].trained < FALLEN * best.trained:
         return None
     return (
         f"overfitting: {name} of the held-out images has risen from {best.validated:.4g} at step {best.step} to "

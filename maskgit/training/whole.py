@@ -182,14 +182,12 @@ def train_model(config: ModelTraining) -> dict[str, float]:
 
 def _train_tokenizer(config: ModelTraining, plan: Plan) -> None:
     if "tokenizer" not in plan.stages:
-        seconds = 60 * config.minutes * config.tokenizer_share
-        compiler = shutil.which(os.environ.get("CXX", "g++"))  # as TorchInductor chooses it
-        pays = pick_device(config.device).type == "cpu" and compiler is not None and seconds >= COMPILED_FROM
         _say("timing steps of the tokenizer")
-        stage = dataclasses.replace(TOKENIZER, compile=pays, **_choices(config, "tokenizer"))
+        stage = tokenizer_settings(config)
         engine = Engine(stage)
         pace = measure_pace(TokenizerTask(stage, tokenizer_architecture(stage), engine), stage, engine)
-        plan.stages["tokenizer"] = PlannedStage(fit_to_time(stage, pace, seconds - plan.spent), pace)
+        seconds = 60 * config.minutes * config.tokenizer_share - plan.spent
+        plan.stages["tokenizer"] = PlannedStage(fit_to_time(stage, pace, seconds), pace)
     if not (config.output / "tokenizer" / "model" / CONFIG_FILE).exists():
         train_tokenizer(_begin(config, plan, "stage 1 of 3, tokenizer", TokenizerTraining))
 
@@ -199,23 +197,13 @@ def _make_tokens(config: ModelTraining, plan: Plan) -> None:
     if "transformer" in plan.stages:
         return
     _say("stage 2 of 3, tokens: of all images, by a process for each core")
-    settings = TokensConfig(
-        output=config.output / "tokens",
-        tokenizer=config.output / "tokenizer" / "model",
-        data=config.data,
-        val_fraction=config.val_fraction,
-        views=TRANSFORMER.views,
-        holes=TRANSFORMER.holes,
-        seed=config.seed,
-        device=config.device,
-    )
-    write_tokens(settings)
+    write_tokens(tokens_settings(config))
 
 
 def _train_transformer(config: ModelTraining, plan: Plan) -> dict[str, float]:
     if "transformer" not in plan.stages:
         _say("timing steps of the transformer")
-        stage = dataclasses.replace(TRANSFORMER, **_choices(config, "transformer"))
+        stage = transformer_settings(config)
         pace = _transformer_pace(stage)
         plan.stages["transformer"] = PlannedStage(fit_to_time(stage, pace, 60 * config.minutes - plan.spent), pace)
     return train_transformer(_begin(config, plan, "stage 3 of 3, transformer", TransformerTraining))
@@ -228,6 +216,33 @@ def _transformer_pace(stage: TransformerTraining) -> Pace:
     tokens = open_tokens(stage.tokens, tokenizer, stage.seed, stage.hole_share)
     architecture = make_architecture(stage, tokenizer.config)
     return measure_pace(TransformerTask(stage, architecture, tokenizer, engine, tokens), stage, engine)
+
+
+def tokenizer_settings(config: ModelTraining) -> TokenizerTraining:
+    """Of stage 1, but for its steps."""
+    seconds = 60 * config.minutes * config.tokenizer_share
+    compiler = shutil.which(os.environ.get("CXX", "g++"))  # as TorchInductor chooses it
+    pays = pick_device(config.device).type == "cpu" and compiler is not None and seconds >= COMPILED_FROM
+    return dataclasses.replace(TOKENIZER, compile=pays, **_choices(config, "tokenizer"))
+
+
+def tokens_settings(config: ModelTraining) -> TokensConfig:
+    """Of what is between the stages."""
+    return TokensConfig(
+        output=config.output / "tokens",
+        tokenizer=config.output / "tokenizer" / "model",
+        data=config.data,
+        val_fraction=config.val_fraction,
+        views=TRANSFORMER.views,
+        holes=TRANSFORMER.holes,
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def transformer_settings(config: ModelTraining) -> TransformerTraining:
+    """Of stage 2, but for its steps."""
+    return dataclasses.replace(TRANSFORMER, **_choices(config, "transformer"))
 
 
 def _choices(config: ModelTraining, name: str) -> dict[str, Any]:
