@@ -87,7 +87,7 @@ def one_colour(pictures: Tensor, originals: Tensor) -> str | None:
         return None
     return (
         f"the reconstructions are of one colour each: they have {ours / theirs:.1%} of the originals' contrast; "
-        "--lr may be too low or too high"
+        "--pixel-loss l2 or another --lr may help"
     )
 
 
