@@ -143,7 +143,11 @@ class TokenizerConfig:
         if down != up:
             raise ConfigError(f"the encoder halves the resolution {down} times but the decoder doubles it {up} times")
         if self.image_size % self.patch:
-            raise ConfigError(f"image_size {self.image_size} is not a multiple of the patch size {self.patch}")
+            below = self.image_size // self.patch * self.patch
+            nearest = " or ".join(str(size) for size in (below, below + self.patch) if size)
+            raise ConfigError(
+                f"image_size {self.image_size} is not a multiple of the patch size {self.patch}: take {nearest}"
+            )
 
     @property
     def patch(self) -> int:

@@ -24,7 +24,6 @@ from maskgit.training.recipes import RECIPES
 from maskgit.training.run_file import read_run
 from maskgit.training.settings import (
     COMMANDS,
-    STAGES,
     ModelTraining,
     SpeedrunTraining,
     TokenizerTraining,
@@ -44,11 +43,18 @@ HELP = """Train a MaskGIT: first the tokenizer, then the transformer; or, in a g
 
 
 @dataclass(frozen=True)
-class AnyStage:
-    """Options that go with both stages, anywhere on the line, and are read first: defaults of others depend on them."""
+class AnyCommand:
+    """Options of every command, anywhere on the line, that are read first: defaults of others depend on them."""
 
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Check the data, say how large model, memory and run will be, and write nothing."""
+    """Check the data, say how large model, memory and run will be, from a few steps that are timed (about a minute),
+    and write nothing."""
+
+
+@dataclass(frozen=True)
+class AnyStage(AnyCommand):
+    """And those of the two stages."""
+
     config: Path | None = None
     """Start from the settings in a run's run.json (or its folder); options override them."""
 
@@ -64,11 +70,19 @@ class TransformerStage(AnyStage):
 
 
 @dataclass(frozen=True)
+class ModelCommand:
+    """All of it in a given time: tokenizer, tokens, transformer, and the model folder that comes of them."""
+
+    settings: Annotated[ModelTraining, tyro.conf.arg(name="")] = ModelTraining()
+    common: Annotated[AnyCommand, tyro.conf.arg(name="")] = AnyCommand()
+
+
+@dataclass(frozen=True)
 class TokenizerCommand:
     """Stage 1: train the VQGAN."""
 
     settings: Annotated[TokenizerTraining, tyro.conf.arg(name="")] = TokenizerTraining()
-    stage: Annotated[AnyStage, tyro.conf.arg(name="")] = AnyStage()
+    common: Annotated[AnyStage, tyro.conf.arg(name="")] = AnyStage()
 
 
 @dataclass(frozen=True)
@@ -76,11 +90,24 @@ class TransformerCommand:
     """Stage 2: train the transformer."""
 
     settings: Annotated[TransformerTraining, tyro.conf.arg(name="")] = TransformerTraining()
-    stage: Annotated[TransformerStage, tyro.conf.arg(name="")] = TransformerStage()
+    common: Annotated[TransformerStage, tyro.conf.arg(name="")] = TransformerStage()
 
 
-SHOWN: dict[str, Any] = {"tokenizer": TokenizerCommand, "transformer": TransformerCommand}
-"""What `--help` shows of each stage: its settings, and the options that have been read before."""
+@dataclass(frozen=True)
+class TokensCommand:
+    """Before stage 2, for large data sets: tokenize them, with many processes."""
+
+    settings: Annotated[TokensConfig, tyro.conf.arg(name="")] = TokensConfig()
+    common: Annotated[AnyCommand, tyro.conf.arg(name="")] = AnyCommand()
+
+
+SHOWN: dict[str, Any] = {
+    "model": ModelCommand,
+    "tokenizer": TokenizerCommand,
+    "transformer": TransformerCommand,
+    "tokens": TokensCommand,
+}
+"""What `--help` shows of each command: its settings, and the options that have been read before."""
 
 # ImportError: a package that an option needs. OSError: a folder that can't be written, a full disk.
 KNOWN_ERRORS = (ConfigError, DataError, ImageError, ModelError, TrainingError, ImportError, OSError)
@@ -92,7 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config, dry = _read(sys.argv[1:] if arguments is None else arguments)
         if dry or isinstance(config, TokensConfig):
-            print(printable_lines("\n".join(dry_run(config) if dry else write_tokens(config))))
+            for line in dry_run(config) if dry else write_tokens(config):
+                print(printable_lines(line), flush=True)
             return 0
         if isinstance(config, ModelTraining):
             figures = train_model(config)
@@ -143,12 +171,12 @@ def _read(words: Sequence[str]) -> tuple[Any, bool]:
             raise TrainingError(f"--config {common.config}: holds the settings of `{stage}`, not of `{command}`")
         rest = rest if command else [stage, *rest]
         start[stage] = start_config
-    if common.dry_run and command is not None and command not in STAGES:
-        raise TrainingError(f"--dry-run: is for {' and '.join(STAGES)}, not for `{command}`")
+    if common.dry_run and command is not None and command not in SHOWN:
+        raise TrainingError(f"--dry-run: is for {', '.join(SHOWN)}, not for `{command}`")
     shown = {name: SHOWN[name](settings) if name in SHOWN else settings for name, settings in start.items()}
     kinds = [Annotated[type(given), tyro.conf.subcommand(name, default=given)] for name, given in shown.items()]
     kind: Any = functools.reduce(operator.or_, kinds)
     conf = (tyro.conf.OmitSubcommandPrefixes,)
     with help_for_as_long_as_read(), registry():
         chosen: Any = tyro.cli(kind, args=rest, prog="train.py", description=whole_lines(HELP), config=conf)
-    return chosen.settings if isinstance(chosen, TokenizerCommand | TransformerCommand) else chosen, common.dry_run
+    return getattr(chosen, "settings", chosen), common.dry_run

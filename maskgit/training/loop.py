@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
+import functools
 import json
 import math
 import signal
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,11 @@ from maskgit.data.arrays import json_bytes
 from maskgit.files import write_atomically
 from maskgit.training import checkpoint
 from maskgit.training.engine import Engine, Figures
+from maskgit.training.going_on import Saved, newest, say_longer
 from maskgit.training.graphs import StepGraph
+from maskgit.training.health import Checked, length_warnings, out_of_memory_said, overfitting
 from maskgit.training.optimizer import AveragedWeights, growing_decay, learning_rate, set_rate
-from maskgit.training.run_file import FILE, changed_settings, describe_run, revision_of, run_settings
+from maskgit.training.run_file import FILE, describe_run, revision_of, run_settings
 from maskgit.training.samples import SampleOrder
 from maskgit.training.settings import LoopConfig, TrainingError
 from maskgit.training.signals import Stopped, StopSignals, leave_signals_to_parent
@@ -55,6 +58,12 @@ class StageTask(abc.ABC):
     """Whether steps are to be CUDA graphs; their batches are TokenSamples then."""
     judged_by: str
     """The figure of `validate` whose least value makes the best checkpoint."""
+    learned_by: str = "loss"
+    """The figure of `training_step` that falls while the run learns."""
+    against_overfitting: str
+    """Advice."""
+    picture: str
+    """The file of the run's folder in which `validate` and `show` put pictures."""
 
     @abc.abstractmethod
     def modules(self) -> dict[str, nn.Module]:
@@ -81,6 +90,10 @@ class StageTask(abc.ABC):
         """Figures of `model` (the averaged one if there is one) on the validation set; shows pictures, warns too."""
 
     @abc.abstractmethod
+    def show(self, model: nn.Module, tracker: Tracker, step: int, most: int) -> None:
+        """Show pictures of at most so many images, as `validate` does, in the time of a few steps of as many images."""
+
+    @abc.abstractmethod
     def export(self, model: nn.Module, folder: Path, figures: dict[str, float]) -> None:
         """Write the trained model to `folder`/model, where a user picks it up."""
 
@@ -103,6 +116,8 @@ class _Run:
     watch: Watch | None = None
     best: dict[str, float] | None = None
     """Step and value of the best validation so far."""
+    checked: list[Checked] = dataclasses.field(default_factory=list)
+    """The validations since this start."""
 
     @property
     def checkpoints(self) -> Path:
@@ -149,23 +164,28 @@ def train(
         except RuntimeError as error:
             raise TrainingError(f"--kernels {config.kernels}: {error}") from error
         use(config.kernels)
-    saved = _newest(config)
-    if engine.is_main and saved is None:
+    saved = newest(config)
+    begins = engine.is_main and (saved is None or saved.state["settings"]["steps"] < config.steps)
+    if begins and saved is None:
         write_atomically({config.output / FILE: json_bytes(describe_run(config))})
-    run = _start(make_task(), config, engine, watch)
-    first_step = 0 if saved is None else saved.step
-    if saved is not None:
-        _restore(saved, run)
-        if engine.is_main and saved.state["settings"]["steps"] < config.steps:
-            write_atomically({config.output / FILE: json_bytes(describe_run(config))})
-            _say_longer(saved, config)
-    del saved  # it is as large as the model and its optimizer
-    started = time.monotonic()
-    try:
-        steps, figures = _train(run, first_step)
-    except Stopped:
-        engine.close()
-        raise
+    with out_of_memory_said(config, engine.device, engine.processes):
+        run = _start(make_task(), config, engine, watch)
+        first_step = 0 if saved is None else saved.step
+        if saved is not None:
+            _restore(saved, run)
+            if begins:
+                write_atomically({config.output / FILE: json_bytes(describe_run(config))})
+                say_longer(saved, config)
+        if begins:
+            for text in length_warnings(len(run.task.dataset), config):
+                print(f"warning: {text}", flush=True)
+        del saved  # it is as large as the model and its optimizer
+        started = time.monotonic()
+        try:
+            steps, figures = _train(run, first_step)
+        except Stopped:
+            engine.close()
+            raise
     model = run.trained_model()
     if engine.is_main:
         if not figures:  # resumed after its last step
@@ -201,7 +221,8 @@ def _train(run: _Run, first_step: int) -> tuple[int, dict[str, float]]:
     make_step = StepGraph(run.step, engine.device, config.output) if task.graphs else run.step
     speed = Speed(config.batch_size, task.tokens_per_image, task.flops_per_image(), peak, engine.device)
     figures: dict[str, float] = {}
-    done, seconds, ends = first_step, 0.0, False
+    losses: list[float] = []  # since the last validation
+    done, seconds, ends, told = first_step, 0.0, False, False
     with (
         Tracker(config, first_step, write=engine.is_main) as tracker,
         tqdm(
@@ -223,27 +244,37 @@ def _train(run: _Run, first_step: int) -> tuple[int, dict[str, float]]:
                 done % every == 0 or done == config.steps
                 for every in (config.log_every, config.validate_every, config.save_every)
             )
+            looks = shows_early(done, config)
             # Reading waits for a GPU, so there it is done now and then; but nothing is saved without a look.
             if logs or saves or stop or engine.device.type == "cpu":
                 skipped = engine.check_skipped(step)
             if logs or step == first_step:  # which the bar shows at once
                 values = {name: float(value) for name, value in logged.items()}
                 if logs:
+                    losses.append(values[task.learned_by])
                     values |= speed.figures(done) | {"lr": rate, "skipped_steps": skipped}
                     tracker.add_scalars("train", values, step)
                 shown = {name: f"{values[name]:.4g}" for name in ON_THE_BAR if name in values}
                 progress.set_postfix(shown, refresh=False)
-            if validates:
+            if validates or looks:
                 float(logged["loss"])  # which waits for a GPU to have trained so far
                 seconds += time.monotonic() - started
-                figures = _validate(run, tracker, done)
+            if validates:
+                figures = _validate(run, tracker, done, losses)
+                losses.clear()
                 if engine.is_main:
                     progress.write(f"step {done}: " + ", ".join(f"{name} {x:.4g}" for name, x in figures.items()))
                     ends = run.watch is not None and run.watch(done, seconds, figures)
                 ends = engine.highest(ends) > 0
+            elif looks:
+                part = config.batch_size // engine.processes // config.accumulate
+                _look(run, functools.partial(task.show, tracker=tracker, step=done, most=part))
+            if (validates or looks) and engine.is_main and not told:
+                told = True
+                progress.write(f"step {done}: pictures of what it can do so far: {config.output / task.picture}")
             if saves or stop or ends or (run.best is not None and run.best["step"] == done):
                 _save(run, done)
-            if validates:
+            if validates or looks:
                 speed.restart(done)
                 started = time.monotonic()
             if ends:
@@ -257,18 +288,38 @@ def _train(run: _Run, first_step: int) -> tuple[int, dict[str, float]]:
     return done, figures
 
 
-def _validate(run: _Run, tracker: Tracker, step: int) -> dict[str, float]:
-    """Figures of the model so far, in the main process; the others wait."""
-    model = run.trained_model().eval()
-    figures: dict[str, float] = {}
+def shows_early(step: int, config: LoopConfig) -> bool:
+    """Whether to show pictures before the first validation: after 10, 30, 100, 300, ... steps.
+
+    At these distances, what they take stays a small share of the time, however long it is until that validation.
+    """
+    power = 10 ** (len(str(step)) - 1)
+    return 10 <= step < min(config.validate_every, config.steps) and step in (power, 3 * power)
+
+
+def _look(run: _Run, work: Callable[[nn.Module], Any]) -> Any:
+    """What `work` makes of the model so far, in the main process; the others wait, for None."""
+    model, seen = run.trained_model().eval(), None
     if run.engine.is_main:
-        # Fixed noise: two validations differ only by the weights, also those of runs with other seeds.
+        # Fixed noise: two looks differ only by the weights, also those of runs with other seeds.
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
-            figures = run.task.validate(model, tracker, step)
+            seen = work(model)
+    run.engine.wait()
+    return seen
+
+
+def _validate(run: _Run, tracker: Tracker, step: int, losses: list[float]) -> dict[str, float]:
+    """Figures of the model so far, in the main process. `losses`: those logged since the last validation."""
+    task = run.task
+    figures: dict[str, float] = _look(run, lambda model: task.validate(model, tracker, step)) or {}
+    if run.engine.is_main:
         tracker.add_scalars("validation", figures, step)
         write_atomically({run.config.output / "validation.json": json_bytes({"step": step, **figures})})
-    run.engine.wait()
+        if losses:
+            run.checked.append(Checked(step, figures[task.judged_by], sum(losses) / len(losses)))
+            advice = task.against_overfitting
+            tracker.warn({"overfitting": overfitting(run.checked, task.judged_by, advice)})
     score = -run.engine.highest(-figures.get(run.task.judged_by, math.inf))  # only the main process has one
     if score < (math.inf if run.best is None else run.best["value"]):
         run.best = {"step": step, "value": score}
@@ -298,58 +349,7 @@ def _save(run: _Run, step: int) -> None:
     run.engine.wait()
 
 
-class _Saved(NamedTuple):
-    """A checkpoint that has been read."""
-
-    step: int
-    path: Path
-    weights: dict[str, Tensor]
-    state: dict[str, Any]
-
-
-def _newest(config: LoopConfig) -> _Saved | None:
-    """Read the newest checkpoint of this run; None for a fresh start."""
-    _keep_apart(config)
-    config.output.mkdir(parents=True, exist_ok=True)
-    found = checkpoint.list_checkpoints(config.output / "checkpoints")
-    if not found:
-        return None
-    if not config.resume:
-        raise TrainingError(
-            f"{config.output} already holds a run: go on with --resume (and more --steps, if it is through), or choose "
-            "another --output"
-        )
-    step, path = found[-1]
-    weights, state = checkpoint.load_checkpoint(path)
-    if changed := changed_settings(state["settings"], config, Path(state.get("folder", ""))):
-        raise TrainingError(
-            f"{path}: this run was started with other settings: {', '.join(changed)}; go on with its own (--config "
-            f"{config.output} --output {config.output} --resume, and more --steps if you like), or choose another "
-            "--output"
-        )
-    return _Saved(step, path, weights, state)
-
-
-def _keep_apart(config: LoopConfig) -> None:
-    """Raise a TrainingError if the pictures of the run would be among the images that it trains on."""
-    data, output = getattr(config, "data", "avatars"), config.output.resolve()
-    if data != "avatars" and Path(data).is_dir() and Path(data).resolve() in (output, *output.parents):
-        raise TrainingError(
-            f"--output {config.output}: lies in --data {data}, where its pictures would be taken for images; "
-            "choose another --output"
-        )
-
-
-def _say_longer(saved: _Saved, config: LoopConfig) -> None:
-    """Say what more steps than at the start do to the learning rate."""
-    before = dataclasses.replace(config, steps=saved.state["settings"]["steps"])
-    print(
-        f"from step {saved.step} to {config.steps} instead of {before.steps}: the learning rate goes on at "
-        f"{learning_rate(config, saved.step):.3g}, where it was to be {learning_rate(before, saved.step):.3g}"
-    )
-
-
-def _restore(saved: _Saved, run: _Run) -> None:
+def _restore(saved: Saved, run: _Run) -> None:
     try:
         checkpoint.load_module_states(run.modules(), saved.weights)
         for optimizer, state in zip(run.task.optimizers, saved.state["optimizers"], strict=True):

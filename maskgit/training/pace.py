@@ -1,4 +1,8 @@
-"""How long a training step takes on this machine, and a validation: what a run in a given time is planned from."""
+"""How long a training step takes on this machine: what a run in a given time is planned from, and a dry run says.
+
+`measure_pace` times a run's own steps, with the reading of its images, and a validation. `measure_cost` is content with
+a few steps of a few images, so that it ends in a minute however large the network is, and counts memory too.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,14 @@ import dataclasses
 import io
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
 
 from maskgit.training.engine import Engine
 from maskgit.training.loop import StageTask
@@ -85,3 +90,93 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+# --- a few steps ------------------------------------------------------------------------------------------------------
+
+BUDGET = 40.0
+"""Seconds that all of them may take; the first step, of one image, takes what it takes."""
+TIMED_STEPS = 3  # at most
+
+
+class Cost(NamedTuple):
+    """Of a training step, as far as there was time to look."""
+
+    seconds: float
+    """Of an image."""
+    activations: int
+    """Bytes that a step keeps between forward and backward pass."""
+    images: int
+    """Of each step that the seconds are of."""
+    steps: int
+    """How many these were."""
+    peak: int | None
+    """Most bytes that were held on the GPU; None on a CPU."""
+
+
+def measure_cost(task: StageTask, engine: Engine, samples: Sequence[Any], together: int, step: int) -> Cost:
+    """Do step number `step` a few times, of one image first, then of as many as there is time for, in one process.
+
+    Args:
+        task: made for one part a step. It is of no use afterwards.
+        samples: of its data set, as many as a step may have.
+        together: images of the step that the activations are those of.
+    """
+    task.prepare()
+    on_gpu = engine.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(engine.device)
+    seconds, of_one = _watched(task, engine, samples[:1], step)
+    left, activations = BUDGET - seconds, of_one * together
+    if seconds <= left:  # the first one also set up what the others find
+        seconds, _ = _watched(task, engine, samples[:1], step)
+        left -= seconds
+    images = max(1, min(len(samples), int(left / seconds / (1 + TIMED_STEPS))))
+    if images > 1:
+        taken, kept = _watched(task, engine, samples[:images], step)
+        left, seconds = left - taken, taken / images
+        # Some of it, such as the weights in lower precision, doesn't grow with the batch.
+        activations = kept + (kept - of_one) * (together - images) // (images - 1)
+    steps = min(TIMED_STEPS, int(left / seconds / images))
+    if steps > 0:
+        started = _now(engine.device)
+        for _ in range(steps):
+            _step(task, engine, samples[:images], step)
+        seconds = (_now(engine.device) - started) / steps / images
+    peak = torch.cuda.max_memory_allocated(engine.device) if on_gpu else None
+    return Cost(seconds, activations, images, max(1, steps), peak)
+
+
+def _step(task: StageTask, engine: Engine, samples: Sequence[Any], step: int) -> None:
+    task.model.train()
+    engine.begin(step)
+    task.training_step(default_collate(list(samples)), step)
+
+
+def _watched(task: StageTask, engine: Engine, samples: Sequence[Any], step: int) -> tuple[float, int]:
+    """Seconds of a step, and the bytes that it keeps between forward and backward pass."""
+    started = _now(engine.device)
+    with kept_activations(*task.modules().values()) as kept:
+        _step(task, engine, samples, step)
+    return _now(engine.device) - started, sum(storage.nbytes() for storage in kept.values())
+
+
+@contextlib.contextmanager
+def kept_activations(*modules: nn.Module) -> Iterator[dict[int, torch.UntypedStorage]]:
+    """What the forward passes within keep for the backward pass, beside the weights, by its place in memory."""
+    weights = {tensor.untyped_storage().data_ptr() for module in modules for tensor in tensors_of(module)}
+    kept: dict[int, torch.UntypedStorage] = {}  # which also keeps its place from being counted for another
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept.setdefault(storage.data_ptr(), storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
+
+
+def tensors_of(thing: nn.Module | Tensor) -> list[Tensor]:
+    """A tensor itself, or the parameters and buffers of a network."""
+    return [thing] if isinstance(thing, Tensor) else [*thing.parameters(), *thing.buffers()]

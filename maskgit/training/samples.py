@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from maskgit.config import ConfigError, TokenizerConfig
 from maskgit.data import ImageDataset, load_dataset
 from maskgit.training.settings import LoopConfig, TokenizerTraining, TokensConfig, TrainingError, TransformerTraining
 
 
-def load_splits(config: TokenizerTraining | TransformerTraining | TokensConfig, size: int) -> list[ImageDataset]:
-    """The images to train on and those held out, in views of `size` pixels. Raises DataError."""
-    return [load_dataset(config.data, size, split, config.val_fraction) for split in ("train", "val")]
+def at_size(tokenizer: TokenizerConfig, image_size: int | None) -> TokenizerConfig:
+    """A tokenizer for pictures of that many pixels a side, if a number is given: it is convolutional.
+
+    Raises ConfigError: a size that its patches don't divide, or beyond its limits.
+    """
+    if image_size is None:
+        return tokenizer
+    try:
+        return dataclasses.replace(tokenizer, image_size=image_size)
+    except ConfigError as error:
+        raise ConfigError(f"--image-size: {error}") from error
+
+
+def load_splits(
+    config: TokenizerTraining | TransformerTraining | TokensConfig, size: int, check: bool = True
+) -> list[ImageDataset]:
+    """The images to train on and those held out, in views of `size` pixels; `check` as in load_dataset. DataError."""
+    return [load_dataset(config.data, size, split, config.val_fraction, check) for split in ("train", "val")]
 
 
 def spread(count: int, most: int) -> np.ndarray:

@@ -143,9 +143,12 @@ class TokenizerTraining(LoopConfig):
     """Folder of the run: checkpoints, TensorBoard log, pictures, and the trained model."""
     decoder_of: Path | None = None
     """Model folder with a trained tokenizer of the same architecture, of which the decoder alone is trained on. The
-    tokens stay what they are, so a transformer that was trained on them still fits."""
+    tokens stay what they are, so a transformer that was trained on them still fits. --image-size may be another."""
     model: str = "embedded"
     """Preset whose tokenizer is trained: embedded, lab, maskgit-256, maskgit-512."""
+    image_size: int | None = None
+    """Side of the pictures in pixels, any multiple of the preset's patch; by default the preset's. Stage 2 takes it
+    from the tokenizer."""
     data: str = "avatars"
     """A folder of images, or `avatars` for the embedded data set."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -167,7 +170,7 @@ class TokenizerTraining(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(self, 1, "validation_images")
+        require_at_least(self, 1, "validation_images", "image_size")
         require_at_least(self, 0, "commitment", "perceptual_weight", "adversarial_weight", "adversarial_start")
 
 
@@ -328,6 +331,8 @@ class ModelTraining:
     is left."""
     model: str = "embedded"
     """Preset that is trained: embedded, lab, maskgit-256, maskgit-512."""
+    image_size: int | None = None
+    """Side of the pictures in pixels, any multiple of the preset's patch; by default the preset's."""
     data: str = TokenizerTraining.data
     """A folder of images, tar archives ('shards/train-{000..009}.tar'), or the name of the embedded data set."""
     val_fraction: float = LoopConfig.val_fraction
@@ -348,7 +353,7 @@ class ModelTraining:
     def __post_init__(self) -> None:
         require(self, lambda value: 0 < value <= 525_600, "above 0, and a year (525600) at most", "minutes")
         require(self, lambda value: 0 < value < 1, "between 0 and 1", "tokenizer_share", "val_fraction")
-        require_at_least(self, 1, "tokenizer_batch_size", "batch_size")
+        require_at_least(self, 1, "tokenizer_batch_size", "batch_size", "image_size")
         require_at_least(self, 0, "seed")
         require_one_of(self, tuple(DECODERS), "decoder")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from maskgit.config import TokenizerConfig, preset
 from maskgit.data import AugmentConfig, ImageDataset
@@ -29,15 +31,16 @@ from maskgit.tokenizer.losses import (
 )
 from maskgit.tokenizer.quantizer import CodebookTracker
 from maskgit.training.engine import Engine, Figures
+from maskgit.training.health import collapsed_codebook, nothing_learned, one_colour, settled
 from maskgit.training.loop import StageTask, train
 from maskgit.training.optimizer import make_optimizer
-from maskgit.training.samples import load_splits, spread
+from maskgit.training.samples import at_size, load_splits, spread
 from maskgit.training.settings import TokenizerTraining, TrainingError
 from maskgit.training.tracking import Tracker
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-COLLAPSED = 0.05  # of the codebook: with fewer codes in use, pictures are poor and tokens say little
+PAIRS = 32  # in the picture of a validation
 
 
 class ViewDataset(Dataset[Tensor]):
@@ -88,15 +91,23 @@ class TokenizerTask(StageTask):
     """Reconstruction, commitment, perceptual and adversarial losses over one VQGAN."""
 
     model: VQGAN
-    judged_by = "l1"
+    judged_by, learned_by = "l1", "pixel"
+    against_overfitting = "take more images, fewer --steps, or --augment.enabled"
+    picture = "reconstructions.png"
 
-    def __init__(self, config: TokenizerTraining, architecture: TokenizerConfig, engine: Engine) -> None:
+    def __init__(
+        self,
+        config: TokenizerTraining,
+        architecture: TokenizerConfig,
+        engine: Engine,
+        data: Sequence[ImageDataset] = (),
+    ) -> None:
+        """`data`: images to train on, and held out; by default, those that the settings name."""
         import_torchmetrics()  # it is needed at the first validation: what is missing is said before
         self.config, self.engine, self.device = config, engine, engine.device
         torch.manual_seed(config.seed)
-        images, held_out = load_splits(config, architecture.image_size)
+        images, self.held_out = data or load_splits(config, architecture.image_size)
         self.dataset = ViewDataset(images, config.augment, config.seed)
-        self.validation = plain_views(held_out, spread(len(held_out), config.validation_images))
         self.model = self._place(VQGAN(architecture))
         if config.decoder_of is not None:
             self.model.load_state_dict(_initial_weights(config.decoder_of, architecture))
@@ -108,6 +119,11 @@ class TokenizerTask(StageTask):
             self.perceptual = self._place(PerceptualLoss(PERCEPTUAL_NETWORKS[config.perceptual]()))
         if config.adversarial_weight:
             self.discriminator = self._place(PatchDiscriminator())
+
+    @functools.cached_property
+    def validation(self) -> Tensor:
+        """Held-out images, uint8 [n, 3, S, S], which only the process that validates reads."""
+        return plain_views(self.held_out, spread(len(self.held_out), self.config.validation_images))
 
     def _place(self, network: ModuleT) -> ModuleT:
         """A network on the device, in the layout that convolutions run fastest in."""
@@ -212,34 +228,56 @@ class TokenizerTask(StageTask):
         images, decoded = (torch.cat(side).float() for side in zip(*pairs, strict=True))
         size = model.config.codebook_size
         used, perplexity = codebook_usage(torch.cat(tokens), size)
-        if min(used, perplexity / size) < COLLAPSED:
-            tqdm.write(
-                f"warning: the codebook has collapsed: {used:.1%} of {size} codes are used, with a perplexity of "
-                f"{perplexity:.1f}; a lower --lr or a smaller --commitment may help"
-            )
-        shown = torch.stack([images[:32], decoded[:32]], dim=1).flatten(0, 1)
-        tracker.add_pictures("reconstructions", shown, step, columns=16, file="reconstructions.png")
+        l1 = float((images - decoded).abs().mean())
+        faults = {"codebook": collapsed_codebook(used, perplexity, size), "learning": None, "colour": None}
+        if settled(step, self.config):
+            guess = float((images - images.mean((0, 2, 3), keepdim=True)).abs().mean())
+            faults["learning"] = nothing_learned(l1, guess, "one colour for all, their mean")
+            faults["colour"] = one_colour(decoded, images)
+        tracker.warn(faults)
+        show_pairs(images, decoded, tracker, step)
         return {
             "psnr": float(psnr(images, decoded).mean()),
             "ssim": float(ssim(images, decoded).mean()),
-            "l1": float((images - decoded).abs().mean()),
+            "l1": l1,
             "codes_used": used,
             "perplexity": perplexity,
         }
+
+    def show(self, model: nn.Module, tracker: Tracker, step: int, most: int) -> None:
+        assert isinstance(model, VQGAN)
+        images = _signed(self.validation[: min(most, PAIRS)], self.device)
+        show_pairs(images, model.decode(model.encode(images)), tracker, step)
 
     def export(self, model: nn.Module, folder: Path, figures: dict[str, float]) -> None:
         assert isinstance(model, VQGAN)
         save_tokenizer(folder / "model", model)
 
 
+def show_pairs(images: Tensor, decoded: Tensor, tracker: Tracker, step: int) -> None:
+    """The first images and what became of them, side by side; float [B, 3, S, S] each."""
+    shown = torch.stack([images[:PAIRS], decoded[:PAIRS]], dim=1).flatten(0, 1)
+    tracker.add_pictures("reconstructions", shown, step, columns=16, file=TokenizerTask.picture)
+
+
 def _initial_weights(folder: Path, architecture: TokenizerConfig) -> dict[str, Tensor]:
     tokenizer = load_tokenizer(folder)
-    if tokenizer.config != architecture:
+    ours, theirs = (dataclasses.replace(config, image_size=config.patch) for config in (architecture, tokenizer.config))
+    if ours != theirs:  # but for the size of the pictures
         raise TrainingError(f"--decoder-of {folder}: its tokenizer is built otherwise than that of --model")
     return tokenizer.state_dict()
 
 
+def tokenizer_architecture(config: TokenizerTraining) -> TokenizerConfig:
+    """The preset's tokenizer for pictures of the size asked for. Raises ConfigError: no such preset, no such size."""
+    return at_size(preset(config.model).tokenizer, config.image_size)
+
+
 def train_tokenizer(config: TokenizerTraining) -> dict[str, float]:
-    """Run stage 1 and return the last validation's figures. Raises TrainingError, DataError, CheckpointError."""
+    """Run stage 1 and return the last validation's figures.
+
+    Raises TrainingError, DataError, ConfigError and CheckpointError.
+    """
+    architecture = tokenizer_architecture(config)
     engine = Engine(config)
-    return train(lambda: TokenizerTask(config, preset(config.model).tokenizer, engine), config, engine)
+    return train(lambda: TokenizerTask(config, architecture, engine), config, engine)

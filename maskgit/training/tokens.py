@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from maskgit.network.folder import load_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import list_checkpoints
 from maskgit.training.engine import Engine, pick_device
-from maskgit.training.samples import load_splits
+from maskgit.training.samples import at_size, load_splits
 from maskgit.training.settings import TokensConfig, TrainingError, TransformerTraining
 
 TRAIN, VAL = "train", "val"
@@ -48,13 +47,9 @@ class TrainingTokens(NamedTuple):
 
 
 def tokenizer_at(folder: Path, image_size: int | None) -> VQGAN:
-    """The tokenizer of a model folder, for pictures of another size if one is given: it is convolutional.
-
-    Raises ModelError, and ConfigError: a size that its patches don't divide.
-    """
+    """The tokenizer of a model folder, for pictures of another size if one is given. Raises ModelError, ConfigError."""
     tokenizer = load_tokenizer(folder)
-    if image_size is not None:
-        tokenizer.config = dataclasses.replace(tokenizer.config, image_size=image_size)
+    tokenizer.config = at_size(tokenizer.config, image_size)
     return tokenizer
 
 
@@ -157,21 +152,10 @@ def write_tokens(config: TokensConfig) -> list[str]:
 
     Raises TrainingError, DataError, ModelError and ConfigError: what is wrong with the settings or the files.
     """
-    _check_output(config)
+    check_output(config)
     tokenizer = tokenizer_at(config.tokenizer, config.image_size)
-    size, device = tokenizer.config.image_size, pick_device(config.device)
-    if config.val_data is None:
-        train, val = load_splits(config, size)
-    else:
-        train, val = (load_dataset(data, size, "all") for data in (config.data, config.val_data))
-    _keep_class_numbers(config.output, train, val)
-    if train.class_names != val.class_names:
-        other = ", ".join(sorted(set(train.class_names) ^ set(val.class_names), key=as_people_count)[:5])
-        raise DataError(
-            f"--val-data {config.val_data}: has {len(val.class_names)} classes, and {config.data} has "
-            f"{len(train.class_names)}; both need the same ones, and only one has {other}"
-        )
-    processes = config.processes or os.cpu_count() or 1
+    train, val = images_to_tokenize(config, tokenizer.config.image_size)
+    device, processes = pick_device(config.device), config.processes or os.cpu_count() or 1
     shards = _tokenize_splits(
         config, config.output, tokenizer, (train, val), device, float(config.holes > 0), processes
     )
@@ -186,7 +170,23 @@ def write_tokens(config: TokensConfig) -> list[str]:
     return [*lines, f"go on with: train.py transformer --tokens {config.output} --tokenizer {config.tokenizer}"]
 
 
-def _check_output(config: TokensConfig) -> None:
+def images_to_tokenize(config: TokensConfig, size: int, check: bool = True) -> list[ImageDataset]:
+    """The images to train on and those held out, as `load_splits`. Raises DataError: also if their classes differ."""
+    if config.val_data is None:
+        train, val = load_splits(config, size, check)
+    else:
+        train, val = (load_dataset(data, size, "all", check=check) for data in (config.data, config.val_data))
+    _keep_class_numbers(config.output, train, val)
+    if train.class_names != val.class_names:
+        other = ", ".join(sorted(set(train.class_names) ^ set(val.class_names), key=as_people_count)[:5])
+        raise DataError(
+            f"--val-data {config.val_data}: has {len(val.class_names)} classes, and {config.data} has "
+            f"{len(train.class_names)}; both need the same ones, and only one has {other}"
+        )
+    return [train, val]
+
+
+def check_output(config: TokensConfig) -> None:
     """Raise a TrainingError if a shard would go into a folder of the input's, or both into one, by whatever path."""
     train, val = (config.output / split for split in (TRAIN, VAL))
     inputs = {"--data": config.data, "--val-data": config.val_data, "--tokenizer": config.tokenizer}

@@ -1,4 +1,4 @@
-"""What a run reports: figures and pictures, to TensorBoard and Weights & Biases, and how fast it goes."""
+"""What a run reports: figures and pictures, to TensorBoard and Weights & Biases, warnings, and how fast it goes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from maskgit.console import first_line
 from maskgit.data.pixels import to_bytes
@@ -106,6 +107,7 @@ class Tracker:
 
     def __init__(self, config: LoopConfig, first_step: int, *, write: bool = True) -> None:
         self.config = config
+        self.warned: set[str] = set()
         self.tensorboard: SummaryWriter | None = None
         self.wandb_run: Any = None
         if not write:
@@ -148,6 +150,15 @@ class Tracker:
             self.tensorboard.close()
         if self.wandb_run is not None:
             self.wandb_run.finish(exit_code=0 if kind is None else 1)
+
+    def warn(self, faults: dict[str, str | None]) -> None:
+        """Say what is wrong, by kind: once, until it is over, which None says."""
+        for kind, text in faults.items():
+            if text is None:
+                self.warned.discard(kind)
+            elif kind not in self.warned:
+                self.warned.add(kind)
+                tqdm.write(f"warning: {text}")
 
     def add_scalars(self, group: str, figures: dict[str, float], step: int) -> None:
         """Log figures at a step, as "group/name"."""

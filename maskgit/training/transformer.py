@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,12 +22,14 @@ from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.engine import Engine, Figures
 from maskgit.training.graphs import check_graphs
+from maskgit.training.health import guess_by_frequency, nothing_learned, settled
 from maskgit.training.loop import StageTask, Watch, train
 from maskgit.training.optimizer import make_optimizer
+from maskgit.training.samples import spread
 from maskgit.training.settings import TransformerTraining
 from maskgit.training.tokens import TRAIN, TrainingTokens, tokenizer_at, training_tokens
 from maskgit.training.tracking import Tracker
-from maskgit.training.validation import Validation
+from maskgit.training.validation import PICTURE, Validation
 from maskgit.training.warm_start import starting_architecture, starting_model
 
 _ROWS_STRIDE = 256  # the numbers of tokens that go through the last block are multiples of it
@@ -36,7 +39,8 @@ class TransformerTask(StageTask):
     """Cross-entropy of the masked tokens."""
 
     model: Transformer | HaltonTransformer
-    judged_by = "loss"
+    judged_by, picture = "loss", PICTURE
+    against_overfitting = "take more images, more --views, more --dropout, or fewer --steps"
     labeled: bool = True
     """Whether a model with classes is told those of the images."""
 
@@ -169,7 +173,18 @@ class TransformerTask(StageTask):
         return engine.share(masked), labels
 
     def validate(self, model: nn.Module, tracker: Tracker, step: int) -> dict[str, float]:
-        return self.validation(model, tracker, step)
+        assert isinstance(model, Transformer | HaltonTransformer)
+        figures = self.validation(model, tracker, step)
+        stalls = None
+        if settled(step, self.config):
+            some = self.dataset.tokens[0, spread(len(self.dataset), 1000)].astype(np.int64)
+            guess = guess_by_frequency(torch.from_numpy(some), self.validation.plain.tokens, model.config.codebook_size)
+            stalls = nothing_learned(figures["token_loss"], guess, "who only knows how frequent each code is")
+        tracker.warn({"learning": stalls})
+        return figures
+
+    def show(self, model: nn.Module, tracker: Tracker, step: int, most: int) -> None:
+        self.validation.show(model, tracker, step, most)
 
     def export(self, model: nn.Module, folder: Path, figures: dict[str, float]) -> None:
         assert isinstance(model, Transformer | HaltonTransformer)

@@ -20,12 +20,14 @@ from maskgit.metrics import frechet_distance
 from maskgit.metrics.features import efficientnet_lite0, pooled_features
 from maskgit.tokenizer import VQGAN
 from maskgit.training.engine import Engine
+from maskgit.training.health import few_codes, settled
 from maskgit.training.samples import spread
 from maskgit.training.settings import TransformerTraining
 from maskgit.training.tracking import Tracker
 
 DISTANCE = "frechet distance (efficientnet-lite0, not FID)"
 BUCKETS = 4  # of the mask ratio, in the figures
+PICTURE, SHOWN = "inpaintings.png", 16  # where fills are shown, and of how many images
 
 
 class Validation:
@@ -56,12 +58,9 @@ class Validation:
 
     def __call__(self, model: nn.Module, tracker: Tracker, step: int) -> dict[str, float]:
         """The figures after a step; the picture goes to the tracker."""
-        config, chosen = self.config, spread(len(self.held_out), self.config.validation_images)
-        tokens = torch.from_numpy(self.held_out.tokens[0, chosen].astype(np.int64))
-        everywhere, classes = torch.ones_like(tokens, dtype=torch.bool), torch.from_numpy(self.held_out.labels[chosen])
-        plain = TokenSample(tokens, tokens, everywhere, classes)
+        config, chosen, plain = self.config, self.chosen, self.plain
         rounds = [self.losses(model, plain) for _ in range(config.validation_rounds)]
-        figures = summarize(torch.cat(rounds), tokens.shape[1])
+        figures = summarize(torch.cat(rounds), plain.tokens.shape[1])
         if self.held_out.holes is not None:
             loss, _, count = self.losses(model, self._with_holes(chosen)).unbind(1)
             figures["loss in holes"] = float((loss / count).mean())
@@ -69,6 +68,22 @@ class Validation:
             figures[DISTANCE] = self.distance(model)
         self._show(model, plain, tracker, step)
         return figures
+
+    def show(self, model: nn.Module, tracker: Tracker, step: int, most: int) -> None:
+        """The picture alone, of at most so many images."""
+        self._show(model, self.plain, tracker, step, most)
+
+    @functools.cached_property
+    def chosen(self) -> np.ndarray:
+        """The numbers of the images that losses are of, int64 [n]."""
+        return spread(len(self.held_out), self.config.validation_images)
+
+    @functools.cached_property
+    def plain(self) -> TokenSample:
+        """Their plain views, in which every token may be masked."""
+        tokens = torch.from_numpy(self.held_out.tokens[0, self.chosen].astype(np.int64))
+        everywhere = torch.ones_like(tokens, dtype=torch.bool)
+        return TokenSample(tokens, tokens, everywhere, torch.from_numpy(self.held_out.labels[self.chosen]))
 
     def losses(self, model: nn.Module, samples: TokenSample) -> Tensor:
         """Of n images with some of their candidates masked, as in training by the run's schedule: float64 [n, 3].
@@ -127,9 +142,9 @@ class Validation:
         for start in range(0, len(samples.tokens), size):
             yield start, TokenSample(*(values[start : start + size].to(self.engine.device) for values in samples))
 
-    def _show(self, model: nn.Module, samples: TokenSample, tracker: Tracker, step: int) -> None:
+    def _show(self, model: nn.Module, samples: TokenSample, tracker: Tracker, step: int, most: int = SHOWN) -> None:
         """The same held-out images at every validation: what is known, what the model fills in, the original."""
-        chosen = torch.from_numpy(spread(len(samples.tokens), 16))
+        chosen = torch.from_numpy(spread(len(samples.tokens), min(SHOWN, most)))
         originals, grid, patch = samples.tokens[chosen], self.tokenizer.config.grid, self.tokenizer.config.patch
         hole = torch.zeros(grid, grid, dtype=torch.bool)
         hole[grid // 4 : grid - grid // 4, grid // 4 : grid - grid // 4] = True
@@ -139,7 +154,14 @@ class Validation:
         covered = hole.repeat_interleave(patch, 0).repeat_interleave(patch, 1).to(filled.device)
         rows = torch.cat([reconstructions.masked_fill(covered, 0.0), fills, reconstructions])
         name = "masked, filled, original"
-        tracker.add_pictures(name, rows, step, columns=len(originals), file="inpaintings.png")
+        tracker.add_pictures(name, rows, step, columns=len(originals), file=PICTURE)
+        tracker.warn(self._faults(filled, originals.to(filled.device), inside.to(filled.device), step))
+
+    def _faults(self, filled: Tensor, originals: Tensor, inside: Tensor, step: int) -> dict[str, str | None]:
+        """Of tokens int64 [n, N], some of them filled in."""
+        if not settled(step, self.config):
+            return {"fills": None}
+        return {"fills": few_codes(filled[inside], originals[inside], self.mask_token_id)}
 
 
 def _predict(model: nn.Module, labels: Tensor | None, held: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from maskgit.training.checkpoint import list_checkpoints
 from maskgit.training.engine import Engine, pick_device
 from maskgit.training.pace import Pace, measure_pace
 from maskgit.training.run_file import changed_values, settings_from_json, settings_to_json
+from maskgit.training.samples import at_size
 from maskgit.training.settings import (
     STAGES,
     LoopConfig,
@@ -39,7 +40,7 @@ from maskgit.training.settings import (
     TrainingError,
     TransformerTraining,
 )
-from maskgit.training.tokenizer import TokenizerTask, train_tokenizer
+from maskgit.training.tokenizer import TokenizerTask, tokenizer_architecture, train_tokenizer
 from maskgit.training.tokens import open_tokens, tokenizer_at, write_tokens
 from maskgit.training.transformer import TransformerTask, make_architecture, train_transformer
 
@@ -165,7 +166,7 @@ def train_model(config: ModelTraining) -> dict[str, float]:
         raise TrainingError(
             "train.py model: start it without torchrun, for one GPU at most, or run the stages one by one"
         )
-    preset(config.model)  # which may be none
+    at_size(preset(config.model).tokenizer, config.image_size)  # there may be no such preset or size
     plan = Plan(config)
     _say(f"{config.minutes:g} minutes in all, {_end(60 * config.minutes - plan.spent)}")
     try:
@@ -181,14 +182,12 @@ def train_model(config: ModelTraining) -> dict[str, float]:
 
 def _train_tokenizer(config: ModelTraining, plan: Plan) -> None:
     if "tokenizer" not in plan.stages:
-        seconds = 60 * config.minutes * config.tokenizer_share
-        compiler = shutil.which(os.environ.get("CXX", "g++"))  # as TorchInductor chooses it
-        pays = pick_device(config.device).type == "cpu" and compiler is not None and seconds >= COMPILED_FROM
         _say("timing steps of the tokenizer")
-        stage = dataclasses.replace(TOKENIZER, compile=pays, **_choices(config, "tokenizer"))
+        stage = tokenizer_settings(config)
         engine = Engine(stage)
-        pace = measure_pace(TokenizerTask(stage, preset(stage.model).tokenizer, engine), stage, engine)
-        plan.stages["tokenizer"] = PlannedStage(fit_to_time(stage, pace, seconds - plan.spent), pace)
+        pace = measure_pace(TokenizerTask(stage, tokenizer_architecture(stage), engine), stage, engine)
+        seconds = 60 * config.minutes * config.tokenizer_share - plan.spent
+        plan.stages["tokenizer"] = PlannedStage(fit_to_time(stage, pace, seconds), pace)
     if not (config.output / "tokenizer" / "model" / CONFIG_FILE).exists():
         train_tokenizer(_begin(config, plan, "stage 1 of 3, tokenizer", TokenizerTraining))
 
@@ -198,23 +197,13 @@ def _make_tokens(config: ModelTraining, plan: Plan) -> None:
     if "transformer" in plan.stages:
         return
     _say("stage 2 of 3, tokens: of all images, by a process for each core")
-    settings = TokensConfig(
-        output=config.output / "tokens",
-        tokenizer=config.output / "tokenizer" / "model",
-        data=config.data,
-        val_fraction=config.val_fraction,
-        views=TRANSFORMER.views,
-        holes=TRANSFORMER.holes,
-        seed=config.seed,
-        device=config.device,
-    )
-    write_tokens(settings)
+    write_tokens(tokens_settings(config))
 
 
 def _train_transformer(config: ModelTraining, plan: Plan) -> dict[str, float]:
     if "transformer" not in plan.stages:
         _say("timing steps of the transformer")
-        stage = dataclasses.replace(TRANSFORMER, **_choices(config, "transformer"))
+        stage = transformer_settings(config)
         pace = _transformer_pace(stage)
         plan.stages["transformer"] = PlannedStage(fit_to_time(stage, pace, 60 * config.minutes - plan.spent), pace)
     return train_transformer(_begin(config, plan, "stage 3 of 3, transformer", TransformerTraining))
@@ -229,17 +218,49 @@ def _transformer_pace(stage: TransformerTraining) -> Pace:
     return measure_pace(TransformerTask(stage, architecture, tokenizer, engine, tokens), stage, engine)
 
 
+def tokenizer_settings(config: ModelTraining) -> TokenizerTraining:
+    """Of stage 1, but for its steps."""
+    seconds = 60 * config.minutes * config.tokenizer_share
+    compiler = shutil.which(os.environ.get("CXX", "g++"))  # as TorchInductor chooses it
+    pays = pick_device(config.device).type == "cpu" and compiler is not None and seconds >= COMPILED_FROM
+    return dataclasses.replace(TOKENIZER, compile=pays, **_choices(config, "tokenizer"))
+
+
+def tokens_settings(config: ModelTraining) -> TokensConfig:
+    """Of what is between the stages."""
+    return TokensConfig(
+        output=config.output / "tokens",
+        tokenizer=config.output / "tokenizer" / "model",
+        data=config.data,
+        val_fraction=config.val_fraction,
+        views=TRANSFORMER.views,
+        holes=TRANSFORMER.holes,
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def transformer_settings(config: ModelTraining) -> TransformerTraining:
+    """Of stage 2, but for its steps."""
+    return dataclasses.replace(TRANSFORMER, **_choices(config, "transformer"))
+
+
 def _choices(config: ModelTraining, name: str) -> dict[str, Any]:
     """What a stage is told of the command's settings, and of the device."""
     on_gpu = pick_device(config.device).type == "cuda"
     chosen = {"tokenizer": config.tokenizer_batch_size, "transformer": config.batch_size}[name]
-    return _places(config, name) | {
-        "model": config.model,
-        "val_fraction": config.val_fraction,
-        "batch_size": chosen or (GPU_BATCHES if on_gpu else CPU_BATCHES)[name],
-        "workers": GPU_WORKERS if on_gpu else 0,
-        "seed": config.seed,
-    }
+    size = {"image_size": config.image_size} if name == "tokenizer" else {}  # from which the transformer has it
+    return (
+        _places(config, name)
+        | size
+        | {
+            "model": config.model,
+            "val_fraction": config.val_fraction,
+            "batch_size": chosen or (GPU_BATCHES if on_gpu else CPU_BATCHES)[name],
+            "workers": GPU_WORKERS if on_gpu else 0,
+            "seed": config.seed,
+        }
+    )
 
 
 def _places(config: ModelTraining, name: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from maskgit.metrics.card import measuring
 from maskgit.metrics.card.measuring import Options
 from maskgit.metrics.figures import spread
 from maskgit.tokenizer import VQGAN
+from maskgit.training.settings import TokenizerTraining
 from maskgit.training.tokenizer import TokenizerTask
 from maskgit.training.validation import Validation
 
@@ -243,8 +244,9 @@ def test_validation_of_a_tokenizer():
         def decode(self, tokens: Tensor) -> Tensor:
             return to_tensor(copies) / 127.5 - 1
 
-    task: Any = SimpleNamespace(validation=to_tensor(originals), device=torch.device("cpu"))
-    tracker: Any = SimpleNamespace(add_pictures=lambda *_, **__: None)
+    config = TokenizerTraining(steps=2)
+    task: Any = SimpleNamespace(validation=to_tensor(originals), device=torch.device("cpu"), config=config)
+    tracker: Any = SimpleNamespace(add_pictures=lambda *_, **__: None, warn=lambda _: None)
     figures = TokenizerTask.validate(task, Tokenizer(), tracker, 1)
     pairs = list(zip(originals, copies, strict=True))
     assert figures["psnr"] == pytest.approx(np.mean([psnr(a, b) for a, b in pairs]), rel=1e-5)

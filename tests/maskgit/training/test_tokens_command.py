@@ -110,7 +110,7 @@ def test_errors(capsys: Any, here: None, run: Any, unbroken: Any, pictures: Path
 
     assert "--processes 0: must be at least 1" in failure("tokens", "--processes", "0")
     assert "--val-fraction 1.0: must be between 0 and 1" in failure("tokens", "--val-fraction", "1")
-    assert "--dry-run: is for tokenizer and transformer, not for `tokens`" in failure("tokens", "--dry-run")
+    assert "nowhere: no such folder" in failure(*words(tokenizer, Path("nowhere"), tmp_path), "--dry-run")
     assert "nowhere: no such folder" in failure(*words(tokenizer, Path("nowhere"), tmp_path))
     assert "image_size 18 is not a multiple of the patch size 4" in failure(
         *words(tokenizer, pictures, tmp_path, "--image-size", "18")

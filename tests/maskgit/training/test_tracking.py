@@ -158,7 +158,7 @@ def test_a_collapsed_codebook_is_reported(
         "maskgit.tokenizer.quantizer.Codebook.nearest",
         lambda self, vectors: torch.zeros(len(vectors), dtype=torch.int64),
     )
-    monkeypatch.setattr("maskgit.training.tokenizer.COLLAPSED", 0.1)  # of 16 codes, one is more than 5 %
+    monkeypatch.setattr("maskgit.training.health.COLLAPSED", 0.1)  # of 16 codes, one is more than 5 %
     run("tokenizer", tmp_path, steps=1, adversarial_weight=0.0, perceptual="none")
     assert (
         "warning: the codebook has collapsed: 6.2% of 16 codes are used, with a perplexity of 1.0"

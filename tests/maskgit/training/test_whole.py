@@ -318,7 +318,8 @@ def test_on_another_machine(paced: list[str], pictures: Path, tmp_path: Path, mo
         (["--model", "huge"], "there is no preset 'huge': choose one of embedded, lab,"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--device", "teapot"], "--device teapot: "),
-        (["--dry-run"], "--dry-run: is for tokenizer and transformer, not for `model`"),
+        (["--image-size", "18"], "--image-size: image_size 18 is not a multiple of the patch size 4: take 16 or 20"),
+        (["--image-size", "20000"], "--image-size: image_size 20000 is more than 16384"),
         (["--recipe", "valeo"], "--recipe valeo: is for `train.py transformer`"),
     ],
 )
