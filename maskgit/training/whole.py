@@ -276,14 +276,9 @@ def _stage(config: ModelTraining, recipe: Recipe, name: str, kind: type[ConfigT]
         suitable["compile"] = device.type == "cpu" and compiler is not None and seconds >= COMPILED_FROM
     stage, _ = settings_from_json(kind, suitable | recipe.tables[name])
     chosen = {"tokenizer": config.tokenizer_batch_size, "transformer": config.batch_size}[name]
-    return dataclasses.replace(
-        stage,
-        **_places(config, name),
-        model=config.model,
-        val_fraction=config.val_fraction,
-        batch_size=chosen or stage.batch_size,
-        seed=config.seed,
-    )
+    told = {setting: getattr(config, setting) for setting in ("model", "val_fraction", "seed")}
+    told |= {} if chosen is None else {"batch_size": chosen}
+    return dataclasses.replace(stage, **_places(config, name), **told)
 
 
 def _places(config: ModelTraining, name: str) -> dict[str, Any]:
