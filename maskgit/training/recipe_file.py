@@ -34,6 +34,8 @@ DEFAULT = "embedded"
 """What `train.py model` trains with if nothing else is said."""
 MOST_BYTES = 2**16
 
+_TABLES = f"options come behind a line {', '.join(f'[{name}]' for name in COMMANDS)}"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -48,7 +50,7 @@ class Recipe:
     def settings(self, command: str) -> Any:
         """Those of a command. Raises TrainingError: the recipe isn't for it."""
         if command not in self.tables:
-            own = " and ".join(f"`train.py {name}`" for name in COMMANDS if name in self.tables)
+            own = ", ".join(f"`train.py {name}`" for name in COMMANDS if name in self.tables)
             raise TrainingError(f"--recipe {self.name}: is for {own}, not for `{command}`")
         return settings_from_json(COMMANDS[command], self.tables[command])[0]
 
@@ -91,16 +93,16 @@ def _checked(content: dict[str, Any]) -> tuple[str, dict[str, dict[str, Any]]]:
     if not isinstance(about, str):
         raise ValueError("about is no text")
     for name, table in content.items():
+        if not isinstance(table, dict):
+            raise ValueError(f"{printable(name[:80])} is in no table: {_TABLES}")
         if name not in COMMANDS:
             raise ValueError(f"there is no table [{printable(name[:80])}]; the nearest is [{nearest(name, COMMANDS)}]")
-        if not isinstance(table, dict):
-            raise ValueError(f"{name} is no table: options come behind a line [{name}]")
         try:
             settings_from_json(COMMANDS[name], table)
         except (TypeError, ValueError, TrainingError) as error:
             raise ValueError(f"[{name}]: {error}") from error
     if not content:
-        raise ValueError(f"has no table: options come behind a line {' or '.join(f'[{name}]' for name in COMMANDS)}")
+        raise ValueError(f"has no table: {_TABLES}")
     missing = [f"[{name}]" for name in ("tokenizer", "transformer") if name not in content]
     if "model" in content and missing:
         raise ValueError(f"[model] needs {' and '.join(missing)} beside it: what its stages train with")

@@ -119,10 +119,8 @@ def settings_from_json(kind: type[ConfigT], values: dict[str, Any], within: str 
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     values = _without_gone(values)
     if unknown := [printable(within + name[:80]) for name in sorted(values.keys() - set(names))]:
-        close = within + nearest(unknown[0], names)
-        raise ValueError(
-            f"there is no setting {', '.join(unknown)} in this release; the nearest to the first is {close}"
-        )
+        close = nearest(unknown[0].removeprefix(within), names)
+        raise ValueError(f"there is no setting {', '.join(unknown)} in this release; the nearest is {within}{close}")
     missing = [name for name in names if name not in values and name not in _OF_ONE_START]
     return kind(**{name: _typed(within + name, hints[name], value) for name, value in values.items()}), missing
 
