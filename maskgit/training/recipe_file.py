@@ -34,7 +34,9 @@ DEFAULT = "embedded"
 """What `train.py model` trains with if nothing else is said."""
 MOST_BYTES = 2**16
 
-_TABLES = f"options come behind a line {', '.join(f'[{name}]' for name in COMMANDS)}"
+TABLES = {name: COMMANDS[name] for name in ("model", "tokenizer", "tokens", "transformer")}
+"""The settings of each table."""
+_BEHIND = f"options come behind a line {', '.join(f'[{name}]' for name in TABLES)}"
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ class Recipe:
     def settings(self, command: str) -> Any:
         """Those of a command. Raises TrainingError: the recipe isn't for it."""
         if command not in self.tables:
-            own = ", ".join(f"`train.py {name}`" for name in COMMANDS if name in self.tables)
+            own = ", ".join(f"`train.py {name}`" for name in TABLES if name in self.tables)
             raise TrainingError(f"--recipe {self.name}: is for {own}, not for `{command}`")
-        return settings_from_json(COMMANDS[command], self.tables[command])[0]
+        return settings_from_json(TABLES[command], self.tables[command])[0]
 
 
 @functools.cache
@@ -94,15 +96,15 @@ def _checked(content: dict[str, Any]) -> tuple[str, dict[str, dict[str, Any]]]:
         raise ValueError("about is no text")
     for name, table in content.items():
         if not isinstance(table, dict):
-            raise ValueError(f"{printable(name[:80])} is in no table: {_TABLES}")
-        if name not in COMMANDS:
-            raise ValueError(f"there is no table [{printable(name[:80])}]; the nearest is [{nearest(name, COMMANDS)}]")
+            raise ValueError(f"{printable(name[:80])} is in no table: {_BEHIND}")
+        if name not in TABLES:
+            raise ValueError(f"there is no table [{printable(name[:80])}]; the nearest is [{nearest(name, TABLES)}]")
         try:
-            settings_from_json(COMMANDS[name], table)
+            settings_from_json(TABLES[name], table)
         except (TypeError, ValueError, TrainingError) as error:
             raise ValueError(f"[{name}]: {error}") from error
     if not content:
-        raise ValueError(f"has no table: {_TABLES}")
+        raise ValueError(f"has no table: {_BEHIND}")
     missing = [f"[{name}]" for name in ("tokenizer", "transformer") if name not in content]
     if "model" in content and missing:
         raise ValueError(f"[model] needs {' and '.join(missing)} beside it: what its stages train with")

@@ -25,7 +25,6 @@ from maskgit.data import load_dataset
 from maskgit.data.arrays import json_bytes
 from maskgit.decoding import decoder
 from maskgit.files import write_atomically
-from maskgit.machine import cpu_name, is_faster_in_bfloat16
 from maskgit.network.folder import CONFIG_FILE, Model, load_model, save_model
 from maskgit.training.checkpoint import list_checkpoints
 from maskgit.training.crops import cut_crops
@@ -268,7 +267,6 @@ def _stage(config: ModelTraining, recipe: Recipe, name: str, kind: type[ConfigT]
     suitable = {
         "batch_size": (GPU_BATCHES if on_gpu else CPU_BATCHES)[name],
         "workers": GPU_WORKERS if on_gpu else 0,
-        "precision": "bf16" if on_gpu or is_faster_in_bfloat16(cpu_name()) else "float32",
     }
     if name == "tokenizer":
         compiler = shutil.which(os.environ.get("CXX", "g++"))  # as TorchInductor chooses it

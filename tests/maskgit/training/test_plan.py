@@ -151,19 +151,6 @@ def test_the_device_the_recipe_and_the_command(tmp_path: Path, monkeypatch: Any)
     ]
 
 
-def test_the_precision_is_the_faster_one(tmp_path: Path, monkeypatch: Any) -> None:
-    """A CPU without instructions for bfloat16 would be many times slower in it."""
-    config, text = ModelTraining(tmp_path / "run", minutes=5), "[model]\n[transformer]\n[tokenizer]\n"
-    for cpu, device, expected in (
-        ("Intel(R) Core(TM) i7", "cpu", "float32"),
-        ("Intel(R) Xeon(R) amx_bf16", "cpu", "bf16"),
-        ("Intel(R) Core(TM) i7", "cuda", "bf16"),
-    ):
-        monkeypatch.setattr(whole, "cpu_name", lambda cpu=cpu: cpu)
-        assert asked(config, text, tmp_path, monkeypatch, device).precision == expected
-        assert asked(config, text + 'precision = "fp16"', tmp_path, monkeypatch, device).precision == "fp16"
-
-
 @pytest.mark.parametrize("table, line", [("tokenizer", "steps = 5"), ("transformer", 'init = "a"')])
 def test_what_the_command_decides_on(table: str, line: str, tmp_path: Path) -> None:
     """Would be left aside without a word."""

@@ -157,9 +157,9 @@ def test_a_file_of_the_user(started: list[Any], tmp_path: Path, monkeypatch: Any
 
 def test_a_recipe_has_tables_for_its_commands_only(tmp_path: Path, capsys: Any, started: list[Any]) -> None:
     (tmp_path / "my.toml").write_text(FILE)
-    for command in ("tokenizer", "model"):
+    for command in ("tokenizer", "model", "speedrun"):
         line = failure(capsys, command, "--recipe", str(tmp_path / "my.toml"))
-        assert line.endswith(f"my.toml: is for `train.py transformer`, `train.py tokens`, not for `{command}`")
+        assert line.endswith(f"my.toml: is for `train.py tokens`, `train.py transformer`, not for `{command}`")
     assert not started
 
 
@@ -183,7 +183,7 @@ def test_a_recipe_has_tables_for_its_commands_only(tmp_path: Path, capsys: Any, 
         ("[transformer]\nlr = ", "Invalid value"),
         ("[transformer]\nlr = 1\nlr = 2", "overwrite"),
         ('[transformer]\n"a\\nb\\u001b" = 1', "no setting a\\nb\\x1b in"),
-        ("lr = 1", "lr is in no table: options come behind a line [model], [tokenizer], [transformer], [tokens]"),
+        ("lr = 1", "lr is in no table: options come behind a line [model], [tokenizer], [tokens], [transformer]"),
         ("transformer = 1", "transformer is in no table"),
         ("transformer = []", "transformer is in no table"),
         ("[[transformer]]", "transformer is in no table"),
