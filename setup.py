@@ -37,7 +37,7 @@ setup(
     packages=[*find_packages(include=["maskgit", "maskgit.*"]), *KERNELS],
     package_dir={"maskgit_kernels": "kernels/maskgit_kernels"},
     package_data={
-        "maskgit": ["assets/*", "assets/*/*", "py.typed"],
+        "maskgit": ["assets/*", "assets/*/*", "training/recipes/*.toml", "py.typed"],
         "maskgit_kernels": ["py.typed", "attention/tuned.json"],
     },
     install_requires=[
@@ -48,6 +48,7 @@ setup(
         "numpy>=1.26",
         "pillow>=10.1",
         "safetensors>=0.5.3",
+        "tomli>=2.0; python_version < '3.11'",
         "tqdm>=4.66",
         "tyro>=1.0",
     ],

@@ -20,7 +20,7 @@ from maskgit.data import DataError, EmptySplitError, ImageError
 from maskgit.helptext import registry, whole_lines
 from maskgit.network.folder import ModelError
 from maskgit.training.dry_run import dry_run
-from maskgit.training.recipes import RECIPES
+from maskgit.training.recipe_file import DEFAULT, Recipe, read_recipe, recipes
 from maskgit.training.run_file import read_run
 from maskgit.training.settings import (
     COMMANDS,
@@ -42,10 +42,17 @@ HELP = """Train a MaskGIT: first the tokenizer, then the transformer; or, in a g
 `train.py STAGE --help` shows all options."""
 
 
+def _recipe_help() -> str:
+    """Ours, with what each is for."""
+    lines = [f"- {recipe.name} ({', '.join(recipe.tables)}): {recipe.about}" for recipe in recipes().values()]
+    return "\n".join(["Start from the settings of a recipe: FILE.toml (docs/recipes.md), or one of", *lines])
+
+
 @dataclass(frozen=True)
 class AnyCommand:
     """Options of every command, anywhere on the line, that are read first: defaults of others depend on them."""
 
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME", help=_recipe_help())] = None
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Check the data, say how large model, memory and run will be, from a few steps that are timed (about a minute),
     and write nothing."""
@@ -57,16 +64,6 @@ class AnyStage(AnyCommand):
 
     config: Path | None = None
     """Start from the settings in a run's run.json (or its folder); options override them."""
-
-
-@dataclass(frozen=True)
-class TransformerStage(AnyStage):
-    """And those of the transformer alone."""
-
-    recipe: Annotated[
-        str | None,
-        tyro.conf.arg(help=f"Likewise, from how a source trains its transformer: {', '.join(RECIPES)}."),
-    ] = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class TransformerCommand:
     """Stage 2: train the transformer."""
 
     settings: Annotated[TransformerTraining, tyro.conf.arg(name="")] = TransformerTraining()
-    common: Annotated[TransformerStage, tyro.conf.arg(name="")] = TransformerStage()
+    common: Annotated[AnyStage, tyro.conf.arg(name="")] = AnyStage()
 
 
 @dataclass(frozen=True)
@@ -117,13 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status: 0, 1 for a run that failed, 143 when stopped by SIGTERM, 130 by Ctrl-C."""
     is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     try:
-        config, dry = _read(sys.argv[1:] if arguments is None else arguments)
+        config, recipe, dry = _read(sys.argv[1:] if arguments is None else arguments)
         if dry or isinstance(config, TokensConfig):
-            for line in dry_run(config) if dry else write_tokens(config):
+            for line in dry_run(config, recipe) if dry else write_tokens(config):
                 print(printable_lines(line), flush=True)
             return 0
         if isinstance(config, ModelTraining):
-            figures = train_model(config)
+            figures = train_model(config, recipe)
         elif isinstance(config, SpeedrunTraining):
             figures = speedrun(config)
         else:
@@ -144,8 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _read(words: Sequence[str]) -> tuple[Any, bool]:
-    """The settings of one of the commands, and whether it is a dry run. A run.json says its stage itself.
+def _read(words: Sequence[str]) -> tuple[Any, Recipe | None, bool]:
+    """The settings of one of the commands, the recipe, and whether it is a dry run. A run.json says its stage itself.
 
     Raises TrainingError: a setting that can't be, a file that can't be used, common options that don't go together or
     with the command.
@@ -157,14 +154,12 @@ def _read(words: Sequence[str]) -> tuple[Any, bool]:
     common, rest = parser.parse_known_args(words)
     command = rest[0] if rest and not rest[0].startswith("-") else None
     start = {name: kind() for name, kind in COMMANDS.items()}  # settings that options override
-    if common.recipe is not None:
-        if common.config is not None:
-            raise TrainingError(f"--recipe {common.recipe}: not together with --config, which has all settings")
-        if common.recipe not in RECIPES:
-            raise TrainingError(f"--recipe {common.recipe}: must be one of {', '.join(RECIPES)}")
-        if command != "transformer":
-            raise TrainingError(f"--recipe {common.recipe}: is for `train.py transformer`")
-        start[command] = RECIPES[common.recipe]
+    if common.recipe is not None and common.config is not None:
+        raise TrainingError(f"--recipe {common.recipe}: not together with --config, which has all settings")
+    name = DEFAULT if common.recipe is None and command == "model" else common.recipe
+    recipe = None if name is None else read_recipe(name)
+    if recipe is not None and command in start:
+        start[command] = recipe.settings(command)
     if common.config is not None:
         stage, start_config = read_run(common.config)
         if command not in (None, stage):
@@ -179,4 +174,4 @@ def _read(words: Sequence[str]) -> tuple[Any, bool]:
     conf = (tyro.conf.OmitSubcommandPrefixes,)
     with help_for_as_long_as_read(), registry():
         chosen: Any = tyro.cli(kind, args=rest, prog="train.py", description=whole_lines(HELP), config=conf)
-    return getattr(chosen, "settings", chosen), common.dry_run
+    return getattr(chosen, "settings", chosen), recipe, common.dry_run

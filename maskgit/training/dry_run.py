@@ -25,6 +25,7 @@ from maskgit.training.graphs import check_graphs
 from maskgit.training.health import length_warnings, out_of_memory_said
 from maskgit.training.loop import StageTask
 from maskgit.training.pace import Cost, Pace, measure_cost, tensors_of
+from maskgit.training.recipe_file import DEFAULT, Recipe, read_recipe
 from maskgit.training.samples import load_splits, spread
 from maskgit.training.settings import (
     LoopConfig,
@@ -39,10 +40,10 @@ from maskgit.training.tokens import TrainingTokens, check_output, images_to_toke
 from maskgit.training.transformer import TransformerTask, data_classes, make_architecture
 from maskgit.training.whole import (
     VALIDATIONS,
+    check_recipe,
     fit_to_time,
-    tokenizer_settings,
+    stage_settings,
     tokens_settings,
-    transformer_settings,
 )
 
 CPU_IMAGES = 8
@@ -55,15 +56,17 @@ TOKENIZE_SECONDS, TOKENIZED = 10.0, 16
 Lines = Iterator[str]
 
 
-def dry_run(config: LoopConfig | ModelTraining | TokensConfig) -> Lines:
+def dry_run(config: LoopConfig | ModelTraining | TokensConfig, recipe: Recipe | None = None) -> Lines:
     """Check the data and time a little of what a command would do; yields the lines of a report as they are known.
+
+    `recipe` is that of a whole model, None the default one.
 
     Raises TrainingError, DataError, ModelError and ConfigError as the command itself.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise TrainingError("--dry-run: start it without torchrun; it says what one process needs")
     if isinstance(config, ModelTraining):
-        yield from _model(config)
+        yield from _model(config, recipe or read_recipe(DEFAULT))
     elif isinstance(config, TokensConfig):
         yield from _tokens(config)
     else:
@@ -254,17 +257,17 @@ def _tokens(config: TokensConfig) -> Lines:
     tokenizer = tokenizer_at(config.tokenizer, config.image_size)
     device = pick_device(config.device)
     splits = yield from _images(config, tokenizer.config.image_size)
-    yield from _tokenizing(config, tokenizer, splits, device)
+    yield from _tokenizing(config, tokenizer, splits[0], [len(images) for images in splits], device)
 
 
 def _tokenizing(
-    config: TokensConfig, tokenizer: VQGAN, splits: list[ImageDataset], device: torch.device
+    config: TokensConfig, tokenizer: VQGAN, some: ImageDataset, counts: list[int], device: torch.device
 ) -> Generator[str, None, float]:
-    """Seconds to tokenize all images."""
+    """Seconds to tokenize all images, so many to train on and held out, told from some."""
     views = [
-        len(images) * each * (1 + holes)
-        for images, each, holes in zip(
-            splits, (config.views, PLAIN_VIEWS), (config.holes, min(1, config.holes)), strict=True
+        count * each * (1 + holes)
+        for count, each, holes in zip(
+            counts, (config.views, PLAIN_VIEWS), (config.holes, min(1, config.holes)), strict=True
         )
     ]
     size = 2 * sum(views) * tokenizer.config.num_tokens
@@ -274,7 +277,7 @@ def _tokenizing(
         f"{sum(views):,} to tokenize, {size / 1e6:,.1f} MB",
     )
     yield _line("timing", "a few of them")
-    each, count = _seconds_of_a_view(config, tokenizer, splits[0], device)
+    each, count = _seconds_of_a_view(config, tokenizer, some, device)
     processes = min(config.processes or os.cpu_count() or 1, os.cpu_count() or 1) if device.type == "cpu" else 1
     total = sum(views) * each / processes
     shared = f"{processes} processes on one core each" if device.type == "cpu" else "one process; more read meanwhile"
@@ -311,27 +314,34 @@ def _seconds_of_a_view(
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 
-def _model(config: ModelTraining) -> Lines:
-    first = dataclasses.replace(tokenizer_settings(config), compile=False)  # which would take minutes here
+def _model(config: ModelTraining, recipe: Recipe) -> Lines:
+    check_recipe(recipe)
+    first = stage_settings(config, recipe, "tokenizer", TokenizerTraining)
+    first = dataclasses.replace(first, compile=False)  # which would take minutes here
     left = 60 * config.minutes
     splits = yield from _images(first, tokenizer_architecture(first).image_size)
+    counts = [len(images) for images in splits]
+    if crops := int(config.crops_a_minute * config.minutes):
+        yield _line("", f"{crops:,} squares are cut out of them, at all scales, and trained on")
+        counts = [round((1 - config.val_fraction) * crops), round(config.val_fraction * crops)]
     yield f"stage 1 of 3, tokenizer: {config.tokenizer_share:.0%} of {config.minutes:g} minutes"
     engine = Engine(first)
     stage = yield from _tokenizer(first, splits, engine)
     cost = yield from _cost(first, stage)
     share, images = config.tokenizer_share * left, first.validation_images
-    left -= yield from _planned(first, cost, share, len(splits[0]), images)
+    left -= yield from _planned(first, cost, share, counts[0], images)
     tokenizer = stage.task.model
     assert isinstance(tokenizer, VQGAN)
     yield "stage 2 of 3, tokens"
-    left -= yield from _tokenizing(tokens_settings(config), tokenizer, splits, engine.device)
+    left -= yield from _tokenizing(tokens_settings(config, recipe), tokenizer, splits[0], counts, engine.device)
     yield f"stage 3 of 3, transformer: {_duration(max(0.0, left))} are left"
-    second = dataclasses.replace(transformer_settings(config), tokens=None)  # which are yet to be made
+    second = stage_settings(config, recipe, "transformer", TransformerTraining)
+    second = dataclasses.replace(second, tokens=None)  # which are yet to be made
     architecture = make_architecture(second, tokenizer.config)
     stage = yield from _transformer(second, architecture, tokenizer, Engine(second))
     cost = yield from _cost(second, stage)
     images = second.validation_images * second.validation_rounds
-    yield from _planned(second, cost, left, len(splits[0]), images)
+    yield from _planned(second, cost, left, counts[0], images)
 
 
 def _planned(

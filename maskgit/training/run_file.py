@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import platform
 import types
 import typing
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from maskgit.console import flag
+from maskgit.console import flag, printable
 from maskgit.data import is_shards
 from maskgit.machine import git_revision, package_version
 from maskgit.training.settings import STAGES, LoopConfig, TrainingError
@@ -106,18 +107,27 @@ def _parse(data: bytes) -> tuple[str, dict[str, Any]]:
     return stage, content["settings"]
 
 
-def settings_from_json(kind: type[ConfigT], values: dict[str, Any]) -> tuple[ConfigT, list[str]]:
+def settings_from_json(kind: type[ConfigT], values: dict[str, Any], within: str = "") -> tuple[ConfigT, list[str]]:
     """The inverse of `settings_to_json`, and the names of fields that `values` lacks, which are at their defaults.
+
+    Args:
+        within: where the values are, for messages: "augment.".
 
     Raises ValueError: fields that don't exist, values of the wrong type, or whatever the settings themselves refuse.
     """
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     values = _without_gone(values)
-    if unknown := sorted(values.keys() - set(names)):
-        raise ValueError(f"there is no setting {', '.join(unknown)} in this release")
+    if unknown := [printable(within + name[:80]) for name in sorted(values.keys() - set(names))]:
+        close = nearest(unknown[0].removeprefix(within), names)
+        raise ValueError(f"there is no setting {', '.join(unknown)} in this release; the nearest is {within}{close}")
     missing = [name for name in names if name not in values and name not in _OF_ONE_START]
-    return kind(**{name: _typed(name, hints[name], value) for name, value in values.items()}), missing
+    return kind(**{name: _typed(within + name, hints[name], value) for name, value in values.items()}), missing
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Which of `names` was most likely meant."""
+    return difflib.get_close_matches(name[:80], names, 1, cutoff=0)[0]
 
 
 def _without_gone(values: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +144,7 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
         (hint,) = (kind for kind in inner if kind is not types.NoneType)
         return _typed(name, hint, value)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return settings_from_json(typing.cast(type, hint), value)[0]
+        return settings_from_json(typing.cast(type, hint), value, f"{name}.")[0]
     if origin is tuple and isinstance(value, list) and len(value) == len(inner):
         return tuple(_typed(name, kind, item) for kind, item in zip(inner, value, strict=True))
     if origin is typing.Literal and value in inner:
@@ -152,7 +162,7 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
 
 
 def _shortened(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)  # TOML has dates
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -170,7 +180,7 @@ def changed_settings(theirs: dict[str, Any], config: LoopConfig, folder: Path = 
     A setting that didn't exist yet when that run was started had what is its default now. `folder` is where it was
     started, as for `changed_values`.
     """
-    before, now = _flat(run_settings(type(config)()) | _without_gone(theirs)), _flat(run_settings(config))
+    before, now = flat(run_settings(type(config)()) | _without_gone(theirs)), flat(run_settings(config))
     if before.get("init") and now.get("init"):  # which has a size and a tokenizer, whatever else names them
         before, now = ({**values, "model": None, "tokenizer": None} for values in (before, now))
     if isinstance(before["steps"], int) and before["steps"] <= config.steps:
@@ -205,11 +215,12 @@ def changed_values(
     return changes
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
+def flat(values: dict[str, Any]) -> dict[str, Any]:
     """{"augment": {"flip": 0.5}} -> {"augment.flip": 0.5}, as options are called."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= (
-            {f"{name}.{inner}": x for inner, x in _flat(value).items()} if isinstance(value, dict) else {name: value}
-        )
-    return flat
+        if isinstance(value, dict):
+            found |= {f"{name}.{inner}": x for inner, x in flat(value).items()}
+        else:
+            found[name] = value
+    return found

@@ -335,6 +335,9 @@ class ModelTraining:
     """Side of the pictures in pixels, any multiple of the preset's patch; by default the preset's."""
     data: str = TokenizerTraining.data
     """A folder of images, tar archives ('shards/train-{000..009}.tar'), or the name of the embedded data set."""
+    crops_a_minute: float = 0.0
+    """Squares that are cut out of the images, at all scales, for each minute that it may take, and trained on in their
+    place: for photographs, of which windows around holes show pieces. 0: the images themselves."""
     val_fraction: float = LoopConfig.val_fraction
     """Share of the images that is held out to validate on, chosen by their names."""
     tokenizer_batch_size: int | None = None
@@ -354,7 +357,8 @@ class ModelTraining:
         require(self, lambda value: 0 < value <= 525_600, "above 0, and a year (525600) at most", "minutes")
         require(self, lambda value: 0 < value < 1, "between 0 and 1", "tokenizer_share", "val_fraction")
         require_at_least(self, 1, "tokenizer_batch_size", "batch_size", "image_size")
-        require_at_least(self, 0, "seed")
+        require_at_least(self, 0, "seed", "crops_a_minute")
+        require(self, lambda value: value * self.minutes <= MOST, f"at most {MOST} in all", "crops_a_minute")
         require_one_of(self, tuple(DECODERS), "decoder")
 
 

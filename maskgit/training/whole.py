@@ -2,7 +2,7 @@
 
 OUTPUT/plan.json holds what was decided on the way, so that a start with --resume does the same:
 
-    settings        of the command, which --resume must not change
+    settings        of the command, and the recipe's tables, none of which --resume must change
     seconds_spent   by all starts so far (of one that was killed outright, only up to the last stage it began)
     stages          of each stage begun: its settings, steps among them, and the pace that these came from
 """
@@ -21,15 +21,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from maskgit.config import preset
-from maskgit.data import AugmentConfig
+from maskgit.data import load_dataset
 from maskgit.data.arrays import json_bytes
 from maskgit.decoding import decoder
 from maskgit.files import write_atomically
 from maskgit.network.folder import CONFIG_FILE, Model, load_model, save_model
 from maskgit.training.checkpoint import list_checkpoints
+from maskgit.training.crops import cut_crops
 from maskgit.training.engine import Engine, pick_device
 from maskgit.training.pace import Pace, measure_pace
-from maskgit.training.run_file import changed_values, settings_from_json, settings_to_json
+from maskgit.training.recipe_file import DEFAULT, Recipe, read_recipe
+from maskgit.training.run_file import changed_values, flat, settings_from_json, settings_to_json
 from maskgit.training.samples import at_size
 from maskgit.training.settings import (
     STAGES,
@@ -44,12 +46,7 @@ from maskgit.training.tokenizer import TokenizerTask, tokenizer_architecture, tr
 from maskgit.training.tokens import open_tokens, tokenizer_at, write_tokens
 from maskgit.training.transformer import TransformerTask, make_architecture, train_transformer
 
-# --- the recipe -------------------------------------------------------------------------------------------------------
-
-# What the embedded model is trained with: pictures as they are, since all of them are framed alike.
-TOKENIZER = TokenizerTraining(lr=1e-3, augment=AugmentConfig(enabled=False))
-TRANSFORMER = TransformerTraining(lr=1e-3, ema=0.999, dropout=0.0, views=1, hole_share=0.5, holes=2, class_dropout=0.3)
-TRANSFORMER = dataclasses.replace(TRANSFORMER, validation_images=512, validation_rounds=2)
+# --- what a recipe leaves open ----------------------------------------------------------------------------------------
 
 CPU_BATCHES = {"tokenizer": 16, "transformer": 32}
 GPU_BATCHES = {"tokenizer": 64, "transformer": 128}
@@ -62,6 +59,12 @@ COMPILED_FROM = 600.0
 VALIDATIONS = 5  # of a stage
 LOG_SECONDS, SAVE_SECONDS = 10, 300  # between two lines of the log, and two checkpoints
 LEAST_STEPS = 20  # of a stage, however little time there is
+
+DECIDED = frozenset(
+    ("output", "data", "device", "tokenizer", "tokens", "model", "val_fraction", "seed", "init", "resume")
+    + ("steps", "log_every", "save_every", "validate_every", "eval_every")
+)
+"""What no stage's table can say, because it follows from the command's own options, or from the time."""
 
 ConfigT = TypeVar("ConfigT", bound=LoopConfig)
 
@@ -98,11 +101,12 @@ class Plan:
     Raises TrainingError: there is one and no --resume, it is of other settings, or it can't be read.
     """
 
-    def __init__(self, config: ModelTraining) -> None:
+    def __init__(self, config: ModelTraining, recipe: Recipe) -> None:
         self.file = config.output / "plan.json"
         self.settings = {
             name: value for name, value in settings_to_json(config).items() if name not in ("output", "device")
         }
+        self.settings |= {name: recipe.tables[name] for name in STAGES}
         self.stages: dict[str, PlannedStage] = {}
         self.goes_on = self.file.exists()
         self._before, self._started = 0.0, monotonic()
@@ -130,7 +134,11 @@ class Plan:
     def _read(self) -> None:
         try:
             content = json.loads(self.file.read_bytes())
-            theirs, self._before = dict(content["settings"]), float(content["seconds_spent"])
+            # Settings of a later release are none of this command; what an older one didn't know has its default.
+            default = settings_to_json(ModelTraining()) | {name: read_recipe(DEFAULT).tables[name] for name in STAGES}
+            known = {name: value for name, value in default.items() if name in self.settings}
+            theirs = flat({name: content["settings"].get(name, value) for name, value in known.items()})
+            self._before = float(content["seconds_spent"])
             started = Path(content.get("folder", ""))  # older plans don't say
             for name, stage in content["stages"].items():
                 config, _ = settings_from_json(STAGES[name], stage["settings"])
@@ -139,9 +147,7 @@ class Plan:
             raise TrainingError(
                 f"{self.file}: can't be read: {type(error).__name__}: {error}; choose another --output"
             ) from error
-        # Settings of a later release are none of this command.
-        theirs = {name: value for name, value in theirs.items() if name in self.settings}
-        changed = changed_values(theirs, self.settings, ["data"], started)
+        changed = changed_values(theirs, flat(self.settings), ["data"], started)
         if changed:
             raise TrainingError(
                 f"{self.file}: this run was started with other settings: {', '.join(changed)}; go on with its own, or "
@@ -152,8 +158,11 @@ class Plan:
 # --- from start to end ------------------------------------------------------------------------------------------------
 
 
-def train_model(config: ModelTraining) -> dict[str, float]:
+def train_model(config: ModelTraining, recipe: Recipe | None = None) -> dict[str, float]:
     """Train a model in about `config.minutes` and write it to `config.output`/model in float16.
+
+    Args:
+        recipe: whose tables the stages are trained with; None: the default one.
 
     Returns:
         The figures of the transformer's last validation.
@@ -167,12 +176,16 @@ def train_model(config: ModelTraining) -> dict[str, float]:
             "train.py model: start it without torchrun, for one GPU at most, or run the stages one by one"
         )
     at_size(preset(config.model).tokenizer, config.image_size)  # there may be no such preset or size
-    plan = Plan(config)
+    recipe = recipe or read_recipe(DEFAULT)
+    check_recipe(recipe)
+    plan = Plan(config, recipe)
     _say(f"{config.minutes:g} minutes in all, {_end(60 * config.minutes - plan.spent)}")
     try:
-        _train_tokenizer(config, plan)
-        _make_tokens(config, plan)
-        figures = _train_transformer(config, plan)
+        if config.crops_a_minute:
+            config = _cut_crops(config, plan)
+        _train_tokenizer(config, recipe, plan)
+        _make_tokens(config, recipe, plan)
+        figures = _train_transformer(config, recipe, plan)
     finally:
         if plan.stages:
             plan.save()
@@ -180,10 +193,36 @@ def train_model(config: ModelTraining) -> dict[str, float]:
     return figures
 
 
-def _train_tokenizer(config: ModelTraining, plan: Plan) -> None:
+def check_recipe(recipe: Recipe) -> None:
+    """Raise a TrainingError for a recipe that isn't for this command, or decides on what the command decides on."""
+    recipe.settings("model")
+    for name in STAGES:
+        if refused := sorted(recipe.tables[name].keys() & DECIDED):
+            raise TrainingError(
+                f"--recipe {recipe.name}: [{name}] {refused[0]}: `train.py model` decides on that; leave it out, or "
+                "run the stages one by one"
+            )
+
+
+def _cut_crops(config: ModelTraining, plan: Plan) -> ModelTraining:
+    """Settings to go on with: the same, of crops of the images."""
+    folder = config.output / "crops"
+    if folder.exists() and not plan.goes_on:
+        raise TrainingError(f"{folder}: is there already: choose another --output")
+    if not folder.exists():
+        count = int(config.crops_a_minute * config.minutes)
+        _say(f"cutting {count:,} crops of the images")
+        size = at_size(preset(config.model).tokenizer, config.image_size).image_size
+        images = [load_dataset(config.data, size, split, config.val_fraction) for split in ("train", "val")]
+        plan.save()
+        cut_crops(images, folder, count, config.val_fraction, config.seed)
+    return dataclasses.replace(config, data=str(folder))
+
+
+def _train_tokenizer(config: ModelTraining, recipe: Recipe, plan: Plan) -> None:
     if "tokenizer" not in plan.stages:
         _say("timing steps of the tokenizer")
-        stage = tokenizer_settings(config)
+        stage = stage_settings(config, recipe, "tokenizer", TokenizerTraining)
         engine = Engine(stage)
         pace = measure_pace(TokenizerTask(stage, tokenizer_architecture(stage), engine), stage, engine)
         seconds = 60 * config.minutes * config.tokenizer_share - plan.spent
@@ -192,18 +231,18 @@ def _train_tokenizer(config: ModelTraining, plan: Plan) -> None:
         train_tokenizer(_begin(config, plan, "stage 1 of 3, tokenizer", TokenizerTraining))
 
 
-def _make_tokens(config: ModelTraining, plan: Plan) -> None:
+def _make_tokens(config: ModelTraining, recipe: Recipe, plan: Plan) -> None:
     plan.save()
     if "transformer" in plan.stages:
         return
     _say("stage 2 of 3, tokens: of all images, by a process for each core")
-    write_tokens(tokens_settings(config))
+    write_tokens(tokens_settings(config, recipe))
 
 
-def _train_transformer(config: ModelTraining, plan: Plan) -> dict[str, float]:
+def _train_transformer(config: ModelTraining, recipe: Recipe, plan: Plan) -> dict[str, float]:
     if "transformer" not in plan.stages:
         _say("timing steps of the transformer")
-        stage = transformer_settings(config)
+        stage = stage_settings(config, recipe, "transformer", TransformerTraining)
         pace = _transformer_pace(stage)
         plan.stages["transformer"] = PlannedStage(fit_to_time(stage, pace, 60 * config.minutes - plan.spent), pace)
     return train_transformer(_begin(config, plan, "stage 3 of 3, transformer", TransformerTraining))
@@ -218,49 +257,34 @@ def _transformer_pace(stage: TransformerTraining) -> Pace:
     return measure_pace(TransformerTask(stage, architecture, tokenizer, engine, tokens), stage, engine)
 
 
-def tokenizer_settings(config: ModelTraining) -> TokenizerTraining:
-    """Of stage 1, but for its steps."""
-    seconds = 60 * config.minutes * config.tokenizer_share
-    compiler = shutil.which(os.environ.get("CXX", "g++"))  # as TorchInductor chooses it
-    pays = pick_device(config.device).type == "cpu" and compiler is not None and seconds >= COMPILED_FROM
-    return dataclasses.replace(TOKENIZER, compile=pays, **_choices(config, "tokenizer"))
-
-
-def tokens_settings(config: ModelTraining) -> TokensConfig:
+def tokens_settings(config: ModelTraining, recipe: Recipe) -> TokensConfig:
     """Of what is between the stages."""
-    return TokensConfig(
-        output=config.output / "tokens",
-        tokenizer=config.output / "tokenizer" / "model",
-        data=config.data,
-        val_fraction=config.val_fraction,
-        views=TRANSFORMER.views,
-        holes=TRANSFORMER.holes,
-        seed=config.seed,
-        device=config.device,
-    )
+    stage = stage_settings(config, recipe, "transformer", TransformerTraining)
+    shared = {field.name for field in dataclasses.fields(TokensConfig)} & {f.name for f in dataclasses.fields(stage)}
+    values = {name: getattr(stage, name) for name in shared}
+    holes = stage.holes if stage.hole_share else 0
+    return TokensConfig(**values | {"output": config.output / "tokens", "holes": holes})
 
 
-def transformer_settings(config: ModelTraining) -> TransformerTraining:
-    """Of stage 2, but for its steps."""
-    return dataclasses.replace(TRANSFORMER, **_choices(config, "transformer"))
-
-
-def _choices(config: ModelTraining, name: str) -> dict[str, Any]:
-    """What a stage is told of the command's settings, and of the device."""
-    on_gpu = pick_device(config.device).type == "cuda"
+def stage_settings(config: ModelTraining, recipe: Recipe, name: str, kind: type[ConfigT]) -> ConfigT:
+    """Of a stage, but for its steps: what suits the device, then what the recipe says, then the command."""
+    device = pick_device(config.device)
+    on_gpu = device.type == "cuda"
+    suitable = {
+        "batch_size": (GPU_BATCHES if on_gpu else CPU_BATCHES)[name],
+        "workers": GPU_WORKERS if on_gpu else 0,
+    }
+    if name == "tokenizer":
+        compiler = shutil.which(os.environ.get("CXX", "g++"))  # as TorchInductor chooses it
+        seconds = 60 * config.minutes * config.tokenizer_share
+        suitable["compile"] = device.type == "cpu" and compiler is not None and seconds >= COMPILED_FROM
+    stage, _ = settings_from_json(kind, suitable | recipe.tables[name])
     chosen = {"tokenizer": config.tokenizer_batch_size, "transformer": config.batch_size}[name]
-    size = {"image_size": config.image_size} if name == "tokenizer" else {}  # from which the transformer has it
-    return (
-        _places(config, name)
-        | size
-        | {
-            "model": config.model,
-            "val_fraction": config.val_fraction,
-            "batch_size": chosen or (GPU_BATCHES if on_gpu else CPU_BATCHES)[name],
-            "workers": GPU_WORKERS if on_gpu else 0,
-            "seed": config.seed,
-        }
-    )
+    told = {setting: getattr(config, setting) for setting in ("model", "val_fraction", "seed")}
+    told |= {} if chosen is None else {"batch_size": chosen}
+    if name == "tokenizer" and config.image_size is not None:  # from which the transformer has it
+        told["image_size"] = config.image_size
+    return dataclasses.replace(stage, **_places(config, name), **told)
 
 
 def _places(config: ModelTraining, name: str) -> dict[str, Any]:

@@ -16,11 +16,12 @@ import tyro
 from maskgit.console import flag
 from maskgit.helptext import descriptions, registry, whole_lines
 from maskgit.training.cli import main as train
+from maskgit.training.recipe_file import TABLES, recipes
 from maskgit.training.settings import COMMANDS
 
 COMMAND_MODULES = ("cli.inpaint", "app.__main__", "convert.__main__", "metrics.__main__", "metrics.card.__main__")
 COMMAND_MODULES += ("pictures.__main__", "sweep.__main__")
-STAGE_OPTIONS = {"tokenizer": ["--dry-run", "--config"], "transformer": ["--dry-run", "--config", "--recipe"]}
+STAGE_OPTIONS = {"tokenizer": ["--dry-run", "--config"], "transformer": ["--dry-run", "--config"]}
 
 
 def shown(main: Callable[[list[str]], int], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -64,7 +65,10 @@ def test_help_of_commands(name: str, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize("stage", COMMANDS)
 def test_help_of_training_has_every_option(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     own = [flag(name) for each in dataclasses.fields(COMMANDS[stage]) if (name := each.name) != "augment"]
-    check(shown(run_training, [stage], capsys), [*own, *STAGE_OPTIONS.get(stage, [])])
+    text = shown(run_training, [stage], capsys)
+    check(text, [*own, *(["--recipe"] if stage in TABLES else []), *STAGE_OPTIONS.get(stage, [])])
+    for recipe in recipes().values():
+        assert (f"- {recipe.name} (" in text and recipe.about in text) == (stage in TABLES)
 
 
 def test_help_of_stages_shows_where_they_start_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

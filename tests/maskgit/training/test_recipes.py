@@ -17,9 +17,13 @@ from maskgit.data import AugmentConfig
 from maskgit.decoding import DECODERS
 from maskgit.training import cli
 from maskgit.training.optimizer import learning_rate
-from maskgit.training.recipes import RECIPES
-from maskgit.training.run_file import describe_run, settings_from_json, settings_to_json
-from maskgit.training.settings import TokenizerTraining, TransformerTraining
+from maskgit.training.recipe_file import recipes
+from maskgit.training.run_file import describe_run, flat, settings_from_json, settings_to_json
+from maskgit.training.settings import COMMANDS, TokenizerTraining, TokensConfig, TransformerTraining
+
+OWN = {"embedded", "imagenet", "photos"}
+"""Recipes that are ours; each of the others is a source's."""
+RECIPES = {name: recipe.settings("transformer") for name, recipe in recipes().items() if name not in OWN}
 
 
 @pytest.fixture
@@ -69,7 +73,9 @@ def test_the_reproductions_settings(started: list[Any]) -> None:
 
 
 def test_recipes_that_can_not_be(capsys: Any, tmp_path: Path, started: list[Any]) -> None:
-    assert "--recipe huge: must be one of maskgit," in failure(capsys, "transformer", "--recipe", "huge")
+    assert f"--recipe huge: must be one of {', '.join(recipes())}, or a file" in failure(
+        capsys, "transformer", "--recipe", "huge"
+    )
     assert "--recipe valeo: is for `train.py transformer`" in failure(capsys, "tokenizer", "--recipe", "valeo")
     words = ("transformer", "--recipe", "valeo", "--config", str(tmp_path))
     assert "not together with --config" in failure(capsys, *words)
@@ -99,6 +105,121 @@ def test_a_step_of_each_recipe(name: str, run: Any, unbroken: Any, tmp_path: Pat
     losses = (1 - recipe.label_smoothing) * losses - recipe.label_smoothing * scores.mean(-1)
     expected = losses.mean() if name.startswith("lab") else losses[masked].mean()
     assert float(seen["loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_table_starts_its_command(name: str, started: list[Any], tmp_path: Path, monkeypatch: Any) -> None:
+    """What it says is what the command would do; nothing of the user's machine is in it."""
+    monkeypatch.setattr(cli, "write_tokens", lambda config: started.append(config) or [])
+    monkeypatch.setattr(cli, "train_model", lambda config, recipe: started.append(config) or {})
+    recipe = recipes()[name]
+    assert recipe.about.endswith(".") and len(recipe.about) < 100
+    for command, table in recipe.tables.items():
+        assert cli.main([command, "--recipe", name, "--output", str(tmp_path / "run")]) == 0
+        config = started.pop()
+        assert type(config) is COMMANDS[command] and config.output == tmp_path / "run"
+        for option, value in flat(settings_to_json(config)).items():
+            assert flat(table).get(option, value) == value
+        assert table.keys().isdisjoint({"output", "tokenizer", "tokens", "init", "device", "seed", "resume"})
+        if "model" in table:
+            preset(table["model"])
+    assert not started
+
+
+FILE = """
+about = "Mine."  # with a comment
+[transformer]
+lr = 1
+steps = 1_000
+loss_on = "all"
+[transformer.augment]
+crop_scale = [0.5, 1]
+[tokens]
+augment.flip = 0.25
+"""
+
+
+def test_a_file_of_the_user(started: list[Any], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "write_tokens", lambda config: started.append(config) or [])
+    for path in (Path("valeo.toml"), tmp_path / "sub" / "noending"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(FILE.replace("\n", "\r\n").encode("utf-8-sig"))  # as Windows writes it
+        assert cli.main(["--recipe", str(path), "transformer", "--steps", "7"]) == 0
+        augment = AugmentConfig(crop_scale=(0.5, 1.0))
+        assert started.pop() == TransformerTraining(lr=1.0, steps=7, loss_on="all", augment=augment)
+        assert cli.main(["tokens", "--recipe", str(path), "--augment.flip", "0.75"]) == 0
+        assert started.pop() == TokensConfig(augment=AugmentConfig(flip=0.75))
+
+
+def test_a_recipe_has_tables_for_its_commands_only(tmp_path: Path, capsys: Any, started: list[Any]) -> None:
+    (tmp_path / "my.toml").write_text(FILE)
+    for command in ("tokenizer", "model", "speedrun"):
+        line = failure(capsys, command, "--recipe", str(tmp_path / "my.toml"))
+        assert line.endswith(f"my.toml: is for `train.py tokens`, `train.py transformer`, not for `{command}`")
+    assert not started
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[transfromer]", "there is no table [transfromer]; the nearest is [transformer]"),
+        ("[transformer]\nlable_smoothing = 0.1", "no setting lable_smoothing in this release; the nearest"),
+        ("[transformer]\nlable_smoothing = 0.1", "is label_smoothing"),
+        ("[tokens]\naugment.flips = 1", "[tokens]: there is no setting augment.flips in this release"),
+        ("[tokens]\naugment.flips = 1", "is augment.flip"),
+        ("[tokens]\naugment.flip = 2", "[tokens]: flip=2.0: must be"),
+        ("[tokens]\naugment.flip = true", "[tokens]: augment.flip is true, which is not of type float"),
+        ("[transformer]\nsteps = 1e3", "steps is 1000.0, which is not of type int"),
+        ("[transformer]\nsteps = 2020-01-01", 'steps is "2020-01-01", which is not of type int'),
+        ("[transformer]\nsteps = [1]", "steps is [1]"),
+        ("[transformer]\nlr = nan", "--lr nan: must be at least 0"),
+        ("[transformer]\nlr = -1.0", "--lr -1.0: must be at least 0"),
+        ("[transformer]\nlr = 1" + "0" * 400, "lr is 1000"),
+        ("[transformer]\nlr = 1" + "0" * 5000, "digits"),
+        ("[transformer]\nlr = ", "Invalid value"),
+        ("[transformer]\nlr = 1\nlr = 2", "overwrite"),
+        ('[transformer]\n"a\\nb\\u001b" = 1', "no setting a\\nb\\x1b in"),
+        ("lr = 1", "lr is in no table: options come behind a line [model], [tokenizer], [tokens], [transformer]"),
+        ("transformer = 1", "transformer is in no table"),
+        ("transformer = []", "transformer is in no table"),
+        ("[[transformer]]", "transformer is in no table"),
+        ("about = 1\n[transformer]", "about is no text"),
+        ("", "has no table"),
+        ('about = "."', "has no table"),
+        ("[model]", "[model] needs [tokenizer] and [transformer] beside it"),
+        ("[model]\n[tokenizer]", "[model] needs [transformer] beside it"),
+        ("[model]\nminutes = 0\n[tokenizer]\n[transformer]", "[model]: --minutes 0.0: must be above 0"),
+        ("#" * 70_000, "has more than 65,536 bytes"),
+        ("[transformer]\nsteps = " + "[" * 30_000, ""),
+        ("[transformer]\nsteps" + ".a" * 30_000 + " = 1", ""),
+        ("[transformer]\naugment" + ".flip" * 400 + " = 1", ""),
+    ],
+)
+def test_files_that_are_no_recipe(text: str, message: str, tmp_path: Path, capsys: Any, started: list[Any]) -> None:
+    """Each a line that begins with the file."""
+    file = tmp_path / "my.toml"
+    file.write_text(text)
+    assert cli.main(["transformer", "--recipe", str(file)]) == 1 and not started
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --recipe {file}: ") and message in line and len(line) < 500
+
+
+def test_paths_that_are_no_file(tmp_path: Path, capsys: Any) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "latin.toml").write_bytes("about = 'Bücher'".encode("latin-1"))
+    for path, message in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "pipe.toml", "not a file but a pipe"),
+        (Path("/dev/zero"), "not a file but a pipe or a device"),
+        (tmp_path / "none.toml", "No such file"),
+        (tmp_path / "latin.toml", "codec can't decode byte 0xfc"),
+    ):
+        line = failure(capsys, "transformer", "--recipe", str(path))
+        assert line.startswith(f"error: --recipe {path}: ") and message in line
 
 
 # --- run.json and --config --------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from maskgit.training.engine import Engine
 from maskgit.training.pace import Pace, measure_pace
 from maskgit.training.settings import ModelTraining, TokenizerTraining, TrainingError, TransformerTraining
 from maskgit.training.tokenizer import TokenizerTask
-from maskgit.training.whole import Plan, fit_to_time, train_model
+from maskgit.training.whole import fit_to_time, train_model
 
 FILES = ("config.json", "tokenizer.safetensors", "transformer.safetensors")
 
@@ -335,27 +334,6 @@ def test_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         train_model(ModelTraining(Path("nowhere")))
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (b"", "can't be read: JSONDecodeError"),
-        (b"[]", "can't be read"),
-        (b"[" * 100_000, "can't be read: RecursionError"),
-        (b"{}", "can't be read: KeyError: 'settings'"),
-        (b'{"settings": {}, "seconds_spent": "long", "stages": {}}', "can't be read"),
-        (b'{"settings": {}, "seconds_spent": 1, "stages": []}', "can't be read"),
-        (b'{"settings": {}, "seconds_spent": 1, "stages": {"third": {}}}', "can't be read: KeyError: 'third'"),
-        (b'{"settings": {}, "seconds_spent": 1, "stages": {"tokenizer": {"settings": {"lr": "x"}}}}', 'lr is "x"'),
-        (b'{"settings": {"minutes": 5}, "seconds_spent": 1, "stages": {}}', "minutes .was 5, now 60.0."),
-    ],
-)
-def test_a_plan_that_is_none(content: bytes, message: str, tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_bytes(content)
-    with pytest.raises(TrainingError, match=message) as error:
-        Plan(ModelTraining(tmp_path, resume=True))
-    assert str(error.value).startswith(str(tmp_path / "plan.json"))
-
-
 def test_a_plan_of_other_settings(paced: list[str], pictures: Path, tmp_path: Path, monkeypatch: Any) -> None:
     with monkeypatch.context() as patch:
         interrupt_at(2, "tokenizer", patch)
@@ -364,38 +342,3 @@ def test_a_plan_of_other_settings(paced: list[str], pictures: Path, tmp_path: Pa
     config = ModelTraining(tmp_path, minutes=1.5, data=str(pictures), model="tiny-classes", resume=True)
     with pytest.raises(TrainingError, match="settings: tokenizer_batch_size .was 4, now None., batch_size .was 4, now"):
         train_model(config)
-
-
-def test_a_plan_of_the_same_folder_written_differently(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "link").symlink_to(pictures, target_is_directory=True)
-    (tmp_path / "other").mkdir()
-    monkeypatch.chdir(tmp_path)
-
-    def plan(data: str) -> Plan:
-        return Plan(ModelTraining(tmp_path / "run", data=data, resume=True))
-
-    (tmp_path / "run").mkdir()
-    plan("link").save()
-    for data in ("link", "./link/", f"{tmp_path}/link", f"{tmp_path}/other/../link", str(pictures)):
-        plan(data)
-    monkeypatch.chdir(tmp_path / "other")
-    plan("../link")
-    (tmp_path / "other" / "link").mkdir()  # the same word, but not the same place
-    with pytest.raises(TrainingError, match=f"data .was {pictures}, now {tmp_path}/other/link."):
-        plan("link")
-    with pytest.raises(TrainingError, match="data .was link, now avatars."):
-        plan("avatars")
-
-
-def test_a_plan_of_a_folder_that_was_moved(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "before").mkdir()
-    Plan(ModelTraining(tmp_path, data="before", resume=True)).save()
-    (tmp_path / "before").rename(tmp_path / "after")
-    with pytest.warns(UserWarning, match=f"--data: {tmp_path}/before is gone; going on with {tmp_path}/after"):
-        Plan(ModelTraining(tmp_path, data="after", resume=True)).save()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        Plan(ModelTraining(tmp_path, data=str(tmp_path / "after"), resume=True))
