@@ -20,7 +20,7 @@ from maskgit.training.loop import StageTask
 from maskgit.training.samples import load_splits
 from maskgit.training.settings import LoopConfig, TokenizerTraining, TrainingError, TransformerTraining
 from maskgit.training.tokenizer import TokenizerTask
-from maskgit.training.tokens import TrainingTokens, open_tokens, tokenizer_at
+from maskgit.training.tokens import TrainingTokens, masks_for_holes, open_tokens, tokenizer_at
 from maskgit.training.transformer import TransformerTask, make_architecture
 
 TIMED_STEPS = 3
@@ -89,8 +89,9 @@ def _transformer(config: TransformerTraining, engine: Engine) -> tuple[StageTask
     """The task, the number of training images, samples for a step, and what is to be said about data and model."""
     tokenizer = tokenizer_at(config.tokenizer, config.image_size).to(engine.device)
     architecture = make_architecture(config, tokenizer.config)
+    masks = masks_for_holes(config, tokenizer.config)
     if config.tokens is not None:
-        shards = open_tokens(config.tokens, tokenizer, config.seed, config.hole_share)
+        shards = open_tokens(config.tokens, tokenizer, config.seed, config.hole_share, masks)
         images, held_out, classes = len(shards.train), len(shards.held_out), len(shards.class_names)
         source = f"{config.tokens}, {len(shards.train.tokens)} views"
     else:
@@ -99,6 +100,7 @@ def _transformer(config: TransformerTraining, engine: Engine) -> tuple[StageTask
         views = config.views * (1 + (config.holes if config.hole_share else 0))
         size = 2 * views * images * architecture.num_tokens
         source = f"{config.data}, tokens of {config.views} views will take {size / 1e6:,.1f} MB"
+    source += "" if masks is None else f", holes of {len(masks):,} masks"
     samples = _random_samples(config, architecture)
     stand_in: Any = samples  # for token shards, which are yet to be made, or needn't be read
     tokens = TrainingTokens(stand_in, stand_in, [])

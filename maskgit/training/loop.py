@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from maskgit.console import flag
 from maskgit.data.arrays import json_bytes
 from maskgit.files import write_atomically
 from maskgit.training import checkpoint
@@ -32,7 +33,7 @@ from maskgit.training.graphs import StepGraph
 from maskgit.training.optimizer import AveragedWeights, growing_decay, learning_rate, set_rate
 from maskgit.training.run_file import FILE, changed_settings, describe_run, run_settings
 from maskgit.training.samples import SampleOrder
-from maskgit.training.settings import LoopConfig, TrainingError
+from maskgit.training.settings import LoopConfig, ModelTraining, TrainingError
 from maskgit.training.signals import Stopped, StopSignals, leave_signals_to_parent
 from maskgit.training.tracking import Speed, Tracker, peak_flops
 from maskgit_kernels.backend import resolve, use
@@ -289,7 +290,7 @@ class _Saved(NamedTuple):
 
 def _newest(config: LoopConfig) -> _Saved | None:
     """Read the newest checkpoint of this run; None for a fresh start."""
-    _keep_apart(config)
+    keep_apart(config)
     config.output.mkdir(parents=True, exist_ok=True)
     found = checkpoint.list_checkpoints(config.output / "checkpoints")
     if not found:
@@ -310,14 +311,18 @@ def _newest(config: LoopConfig) -> _Saved | None:
     return _Saved(step, path, weights, state)
 
 
-def _keep_apart(config: LoopConfig) -> None:
-    """Raise a TrainingError if the pictures of the run would be among the images that it trains on."""
-    data, output = getattr(config, "data", "avatars"), config.output.resolve()
-    if data != "avatars" and Path(data).is_dir() and Path(data).resolve() in (output, *output.parents):
-        raise TrainingError(
-            f"--output {config.output}: lies in --data {data}, where its pictures would be taken for images; "
-            "choose another --output"
-        )
+def keep_apart(config: LoopConfig | ModelTraining) -> None:
+    """Raise a TrainingError if the pictures of the run would be among the images or the masks that it trains on."""
+    output = config.output.resolve()
+    for name, kind in (("data", "images"), ("hole_masks", "masks")):
+        place = getattr(config, name, None)
+        if place in (None, "avatars") or not Path(place).is_dir():
+            continue
+        if Path(place).resolve() in (output, *output.parents):
+            raise TrainingError(
+                f"--output {config.output}: lies in {flag(name)} {place}, where its pictures would be taken for "
+                f"{kind}; choose another --output"
+            )
 
 
 def _say_longer(saved: _Saved, config: LoopConfig) -> None:

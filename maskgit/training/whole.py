@@ -28,6 +28,7 @@ from maskgit.files import write_atomically
 from maskgit.network.folder import CONFIG_FILE, Model, load_model, save_model
 from maskgit.training.checkpoint import list_checkpoints
 from maskgit.training.engine import Engine, pick_device
+from maskgit.training.loop import keep_apart
 from maskgit.training.pace import Pace, measure_pace
 from maskgit.training.run_file import changed_values, settings_from_json, settings_to_json
 from maskgit.training.settings import (
@@ -40,7 +41,7 @@ from maskgit.training.settings import (
     TransformerTraining,
 )
 from maskgit.training.tokenizer import TokenizerTask, train_tokenizer
-from maskgit.training.tokens import open_tokens, tokenizer_at, write_tokens
+from maskgit.training.tokens import masks_for_holes, open_tokens, tokenizer_at, write_tokens
 from maskgit.training.transformer import TransformerTask, make_architecture, train_transformer
 
 # --- the recipe -------------------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ class Plan:
             ) from error
         # Settings of a later release are none of this command.
         theirs = {name: value for name, value in theirs.items() if name in self.settings}
-        changed = changed_values(theirs, self.settings, ["data"], started)
+        changed = changed_values(theirs, self.settings, ["data", "hole_masks"], started)
         if changed:
             raise TrainingError(
                 f"{self.file}: this run was started with other settings: {', '.join(changed)}; go on with its own, or "
@@ -165,8 +166,10 @@ def train_model(config: ModelTraining) -> dict[str, float]:
         raise TrainingError(
             "train.py model: start it without torchrun, for one GPU at most, or run the stages one by one"
         )
-    preset(config.model)  # which may be none
+    tokenizer = preset(config.model).tokenizer  # of which there may be none
     plan = Plan(config)
+    keep_apart(config)
+    masks_for_holes(config, tokenizer)  # now, not when the tokenizer is trained
     _say(f"{config.minutes:g} minutes in all, {_end(60 * config.minutes - plan.spent)}")
     try:
         _train_tokenizer(config, plan)
@@ -205,6 +208,7 @@ def _make_tokens(config: ModelTraining, plan: Plan) -> None:
         val_fraction=config.val_fraction,
         views=TRANSFORMER.views,
         holes=TRANSFORMER.holes,
+        hole_masks=config.hole_masks,
         seed=config.seed,
         device=config.device,
     )
@@ -247,6 +251,7 @@ def _places(config: ModelTraining, name: str) -> dict[str, Any]:
     places = {"output": config.output / name, "data": config.data, "device": config.device}
     if name == "transformer":
         places |= {"tokens": config.output / "tokens", "tokenizer": config.output / "tokenizer" / "model"}
+        places |= {"hole_masks": config.hole_masks}
     return places
 
 
