@@ -11,19 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_validation import Pixels, validation_of
 from tiny_train import as_words, assert_same_run, watch_training
 
 from maskgit.data import DataError
 from maskgit.data import parts as parts_module
 from maskgit.data.tokens import HIDDEN
-from maskgit.network.folder import load_tokenizer
 from maskgit.training import validation, whole
 from maskgit.training.cli import main
 from maskgit.training.pace import Pace
 from maskgit.training.run_file import changed_settings, run_settings
 from maskgit.training.settings import TransformerTraining
-from maskgit.training.tokens import open_tokens
 
 CELLS = ({0, 1, 2}, {7, 11})
 """The tokens that the two masks hide: of 4x4, row by row."""
@@ -53,8 +50,14 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def cells(inside: torch.Tensor | np.ndarray) -> list[set[int]]:
+    """The numbers of the tokens where bool [n, N] is True."""
+    return [set(np.flatnonzero(row)) for row in inside]
+
+
 def hidden(shard: Path) -> list[set[int]]:
-    return [set(np.flatnonzero(row == HIDDEN)) for row in np.load(shard / "holes.npy").reshape(-1, 16)]
+    """Of all holes of a shard: first those of all its plain views."""
+    return cells(np.load(shard / "holes.npy").reshape(-1, 16) == HIDDEN)
 
 
 def failure(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
@@ -72,14 +75,14 @@ def test_trained_and_validated_in_these_holes(
     run: Any, unbroken: Any, masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing else is masked, in a step, in the loss in holes, and in the pictures of the Fréchet distance."""
-    network = Pixels()
-    monkeypatch.setattr(validation, "efficientnet_lite0", lambda: network)
-    judged: list[set[int]] = []
+    monkeypatch.setattr(validation, "efficientnet_lite0", torch.nn.Identity)
+    monkeypatch.setattr(validation.Validation, "_features", lambda self, tokens: tokens.double())
+    judged: list[tuple[list[set[int]], list[set[int]]]] = []
     losses = validation.Validation.losses
 
     def watched(self: Any, model: Any, samples: Any) -> torch.Tensor:
         if not samples.candidates.all():
-            judged.extend(set(row.nonzero().flatten().tolist()) for row in samples.candidates)
+            judged.append((cells(samples.candidates), cells(self.judged.candidates)))
         return losses(self, model, samples)
 
     monkeypatch.setattr(validation.Validation, "losses", watched)
@@ -89,16 +92,13 @@ def test_trained_and_validated_in_these_holes(
     assert {"loss in holes", validation.DISTANCE} <= figures.keys()
     for split in ("train", "val"):
         drawn = hidden(tmp_path / "run" / "tokens" / split)
-        assert all(cells in CELLS for cells in drawn) and all(cells in drawn for cells in CELLS)
-    masked = [set(row.nonzero().flatten().tolist()) for row in seen["held"] == 16]
-    assert len(masked) == 4 and all(cells and any(cells <= mask for mask in CELLS) for cells in masked)
-    # The first holes of the held-out images' plain views, for both.
-    first = hidden(tmp_path / "run" / "tokens" / "val")[: len(judged)]
-    assert judged == first
-    tokenizer = load_tokenizer(unbroken["tokenizer"] / "model")
-    held_out = open_tokens(tmp_path / "run" / "tokens", tokenizer, 0, 0.5).held_out
-    measured = validation_of(held_out, tokenizer, len(held_out)).judged
-    assert [set(row.nonzero().flatten().tolist()) for row in measured.candidates] == first
+        assert all(hole in CELLS for hole in drawn) and all(hole in drawn for hole in CELLS)
+    masked = cells(seen["held"] == 16)
+    assert len(masked) == 4 and all(chosen and any(chosen <= hole for hole in CELLS) for chosen in masked)
+    # The first holes of the held-out images' plain views, in both.
+    count = np.load(tmp_path / "run" / "tokens" / "val" / "labels.npy").size
+    first = hidden(tmp_path / "run" / "tokens" / "val")[:count]
+    assert judged == [(first, first)]
 
 
 def test_a_run_goes_on_exactly_with_its_masks_only(run: Any, unbroken: Any, masks: Path, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_whole_model(
         line = failure(capsys, *words, "--output", masks / "run", "--hole-masks", masks)
         assert "lies in --hole-masks" in line and not output.exists()
     assert main([*words, "--output", str(output), "--hole-masks", str(masks)]) == 0
-    assert all(cells in CELLS for cells in hidden(output / "tokens" / "train"))
+    assert all(hole in CELLS for hole in hidden(output / "tokens" / "train"))
     settings = json.loads((output / "transformer" / "run.json").read_text())["settings"]
     assert settings["hole_masks"] == str(masks) and settings["hole_share"] == 0.5
     # Another start may find the same folder by another path, but not another folder.
