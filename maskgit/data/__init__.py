@@ -2,6 +2,7 @@
 
     reading.py, png.py, carried.py   one picture: as it is shown, whether it is whole, what else its file holds
     masks.py, pixels.py              masks, made or read; pixels as bytes and as what the networks see
+    hole_masks.py                    a folder of masks that the holes of the training are drawn from
     images.py, avatars.py, shards.py data sets: folders, the embedded avatars, tar archives
     arrays.py, parts.py              .npy files that may be damaged, and large ones that are computed part by part
     tokens.py, token_files.py        token shards, and what their files must be

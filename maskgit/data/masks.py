@@ -210,10 +210,30 @@ def to_mask(
 
     Raises MaskError: its proportions aren't those of `size`.
     """
-    image = turn_upright(image)
+    mask, doubt = read_mask(turn_upright(image), size, invert, name)
+    if doubt:
+        warnings.warn(f"{name}: the mask {doubt}", MaskWarning, stacklevel=2)
+    return mask
+
+
+def read_mask(
+    image: Image.Image,
+    size: tuple[int, int] | None = None,
+    invert: bool = False,
+    name: str = "mask",
+    squeeze: bool = False,
+) -> tuple[np.ndarray, str | None]:
+    """As `to_mask`, of an upright image, and what is suspicious about the mask instead of a warning.
+
+    Args:
+        squeeze: bring it to `size` whatever its proportions.
+    """
     layer = _with_transparency(image)
     mask = _painted(image) if layer is None else _drawn(layer)
-    mask = _fit(mask ^ invert, size or image.size, name)
+    size = size or image.size
+    if not squeeze:
+        _check_proportions(mask, size, name)
+    mask = _resized(mask ^ invert, size)
     share = mask.mean()
     doubt = None
     if layer is None and (middle := _middle_share(image)):
@@ -223,9 +243,7 @@ def to_mask(
     elif share > (_MOST if layer is None else _MOST_TRANSPARENT):
         # Rounded down, as all of it is more than nearly all.
         doubt = f"covers {math.floor(100 * share)}% of the picture; if that is the wrong part, invert the mask"
-    if doubt:
-        warnings.warn(f"{name}: the mask {doubt}", MaskWarning, stacklevel=2)
-    return mask
+    return mask, doubt
 
 
 def _with_transparency(image: Image.Image) -> Image.Image | None:
@@ -270,11 +288,9 @@ def _drawn(layer: Image.Image) -> np.ndarray:
     return ~opaque
 
 
-def _fit(mask: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
-    """The mask, bool [H, W], at a size (width, height)."""
+def _check_proportions(mask: np.ndarray, size: tuple[int, int], name: str) -> None:
+    """Raise a MaskError if a mask, bool [H, W], doesn't have the proportions of a size (width, height)."""
     (width, height), (mask_height, mask_width) = size, mask.shape
-    if (mask_width, mask_height) == (width, height):
-        return mask
     # Rounding the smaller one's sides to whole pixels explains a difference of half a pixel.
     factor = min(mask_width, width) / max(mask_width, width)
     if abs(min(mask_height, height) - factor * max(mask_height, height)) > 0.5 or (
@@ -284,8 +300,14 @@ def _fit(mask: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
             f"{name}: the mask is {mask_width}x{mask_height}, the image {width}x{height}; "
             "they must have the same size, or at least the same proportions"
         )
+
+
+def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The mask, bool [H, W], at a size (width, height)."""
+    if mask.shape == size[::-1]:
+        return mask
     # In floats, as a single pixel's share of a large area would round to 0 in 8 bits.
-    shares = Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
+    shares = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
     return np.asarray(shares) > 0
 
 

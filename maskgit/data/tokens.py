@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from maskgit.canvas.holes import cells_with_holes, smooth_fill
 from maskgit.data.arrays import read_json
+from maskgit.data.hole_masks import HoleMasks
 from maskgit.data.images import AugmentConfig, DataError, ImageDataset
 from maskgit.data.masks import make_mask
 from maskgit.data.parts import remove_parts, write_in_parts
@@ -72,9 +73,14 @@ def view_of(images: ImageDataset, index: int, view: int, augment: AugmentConfig,
     return plain if view == 0 else np.ascontiguousarray(plain[:, ::-1])
 
 
-def hole_of(size: int, view: int, index: int, number: int, seed: int) -> np.ndarray:
-    """Hole `number` of a view of an image, of the kinds that users make; bool [S, S], True = hidden."""
+def hole_of(size: int, view: int, index: int, number: int, seed: int, masks: HoleMasks | None = None) -> np.ndarray:
+    """Hole `number` of a view of an image, one of `masks` or of the kinds that users make; bool [S, S], True = hidden.
+
+    A mask is taken as it is, in mirrored views too: a watermark has a side, and its letters a direction.
+    """
     rng = np.random.default_rng((seed, 4, number, view, index))
+    if masks is not None:
+        return masks[int(rng.integers(len(masks)))]
     return make_mask(str(rng.choice(HOLE_KINDS)), size, size, int(rng.integers(2**63)))
 
 
@@ -158,6 +164,7 @@ def tokenize(
     device: torch.device,
     hole_share: float = 0.0,
     holes: int = 1,
+    masks: HoleMasks | None = None,
     batch_size: int = 64,
     processes: int = 0,
     key: str | None = None,
@@ -170,6 +177,7 @@ def tokenize(
     Args:
         hole_share: share of the samples that are to have a hole; above 0, each view is tokenized `holes` times more,
             with another random hole in it each time that is hidden from the encoder as inpainting hides it.
+        masks: what holes are drawn from, with equal chances, at the tokenizer's size; by default HOLE_KINDS.
         processes: 0 works in this process, with all its threads. Otherwise so many processes of one thread each; the
             bytes that come out are then the same for any number of them.
         key: stands for what the images show; by default `content_key`, which reads all of them.
@@ -190,11 +198,12 @@ def tokenize(
         "seed": seed,
     }
     check_owner(folder)
-    encoder = Encoder(tokenizer.eval(), images, augment, seed, batch_size)
+    encoder = Encoder(tokenizer.eval(), images, augment, seed, batch_size, masks)
     shape: tuple[int, ...] = (views, len(images), tokenizer.config.num_tokens)
     arrays = [(folder / "tokens.npy", wanted, shape)]
     if hole_share:
-        arrays.append((folder / "holes.npy", wanted | {"holes": holes, "kinds": list(HOLE_KINDS)}, (holes, *shape)))
+        origin = {"kinds": list(HOLE_KINDS)} if masks is None else {"masks": masks.key()}
+        arrays.append((folder / "holes.npy", wanted | {"holes": holes} | origin, (holes, *shape)))
     for file, description, size in arrays:
         if holds(file, description, size, codes):
             remove_parts(file, description)  # which a kill may have left
@@ -207,11 +216,13 @@ def tokenize(
     return TokenShard(folder, images.labels, seed, hole_share, codes)
 
 
-def open_shard(folder: Path, tokenizer: VQGAN, seed: int = 0, hole_share: float = 0.0) -> TokenShard:
+def open_shard(
+    folder: Path, tokenizer: VQGAN, seed: int = 0, hole_share: float = 0.0, masks: HoleMasks | None = None
+) -> TokenShard:
     """A shard that `tokenize` has written, without its images.
 
     Raises DataError: a file is missing or damaged, another tokenizer made it, it has no holes but should show some, or
-    it holds tokens or labels that don't exist.
+    others than of `masks`, or it holds tokens or labels that don't exist.
     """
     names = ("tokens", "holes") if hole_share else ("tokens",)
     made = [read_json(folder / f"{name}.json") for name in names]
@@ -225,6 +236,11 @@ def open_shard(folder: Path, tokenizer: VQGAN, seed: int = 0, hole_share: float 
         raise DataError(
             f"{folder / 'holes.npy'}: made with other {', '.join(others)} than tokens.npy, so the two don't belong "
             "together; remove it and write it again with train.py tokens --holes"
+        )
+    if masks is not None and made[-1].get("masks") != masks.key():
+        raise DataError(
+            f"{folder / 'holes.npy'}: its holes come from {'other' if 'masks' in made[-1] else 'no'} masks; leave "
+            "--hole-masks out, or write another token shard with train.py tokens --hole-masks"
         )
     tokens = open_stored(folder / "tokens.npy", np.uint16, (None, None, tokenizer.config.num_tokens))
     labels = np.array(open_stored(folder / "labels.npy", np.int64, (tokens.shape[1],)))
@@ -261,6 +277,7 @@ class Encoder:
     augment: AugmentConfig
     seed: int
     batch_size: int
+    masks: HoleMasks | None = None
 
     def to(self, device: torch.device) -> None:
         """Work there from now on."""
@@ -285,7 +302,7 @@ class Encoder:
         size, grid = pixels.shape[-1], self.tokenizer.config.grid
         inside = np.zeros(grid**2, dtype=bool)
         if number is not None:
-            holes = [hole_of(size, view, index, number, self.seed) for index in chosen]
+            holes = [hole_of(size, view, index, number, self.seed, self.masks) for index in chosen]
             hidden = zip(pixels, holes, strict=True)
             pixels = torch.stack([smooth_fill(image, torch.from_numpy(~hole)[None]) for image, hole in hidden])
             inside = np.stack([cells_with_holes(hole, grid, grid).ravel() for hole in holes])

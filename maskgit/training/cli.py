@@ -25,14 +25,13 @@ from maskgit.training.run_file import read_run
 from maskgit.training.settings import (
     COMMANDS,
     ModelTraining,
-    SpeedrunTraining,
     TokenizerTraining,
     TokensConfig,
     TrainingError,
     TransformerTraining,
 )
 from maskgit.training.signals import Stopped
-from maskgit.training.speedrun import speedrun
+from maskgit.training.speedrun import SpeedrunTraining, speedrun
 from maskgit.training.tokenizer import train_tokenizer
 from maskgit.training.tokens import write_tokens
 from maskgit.training.transformer import train_transformer
@@ -153,7 +152,8 @@ def _read(words: Sequence[str]) -> tuple[Any, Recipe | None, bool]:
     parser.add_argument("--dry-run", action="store_true")
     common, rest = parser.parse_known_args(words)
     command = rest[0] if rest and not rest[0].startswith("-") else None
-    start = {name: kind() for name, kind in COMMANDS.items()}  # settings that options override
+    # Settings that options override.
+    start = {name: kind() for name, kind in COMMANDS.items()} | {"speedrun": SpeedrunTraining()}
     if common.recipe is not None and common.config is not None:
         raise TrainingError(f"--recipe {common.recipe}: not together with --config, which has all settings")
     name = DEFAULT if common.recipe is None and command == "model" else common.recipe

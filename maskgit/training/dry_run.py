@@ -36,7 +36,14 @@ from maskgit.training.settings import (
     TransformerTraining,
 )
 from maskgit.training.tokenizer import TokenizerTask, tokenizer_architecture
-from maskgit.training.tokens import TrainingTokens, check_output, images_to_tokenize, open_tokens, tokenizer_at
+from maskgit.training.tokens import (
+    TrainingTokens,
+    check_output,
+    images_to_tokenize,
+    masks_for_holes,
+    open_tokens,
+    tokenizer_at,
+)
 from maskgit.training.transformer import TransformerTask, data_classes, make_architecture
 from maskgit.training.whole import (
     VALIDATIONS,
@@ -154,13 +161,16 @@ def _looked_at(images: ImageDataset, data: str) -> str:
 
 def _images_of_tokens(config: TransformerTraining, tokenizer: VQGAN) -> Generator[str, None, tuple[int, int]]:
     """The number of training images and of classes."""
+    masks = masks_for_holes(config, tokenizer.config)
+    if masks is not None:
+        yield _line("holes", f"of {len(masks):,} masks ({config.hole_masks})")
     if config.tokens is None:
         train, _ = yield from _images(config, tokenizer.config.image_size)
         views = config.views * (1 + (config.holes if config.hole_share else 0))
         size = 2 * views * len(train) * tokenizer.config.num_tokens
         yield _line("", f"tokens of {config.views} views will take {size / 1e6:,.1f} MB")
         return len(train), len(train.class_names)
-    shards = open_tokens(config.tokens, tokenizer, config.seed, config.hole_share)
+    shards = open_tokens(config.tokens, tokenizer, config.seed, config.hole_share, masks)
     images, held_out, classes = len(shards.train), len(shards.held_out), len(shards.class_names)
     source = f"{config.tokens}, {len(shards.train.tokens)} views"
     yield _line("data", f"{images:,} images, {held_out:,} held out, {classes} classes ({source})")
@@ -255,6 +265,7 @@ def _memory(config: LoopConfig, stage: _Stage, cost: Cost) -> Lines:
 def _tokens(config: TokensConfig) -> Lines:
     check_output(config)
     tokenizer = tokenizer_at(config.tokenizer, config.image_size)
+    masks_for_holes(config, tokenizer.config)  # which may be none that can be used
     device = pick_device(config.device)
     splits = yield from _images(config, tokenizer.config.image_size)
     yield from _tokenizing(config, tokenizer, splits[0], [len(images) for images in splits], device)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from maskgit.console import flag
 from maskgit.training import checkpoint
 from maskgit.training.optimizer import learning_rate
 from maskgit.training.run_file import changed_settings
-from maskgit.training.settings import LoopConfig, TrainingError
+from maskgit.training.settings import LoopConfig, ModelTraining, TrainingError
 
 
 class Saved(NamedTuple):
@@ -25,7 +26,7 @@ class Saved(NamedTuple):
 
 def newest(config: LoopConfig) -> Saved | None:
     """Read the newest checkpoint of this run; None for a fresh start."""
-    _keep_apart(config)
+    keep_apart(config)
     config.output.mkdir(parents=True, exist_ok=True)
     found = checkpoint.list_checkpoints(config.output / "checkpoints")
     if not found:
@@ -46,14 +47,18 @@ def newest(config: LoopConfig) -> Saved | None:
     return Saved(step, path, weights, state)
 
 
-def _keep_apart(config: LoopConfig) -> None:
-    """Raise a TrainingError if the pictures of the run would be among the images that it trains on."""
-    data, output = getattr(config, "data", "avatars"), config.output.resolve()
-    if data != "avatars" and Path(data).is_dir() and Path(data).resolve() in (output, *output.parents):
-        raise TrainingError(
-            f"--output {config.output}: lies in --data {data}, where its pictures would be taken for images; "
-            "choose another --output"
-        )
+def keep_apart(config: LoopConfig | ModelTraining) -> None:
+    """Raise a TrainingError if the pictures of the run would be among the images or the masks that it trains on."""
+    output = config.output.resolve()
+    for name, kind in (("data", "images"), ("hole_masks", "masks")):
+        place = getattr(config, name, None)
+        if place in (None, "avatars") or not Path(place).is_dir():
+            continue
+        if Path(place).resolve() in (output, *output.parents):
+            raise TrainingError(
+                f"--output {config.output}: lies in {flag(name)} {place}, where its pictures would be taken for "
+                f"{kind}; choose another --output"
+            )
 
 
 def say_longer(saved: Saved, config: LoopConfig) -> None:

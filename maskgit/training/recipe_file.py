@@ -34,9 +34,7 @@ DEFAULT = "embedded"
 """What `train.py model` trains with if nothing else is said."""
 MOST_BYTES = 2**16
 
-TABLES = {name: COMMANDS[name] for name in ("model", "tokenizer", "tokens", "transformer")}
-"""The settings of each table."""
-_BEHIND = f"options come behind a line {', '.join(f'[{name}]' for name in TABLES)}"
+_BEHIND = f"options come behind a line {', '.join(f'[{name}]' for name in COMMANDS)}"
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,9 @@ class Recipe:
     def settings(self, command: str) -> Any:
         """Those of a command. Raises TrainingError: the recipe isn't for it."""
         if command not in self.tables:
-            own = ", ".join(f"`train.py {name}`" for name in TABLES if name in self.tables)
+            own = ", ".join(f"`train.py {name}`" for name in COMMANDS if name in self.tables)
             raise TrainingError(f"--recipe {self.name}: is for {own}, not for `{command}`")
-        return settings_from_json(TABLES[command], self.tables[command])[0]
+        return settings_from_json(COMMANDS[command], self.tables[command])[0]
 
 
 @functools.cache
@@ -97,10 +95,10 @@ def _checked(content: dict[str, Any]) -> tuple[str, dict[str, dict[str, Any]]]:
     for name, table in content.items():
         if not isinstance(table, dict):
             raise ValueError(f"{printable(name[:80])} is in no table: {_BEHIND}")
-        if name not in TABLES:
-            raise ValueError(f"there is no table [{printable(name[:80])}]; the nearest is [{nearest(name, TABLES)}]")
+        if name not in COMMANDS:
+            raise ValueError(f"there is no table [{printable(name[:80])}]; the nearest is [{nearest(name, COMMANDS)}]")
         try:
-            settings_from_json(TABLES[name], table)
+            settings_from_json(COMMANDS[name], table)
         except (TypeError, ValueError, TrainingError) as error:
             raise ValueError(f"[{name}]: {error}") from error
     if not content:

@@ -13,7 +13,6 @@ from maskgit.data import AugmentConfig
 from maskgit.decoding import DECODERS
 from maskgit.decoding.masking import Count, Per
 from maskgit.decoding.schedules import check_schedule
-from maskgit.files import EMBEDDED
 from maskgit_kernels.backend import BACKENDS
 
 MOST = 10**9 - 1
@@ -131,7 +130,7 @@ class LoopConfig:
         *("output", "device", "workers", "accumulate"),
         *("log_every", "validate_every", "save_every", "keep", "wandb", "resume"),
     )
-    PLACES: ClassVar[tuple[str, ...]] = ("data", "tokens", "tokenizer", "init", "decoder_of")
+    PLACES: ClassVar[tuple[str, ...]] = ("data", "tokens", "tokenizer", "init", "decoder_of", "hole_masks")
     """Settings that are paths; `data` may also be "avatars"."""
 
 
@@ -235,6 +234,10 @@ class TransformerTraining(LoopConfig):
     tokens inside are masked. The rest are masked all over, as in the paper."""
     holes: int = 2
     """With --hole-share, random holes in each view: as many more times the images are tokenized."""
+    hole_masks: Path | None = None
+    """With --hole-share, a folder of masks, at any depth, that holes are drawn from instead of made ones, for training
+    and for validation: white is hidden, as inpaint.py reads it. With --tokens it is only made sure that its holes came
+    from these masks."""
     label_smoothing: float = 0.0
     """Label smoothing of the training loss."""
     validation_rounds: int = 4
@@ -266,6 +269,8 @@ class TransformerTraining(LoopConfig):
         require(self, lambda value: 0 < value <= 1, "in (0, 1]", "mask_ratio")
         for name, choices in (("mask_per", Per), ("mask_count", Count), ("loss_on", LossOn)):
             require_one_of(self, get_args(choices), name)
+        if self.hole_masks is not None and not self.hole_share:
+            raise TrainingError(f"--hole-masks {self.hole_masks}: needs --hole-share above 0, such as 0.9")
         every = self.validate_every
         wanted = f"a multiple of --validate-every {every}, or 0"
         require(self, lambda value: value >= 0 and value % every == 0, wanted, "eval_every")
@@ -304,6 +309,9 @@ class TokensConfig:
     """Random resized crop and flip of the views after the first two."""
     holes: int = 0
     """Random holes in each view, for `--hole-share`: as many more times the images are tokenized."""
+    hole_masks: Path | None = None
+    """With --holes, a folder of masks, at any depth, that holes are drawn from instead of made ones: white is hidden,
+    as inpaint.py reads it."""
     seed: int = 0
     """Seed of crops and holes."""
     processes: int | None = None
@@ -314,6 +322,8 @@ class TokensConfig:
     def __post_init__(self) -> None:
         require_at_least(self, 1, "views", "processes", "image_size")
         require_at_least(self, 0, "holes", "seed")
+        if self.hole_masks is not None and not self.holes:
+            raise TrainingError(f"--hole-masks {self.hole_masks}: needs --holes of at least 1")
         require(self, lambda value: 0 < value < 1, "between 0 and 1", "val_fraction")
 
 
@@ -340,6 +350,9 @@ class ModelTraining:
     place: for photographs, of which windows around holes show pieces. 0: the images themselves."""
     val_fraction: float = LoopConfig.val_fraction
     """Share of the images that is held out to validate on, chosen by their names."""
+    hole_masks: Path | None = None
+    """A folder of masks, at any depth, that the holes of the training are drawn from instead of made ones: white is
+    hidden, as inpaint.py reads it."""
     tokenizer_batch_size: int | None = None
     """Images per step of the tokenizer; by default 16, and 64 on a GPU."""
     batch_size: int | None = None
@@ -362,30 +375,6 @@ class ModelTraining:
         require_one_of(self, tuple(DECODERS), "decoder")
 
 
-@dataclass(frozen=True)
-class SpeedrunTraining(TransformerTraining):
-    """Train the transformer until a fixed loss is reached: what does a change to training do?"""
-
-    output: Path = Path("runs/speedrun")
-    """Folder of the tokens, and of the runs by their numbers."""
-    record: Path = Path("benchmarks/speedrun.md")
-    """Markdown file whose last table gets a line of the run; it is made if it isn't there."""
-    note: str = ""
-    """What was changed, where the settings don't say it."""
-    tokenizer: Path = EMBEDDED
-    steps: int = 450
-    batch_size: int = 16
-    warmup: int = 50
-    ema: float = 0.95
-    views: int = 1
-    dropout: float | None = 0.0
-    log_every: int = 10
-    validate_every: int = 25
-    validation_rounds: int = 1
-    validation_images: int = 256
-    save_every: int = MOST
-
-
 STAGES: dict[str, type[LoopConfig]] = {"tokenizer": TokenizerTraining, "transformer": TransformerTraining}
 """The settings of each stage, by the name of its command."""
-COMMANDS: dict[str, type] = {"model": ModelTraining, **STAGES, "tokens": TokensConfig, "speedrun": SpeedrunTraining}
+COMMANDS: dict[str, type] = {"model": ModelTraining, **STAGES, "tokens": TokensConfig}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +18,10 @@ import torch
 
 from maskgit.console import flag
 from maskgit.data.tokens import fingerprint
-from maskgit.files import write_atomically
+from maskgit.files import EMBEDDED, write_atomically
 from maskgit.machine import device_name, git_revision
 from maskgit.training.engine import pick_device
-from maskgit.training.settings import SpeedrunTraining, TokensConfig, TrainingError, TransformerTraining
+from maskgit.training.settings import MOST, TokensConfig, TrainingError, TransformerTraining
 from maskgit.training.tokens import tokenizer_at, write_tokens
 from maskgit.training.transformer import train_transformer
 
@@ -36,6 +37,30 @@ TASK = (
 HEADER = """| date | machine | revision | task | changed | steps | loss | seconds | note |
 |---|---|---|---|---|---:|---:|---:|---|
 """
+
+
+@dataclass(frozen=True)
+class SpeedrunTraining(TransformerTraining):
+    """Train the transformer until a fixed loss is reached: what does a change to training do?"""
+
+    output: Path = Path("runs/speedrun")
+    """Folder of the tokens, and of the runs by their numbers."""
+    record: Path = Path("benchmarks/speedrun.md")
+    """Markdown file whose last table gets a line of the run; it is made if it isn't there."""
+    note: str = ""
+    """What was changed, where the settings don't say it."""
+    tokenizer: Path = EMBEDDED
+    steps: int = 450
+    batch_size: int = 16
+    warmup: int = 50
+    ema: float = 0.95
+    views: int = 1
+    dropout: float | None = 0.0
+    log_every: int = 10
+    validate_every: int = 25
+    validation_rounds: int = 1
+    validation_images: int = 256
+    save_every: int = MOST
 
 
 class Mark(NamedTuple):

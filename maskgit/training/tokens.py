@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import torch
 
+from maskgit.config import TokenizerConfig
 from maskgit.data import AugmentConfig, DataError, ImageDataset, load_dataset
+from maskgit.data.hole_masks import HoleMasks, read_hole_masks
 from maskgit.data.images import as_people_count, class_numbers
 from maskgit.data.tokens import (
     PLAIN_VIEWS,
@@ -24,7 +26,7 @@ from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import list_checkpoints
 from maskgit.training.engine import Engine, pick_device
 from maskgit.training.samples import at_size, load_splits
-from maskgit.training.settings import TokensConfig, TrainingError, TransformerTraining
+from maskgit.training.settings import ModelTraining, TokensConfig, TrainingError, TransformerTraining
 
 TRAIN, VAL = "train", "val"
 
@@ -53,6 +55,24 @@ def tokenizer_at(folder: Path, image_size: int | None) -> VQGAN:
     return tokenizer
 
 
+def masks_for_holes(
+    config: TransformerTraining | TokensConfig | ModelTraining, tokenizer: TokenizerConfig
+) -> HoleMasks | None:
+    """What --hole-masks says, at a tokenizer's size; None where it isn't given.
+
+    Raises DataError, and TrainingError: they lie among the images, where they would be trained on as such.
+    """
+    if config.hole_masks is None:
+        return None
+    folder, data = config.hole_masks.resolve(), Path(config.data)
+    if config.data != "avatars" and data.is_dir() and data.resolve() in (folder, *folder.parents):
+        raise TrainingError(
+            f"--hole-masks {config.hole_masks}: lies in --data {config.data}, where masks would be taken for images; "
+            "move them out of it"
+        )
+    return read_hole_masks(config.hole_masks, tokenizer.image_size, tokenizer.grid)
+
+
 # --- in the run's own folder, or where --tokens says ------------------------------------------------------------------
 
 
@@ -61,8 +81,9 @@ def training_tokens(config: TransformerTraining, tokenizer: VQGAN, engine: Engin
 
     Raises DataError, also where a run that goes on would go on with tokens of other images or of another tokenizer.
     """
+    masks = masks_for_holes(config, tokenizer.config)
     if config.tokens is not None:
-        return open_tokens(config.tokens, tokenizer, config.seed, config.hole_share)
+        return open_tokens(config.tokens, tokenizer, config.seed, config.hole_share, masks)
     images, held_out = load_splits(config, tokenizer.config.image_size)
     goes_on = bool(list_checkpoints(config.output / "checkpoints"))
     with engine.accelerator.main_process_first():  # which writes the shards; the others find them
@@ -74,12 +95,15 @@ def training_tokens(config: TransformerTraining, tokenizer: VQGAN, engine: Engin
             (images, held_out),
             engine.device,
             config.hole_share,
+            masks,
             replace=not goes_on,
         )
     return TrainingTokens(shards[0], shards[1], images.class_names)
 
 
-def open_tokens(folder: Path, tokenizer: VQGAN, seed: int, hole_share: float) -> TrainingTokens:
+def open_tokens(
+    folder: Path, tokenizer: VQGAN, seed: int, hole_share: float, masks: HoleMasks | None = None
+) -> TrainingTokens:
     """The shards that `write_tokens` wrote, or an earlier run (its folder `tokens`). Raises DataError."""
     for split in (TRAIN, VAL):
         if hole_share and (folder / split).is_dir() and not (folder / split / "holes.json").exists():
@@ -87,7 +111,7 @@ def open_tokens(folder: Path, tokenizer: VQGAN, seed: int, hole_share: float) ->
                 f"{folder / split / 'holes.json'} is not there; write a token shard with train.py tokens --holes 2, or "
                 "leave --hole-share out"
             )
-    train, held_out = (open_shard(folder / split, tokenizer, seed, hole_share) for split in (TRAIN, VAL))
+    train, held_out = (open_shard(folder / split, tokenizer, seed, hole_share, masks) for split in (TRAIN, VAL))
     names, theirs = (class_names(folder / split) for split in (TRAIN, VAL))
     if names != theirs:
         raise DataError(
@@ -114,10 +138,14 @@ def _tokenize_splits(
     splits: Sequence[ImageDataset],
     device: torch.device,
     hole_share: float,
+    masks: HoleMasks | None,
     processes: int = 0,
     replace: bool = False,
 ) -> list[TokenShard]:
     """Write the shards of the images to train on and of those held out, of which the plain views and one hole do.
+
+    Both draw holes from all masks: what is to be told of a held-out image is what is behind a mask, which no mask
+    gives away.
 
     Args:
         processes: 0 works in this process, and tells images apart by what they show; otherwise by names, sizes and
@@ -136,6 +164,7 @@ def _tokenize_splits(
             device=device,
             hole_share=hole_share,
             holes=max(1, holes),
+            masks=masks,
             processes=processes,
             key=images.key() or content_key(images) if processes else None,
             replace=replace,
@@ -154,10 +183,11 @@ def write_tokens(config: TokensConfig) -> list[str]:
     """
     check_output(config)
     tokenizer = tokenizer_at(config.tokenizer, config.image_size)
+    masks = masks_for_holes(config, tokenizer.config)
     train, val = images_to_tokenize(config, tokenizer.config.image_size)
     device, processes = pick_device(config.device), config.processes or os.cpu_count() or 1
     shards = _tokenize_splits(
-        config, config.output, tokenizer, (train, val), device, float(config.holes > 0), processes
+        config, config.output, tokenizer, (train, val), device, float(config.holes > 0), masks, processes
     )
     lines = []
     for shard in shards:
@@ -190,6 +220,7 @@ def check_output(config: TokensConfig) -> None:
     """Raise a TrainingError if a shard would go into a folder of the input's, or both into one, by whatever path."""
     train, val = (config.output / split for split in (TRAIN, VAL))
     inputs = {"--data": config.data, "--val-data": config.val_data, "--tokenizer": config.tokenizer}
+    inputs |= {"--hole-masks": config.hole_masks}
     taken = {f"{option} {path}": Path(path) for option, path in inputs.items() if path is not None}
     for folder, others in ((train, taken), (val, taken | {f"the other shard, {train}": train})):
         for name, path in others.items():

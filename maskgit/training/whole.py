@@ -29,6 +29,7 @@ from maskgit.network.folder import CONFIG_FILE, Model, load_model, save_model
 from maskgit.training.checkpoint import list_checkpoints
 from maskgit.training.crops import cut_crops
 from maskgit.training.engine import Engine, pick_device
+from maskgit.training.going_on import keep_apart
 from maskgit.training.pace import Pace, measure_pace
 from maskgit.training.recipe_file import DEFAULT, Recipe, read_recipe
 from maskgit.training.run_file import changed_values, flat, settings_from_json, settings_to_json
@@ -43,7 +44,7 @@ from maskgit.training.settings import (
     TransformerTraining,
 )
 from maskgit.training.tokenizer import TokenizerTask, tokenizer_architecture, train_tokenizer
-from maskgit.training.tokens import open_tokens, tokenizer_at, write_tokens
+from maskgit.training.tokens import masks_for_holes, open_tokens, tokenizer_at, write_tokens
 from maskgit.training.transformer import TransformerTask, make_architecture, train_transformer
 
 # --- what a recipe leaves open ----------------------------------------------------------------------------------------
@@ -61,8 +62,8 @@ LOG_SECONDS, SAVE_SECONDS = 10, 300  # between two lines of the log, and two che
 LEAST_STEPS = 20  # of a stage, however little time there is
 
 DECIDED = frozenset(
-    ("output", "data", "device", "tokenizer", "tokens", "model", "val_fraction", "seed", "init", "resume")
-    + ("steps", "log_every", "save_every", "validate_every", "eval_every")
+    ("output", "data", "hole_masks", "device", "tokenizer", "tokens", "model", "image_size", "val_fraction", "seed")
+    + ("init", "resume", "steps", "log_every", "save_every", "validate_every", "eval_every")
 )
 """What no stage's table can say, because it follows from the command's own options, or from the time."""
 
@@ -147,7 +148,7 @@ class Plan:
             raise TrainingError(
                 f"{self.file}: can't be read: {type(error).__name__}: {error}; choose another --output"
             ) from error
-        changed = changed_values(theirs, flat(self.settings), ["data"], started)
+        changed = changed_values(theirs, flat(self.settings), ["data", "hole_masks"], started)
         if changed:
             raise TrainingError(
                 f"{self.file}: this run was started with other settings: {', '.join(changed)}; go on with its own, or "
@@ -175,10 +176,12 @@ def train_model(config: ModelTraining, recipe: Recipe | None = None) -> dict[str
         raise TrainingError(
             "train.py model: start it without torchrun, for one GPU at most, or run the stages one by one"
         )
-    at_size(preset(config.model).tokenizer, config.image_size)  # there may be no such preset or size
+    tokenizer = at_size(preset(config.model).tokenizer, config.image_size)  # there may be no such preset or size
     recipe = recipe or read_recipe(DEFAULT)
     check_recipe(recipe)
     plan = Plan(config, recipe)
+    keep_apart(config)
+    masks_for_holes(config, tokenizer)  # now, not when the tokenizer is trained
     _say(f"{config.minutes:g} minutes in all, {_end(60 * config.minutes - plan.spent)}")
     try:
         if config.crops_a_minute:
@@ -292,6 +295,7 @@ def _places(config: ModelTraining, name: str) -> dict[str, Any]:
     places = {"output": config.output / name, "data": config.data, "device": config.device}
     if name == "transformer":
         places |= {"tokens": config.output / "tokens", "tokenizer": config.output / "tokenizer" / "model"}
+        places |= {"hole_masks": config.hole_masks}
     return places
 
 

@@ -16,11 +16,13 @@ import tyro
 from maskgit.console import flag
 from maskgit.helptext import descriptions, registry, whole_lines
 from maskgit.training.cli import main as train
-from maskgit.training.recipe_file import TABLES, recipes
+from maskgit.training.recipe_file import recipes
 from maskgit.training.settings import COMMANDS
+from maskgit.training.speedrun import SpeedrunTraining
 
 COMMAND_MODULES = ("cli.inpaint", "app.__main__", "convert.__main__", "metrics.__main__", "metrics.card.__main__")
 COMMAND_MODULES += ("pictures.__main__", "sweep.__main__")
+EVERY_COMMAND = {**COMMANDS, "speedrun": SpeedrunTraining}
 STAGE_OPTIONS = {"tokenizer": ["--dry-run", "--config"], "transformer": ["--dry-run", "--config"]}
 
 
@@ -62,13 +64,13 @@ def test_help_of_commands(name: str, capsys: pytest.CaptureFixture[str]) -> None
     check(shown(module.main, [], capsys), ["--help"])
 
 
-@pytest.mark.parametrize("stage", COMMANDS)
+@pytest.mark.parametrize("stage", EVERY_COMMAND)
 def test_help_of_training_has_every_option(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    own = [flag(name) for each in dataclasses.fields(COMMANDS[stage]) if (name := each.name) != "augment"]
+    own = [flag(name) for each in dataclasses.fields(EVERY_COMMAND[stage]) if (name := each.name) != "augment"]
     text = shown(run_training, [stage], capsys)
-    check(text, [*own, *(["--recipe"] if stage in TABLES else []), *STAGE_OPTIONS.get(stage, [])])
+    check(text, [*own, *(["--recipe"] if stage in COMMANDS else []), *STAGE_OPTIONS.get(stage, [])])
     for recipe in recipes().values():
-        assert (f"- {recipe.name} (" in text and recipe.about in text) == (stage in TABLES)
+        assert (f"- {recipe.name} (" in text and recipe.about in text) == (stage in COMMANDS)
 
 
 def test_help_of_stages_shows_where_they_start_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 import maskgit.training.speedrun
 from maskgit.training.cli import main
-from maskgit.training.settings import SpeedrunTraining, TrainingError
-from maskgit.training.speedrun import HEADER, TASK, Mark, seconds_to, speedrun
+from maskgit.training.settings import TrainingError
+from maskgit.training.speedrun import HEADER, TASK, Mark, SpeedrunTraining, seconds_to, speedrun
 
 
 @pytest.fixture
