@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any, overload
 
 import torch
@@ -23,6 +22,7 @@ from maskgit.canvas.windows import windows
 from maskgit.data.carried import fill_in
 from maskgit.data.reading import to_rgb
 from maskgit.decoding import DecodeConfig
+from maskgit.files import EMBEDDED
 from maskgit.network.folder import Model, find_model, load_model, save_model
 from maskgit.network.halton import HaltonTransformer
 from maskgit.network.transformer import Transformer
@@ -109,8 +109,7 @@ class MaskGIT(Filling):
             ModelError: there is no such model, or it is damaged; the message names the file.
             ValueError, RuntimeError: as the class.
         """
-        with resources.as_file(resources.files("maskgit") / "assets" / "embedded") as embedded:
-            model = load_model(embedded if path_or_repo == "embedded" else find_model(path_or_repo))
+        model = load_model(EMBEDDED if path_or_repo == "embedded" else find_model(path_or_repo))
         parts = model.tokenizer, model.transformer, model.class_names, model.metadata, model.decoding
         return cls(*parts, device=device, kernels=kernels, precision=precision)
 
