@@ -377,4 +377,9 @@ class ModelTraining:
 
 STAGES: dict[str, type[LoopConfig]] = {"tokenizer": TokenizerTraining, "transformer": TransformerTraining}
 """The settings of each stage, by the name of its command."""
-COMMANDS: dict[str, type] = {"model": ModelTraining, **STAGES, "tokens": TokensConfig}
+COMMANDS: dict[str, type] = {
+    "model": ModelTraining,
+    "tokenizer": TokenizerTraining,
+    "tokens": TokensConfig,
+    "transformer": TransformerTraining,
+}

@@ -229,7 +229,7 @@ def _train_tokenizer(config: ModelTraining, recipe: Recipe, plan: Plan) -> None:
         engine = Engine(stage)
         pace = measure_pace(TokenizerTask(stage, tokenizer_architecture(stage), engine), stage, engine)
         seconds = 60 * config.minutes * config.tokenizer_share - plan.spent
-        plan.stages["tokenizer"] = PlannedStage(fit_to_time(stage, pace, seconds), pace)
+        plan.stages["tokenizer"] = PlannedStage(fit_to_time(engine.config, pace, seconds), pace)
     if not (config.output / "tokenizer" / "model" / CONFIG_FILE).exists():
         train_tokenizer(_begin(config, plan, "stage 1 of 3, tokenizer", TokenizerTraining))
 
@@ -246,13 +246,14 @@ def _train_transformer(config: ModelTraining, recipe: Recipe, plan: Plan) -> dic
     if "transformer" not in plan.stages:
         _say("timing steps of the transformer")
         stage = stage_settings(config, recipe, "transformer", TransformerTraining)
-        pace = _transformer_pace(stage)
-        plan.stages["transformer"] = PlannedStage(fit_to_time(stage, pace, 60 * config.minutes - plan.spent), pace)
+        engine = Engine(stage)
+        pace = _transformer_pace(stage, engine)
+        seconds = 60 * config.minutes - plan.spent
+        plan.stages["transformer"] = PlannedStage(fit_to_time(engine.config, pace, seconds), pace)
     return train_transformer(_begin(config, plan, "stage 3 of 3, transformer", TransformerTraining))
 
 
-def _transformer_pace(stage: TransformerTraining) -> Pace:
-    engine = Engine(stage)
+def _transformer_pace(stage: TransformerTraining, engine: Engine) -> Pace:
     assert stage.tokenizer is not None and stage.tokens is not None
     tokenizer = tokenizer_at(stage.tokenizer, None).to(engine.device)
     tokens = open_tokens(stage.tokens, tokenizer, stage.seed, stage.hole_share)
