@@ -27,6 +27,7 @@ from maskgit.training.settings import LoopConfig, TrainingError
 
 PATIENCE = timedelta(hours=2)  # that processes wait for one that validates or tokenizes
 MOST_SKIPPED = 10  # steps in a row
+AGAINST_NAN = "start again with a lower --lr or with --precision float32, and another --output"
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Figures = dict[str, Tensor]
@@ -285,6 +286,6 @@ class Engine:
         if longest >= MOST_SKIPPED:
             raise TrainingError(
                 f"step {step}: the loss or its gradient was not finite in {longest} steps in a row, {total} in all; "
-                "start again with a lower --lr or with --precision float32, and another --output"
+                f"{AGAINST_NAN}"
             )
         return total

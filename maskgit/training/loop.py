@@ -28,7 +28,7 @@ from tqdm import tqdm
 from maskgit.data.arrays import json_bytes
 from maskgit.files import write_atomically
 from maskgit.training import checkpoint
-from maskgit.training.engine import Engine, Figures
+from maskgit.training.engine import AGAINST_NAN, Engine, Figures
 from maskgit.training.going_on import Saved, newest, say_longer
 from maskgit.training.graphs import StepGraph
 from maskgit.training.health import Checked, length_warnings, out_of_memory_said, overfitting
@@ -268,7 +268,7 @@ def _train(run: _Run, first_step: int) -> tuple[int, dict[str, float]]:
                 ends = engine.highest(ends) > 0
             elif looks:
                 part = config.batch_size // engine.processes // config.accumulate
-                _look(run, functools.partial(task.show, tracker=tracker, step=done, most=part))
+                _look(run, done, functools.partial(task.show, tracker=tracker, step=done, most=part))
             if (validates or looks) and engine.is_main and not told:
                 told = True
                 progress.write(f"step {done}: pictures of what it can do so far: {config.output / task.picture}")
@@ -297,14 +297,19 @@ def shows_early(step: int, config: LoopConfig) -> bool:
     return 10 <= step < min(config.validate_every, config.steps) and step in (power, 3 * power)
 
 
-def _look(run: _Run, work: Callable[[nn.Module], Any]) -> Any:
-    """What `work` makes of the model so far, in the main process; the others wait, for None."""
+def _look(run: _Run, done: int, work: Callable[[nn.Module], Any]) -> Any:
+    """What `work` makes of the model after `done` steps, in the main process; the others wait, for None."""
     model, seen = run.trained_model().eval(), None
     if run.engine.is_main:
         # Fixed noise: two looks differ only by the weights, also those of runs with other seeds.
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
-            seen = work(model)
+            try:
+                seen = work(model)
+            except FloatingPointError as error:
+                raise TrainingError(
+                    f"step {done - 1}: the model's output is not finite: {error}; {AGAINST_NAN}"
+                ) from error
     run.engine.wait()
     return seen
 
@@ -312,7 +317,7 @@ def _look(run: _Run, work: Callable[[nn.Module], Any]) -> Any:
 def _validate(run: _Run, tracker: Tracker, step: int, losses: list[float]) -> dict[str, float]:
     """Figures of the model so far, in the main process. `losses`: those logged since the last validation."""
     task = run.task
-    figures: dict[str, float] = _look(run, lambda model: task.validate(model, tracker, step)) or {}
+    figures: dict[str, float] = _look(run, step, lambda model: task.validate(model, tracker, step)) or {}
     if run.engine.is_main:
         tracker.add_scalars("validation", figures, step)
         write_atomically({run.config.output / "validation.json": json_bytes({"step": step, **figures})})
@@ -333,8 +338,7 @@ def _save(run: _Run, step: int) -> None:
         broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
         if broken:
             raise TrainingError(
-                f"step {step - 1}: {len(broken)} tensors are no longer finite, {broken[0]} among them; start again "
-                "with a lower --lr or with --precision float32, and another --output"
+                f"step {step - 1}: {len(broken)} tensors are no longer finite, {broken[0]} among them; {AGAINST_NAN}"
             )
         state = {
             "settings": run_settings(run.config),

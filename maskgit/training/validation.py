@@ -106,12 +106,19 @@ class Validation:
         return frechet_distance(self._features(self.fill(model, self.judged)), self.real)
 
     def fill(self, model: nn.Module, samples: TokenSample) -> Tensor:
-        """Tokens of n images with their candidates filled in, the same at every call: int64 [n, N]."""
+        """Tokens of n images with their candidates filled in, the same at every call: int64 [n, N].
+
+        Raises FloatingPointError: logits that aren't finite.
+        """
         filled = []
         for start, (_, visible, candidates, classes) in self._batches(samples, 32):
             seeds = torch.arange(start, start + len(visible), device=visible.device)
             predict = functools.partial(_predict, model, classes if self.has_classes else None)
-            filled.append(decode(predict, visible, candidates, DecodeConfig(), seeds, mask_token_id=self.mask_token_id))
+            options: dict[str, Any] = {"mask_token_id": self.mask_token_id}
+            try:
+                filled.append(decode(predict, visible, candidates, DecodeConfig(), seeds, **options))
+            except ValueError as error:
+                raise FloatingPointError(str(error)) from error
         return torch.cat(filled)
 
     @torch.no_grad()

@@ -187,7 +187,7 @@ def test_a_dry_run_counts_them(unbroken: Any, pictures: Path, masks: Path, tmp_p
     places = {"tokenizer": unbroken["tokenizer"] / "model", "data": pictures, "output": tmp_path / "run"}
     words = as_words(places | {"model": "tiny", "hole_share": 0.5, "hole_masks": masks, "batch_size": 2})
     assert main(["transformer", *words, "--dry-run", "--device", "cpu"]) == 0
-    assert "MB, holes of 2 masks)" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    assert f"holes    of 2 masks ({masks})" in capsys.readouterr().out and not (tmp_path / "run").exists()
 
 
 # --- train.py model ---------------------------------------------------------------------------------------------------

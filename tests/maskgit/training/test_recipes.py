@@ -21,7 +21,7 @@ from maskgit.training.recipe_file import recipes
 from maskgit.training.run_file import describe_run, flat, settings_from_json, settings_to_json
 from maskgit.training.settings import COMMANDS, TokenizerTraining, TokensConfig, TransformerTraining
 
-OWN = {"embedded", "imagenet", "photos"}
+OWN = {"embedded", "finetune", "imagenet", "own-masks", "photos"}
 """Recipes that are ours; each of the others is a source's."""
 RECIPES = {name: recipe.settings("transformer") for name, recipe in recipes().items() if name not in OWN}
 
