@@ -307,9 +307,8 @@ def _look(run: _Run, done: int, work: Callable[[nn.Module], Any]) -> Any:
             try:
                 seen = work(model)
             except FloatingPointError as error:
-                raise TrainingError(
-                    f"step {done - 1}: the model's output is not finite: {error}; {AGAINST_NAN}"
-                ) from error
+                said = f"step {done - 1}: the model's output is not finite: {error}"
+                raise TrainingError(f"{said}; {AGAINST_NAN}") from error
     run.engine.wait()
     return seen
 

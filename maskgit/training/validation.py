@@ -114,9 +114,9 @@ class Validation:
         for start, (_, visible, candidates, classes) in self._batches(samples, 32):
             seeds = torch.arange(start, start + len(visible), device=visible.device)
             predict = functools.partial(_predict, model, classes if self.has_classes else None)
-            options: dict[str, Any] = {"mask_token_id": self.mask_token_id}
+            given = predict, visible, candidates, DecodeConfig(), seeds
             try:
-                filled.append(decode(predict, visible, candidates, DecodeConfig(), seeds, **options))
+                filled.append(decode(*given, mask_token_id=self.mask_token_id))
             except ValueError as error:
                 raise FloatingPointError(str(error)) from error
         return torch.cat(filled)
