@@ -106,7 +106,7 @@ def _stage(config: LoopConfig) -> Lines:
         check_graphs(config, engine)
         assert config.tokenizer is not None
         tokenizer = tokenizer_at(config.tokenizer, config.image_size)
-        images, classes = yield from _images_of_tokens(config, tokenizer)
+        images = yield from _images_of_tokens(config, tokenizer)
         architecture = make_architecture(config, tokenizer.config)
         stage = yield from _transformer(config, architecture, tokenizer, engine)
     else:
@@ -159,8 +159,8 @@ def _looked_at(images: ImageDataset, data: str) -> str:
     return f"{len(problems):,} of {count:,} that were read can't be used and will be left out, such as {problems[0]}"
 
 
-def _images_of_tokens(config: TransformerTraining, tokenizer: VQGAN) -> Generator[str, None, tuple[int, int]]:
-    """The number of training images and of classes."""
+def _images_of_tokens(config: TransformerTraining, tokenizer: VQGAN) -> Generator[str, None, int]:
+    """The number of training images."""
     masks = masks_for_holes(config, tokenizer.config)
     if masks is not None:
         yield _line("holes", f"of {len(masks):,} masks ({config.hole_masks})")
@@ -169,12 +169,12 @@ def _images_of_tokens(config: TransformerTraining, tokenizer: VQGAN) -> Generato
         views = config.views * (1 + (config.holes if config.hole_share else 0))
         size = 2 * views * len(train) * tokenizer.config.num_tokens
         yield _line("", f"tokens of {config.views} views will take {size / 1e6:,.1f} MB")
-        return len(train), len(train.class_names)
+        return len(train)
     shards = open_tokens(config.tokens, tokenizer, config.seed, config.hole_share, masks)
     images, held_out, classes = len(shards.train), len(shards.held_out), len(shards.class_names)
     source = f"{config.tokens}, {len(shards.train.tokens)} views"
     yield _line("data", f"{images:,} images, {held_out:,} held out, {classes} classes ({source})")
-    return images, classes
+    return images
 
 
 def _alone(config: Any, engine: Engine) -> tuple[Any, int]:
