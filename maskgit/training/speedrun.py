@@ -8,6 +8,7 @@ that fails, appends a line to a table of runs.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from datetime import date
@@ -50,7 +51,7 @@ class SpeedrunTraining(TransformerTraining):
     note: str = ""
     """What was changed, where the settings don't say it."""
     tokenizer: Path = EMBEDDED
-    steps: int = 450
+    steps: int = 300
     batch_size: int = 16
     warmup: int = 50
     ema: float = 0.95
@@ -77,6 +78,8 @@ def speedrun(config: SpeedrunTraining) -> dict[str, float]:
     Returns the figures of the last validation, with "seconds" if the goal was reached. Raises TrainingError: a setting
     that is the task's, a record that can't be gone on with; and what a run raises.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError("train.py speedrun: start it without torchrun, for one GPU at most")
     default = SpeedrunTraining()
     for name in TASK:
         if getattr(config, name) != getattr(default, name):
@@ -84,11 +87,12 @@ def speedrun(config: SpeedrunTraining) -> dict[str, float]:
                 f"{flag(name)} {getattr(config, name)}: is the speedrun's task, which stays {getattr(default, name)}"
             )
     _read(config.record)
-    device, load = pick_device(config.device), os.getloadavg()[0]
+    device, load = pick_device(config.device), os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
     if load > 0.5:
         print(f"warning: other programs are running here (load average {load:.1f}), so the seconds will say little")
     tokens = config.output / "tokens"
-    write_tokens(TokensConfig(output=tokens, tokenizer=config.tokenizer, data=config.data, device=config.device))
+    shared = {name: getattr(config, name) for name in ("tokenizer", "data", "views", "device")}
+    write_tokens(TokensConfig(output=tokens, **shared))
     folder = next(path for number in range(1, 10**6) if not (path := config.output / f"{number}").exists())
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(TransformerTraining)}
     marks: list[Mark] = []
@@ -115,7 +119,7 @@ def seconds_to(goal: float, marks: list[Mark]) -> float | None:
 
     Validations are 25 steps apart by default, which would be too coarse to compare runs by.
     """
-    if marks[-1].loss > goal:
+    if not marks[-1].loss <= goal:  # it may be NaN
         return None
     if len(marks) == 1:
         return marks[-1].seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,14 @@ def test_a_line_for_each_run(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None
         assert (folder / "model" / "config.json").exists()
         assert json.loads((folder / "validation.json").read_text())["step"] == steps
         assert not (folder / "tokens").exists()
+    assert json.loads((tiny["output"] / "tokens" / "train" / "tokens.json").read_text())["views"] == 1
 
 
 def test_seconds_between_two_validations() -> None:
     marks = [Mark(25, 10.0, 5.0), Mark(50, 20.0, 4.0), Mark(75, 40.0, 3.0)]
     assert seconds_to(3.0, marks) == 40.0
     assert seconds_to(3.25, marks) == 35.0
-    assert seconds_to(2.9, marks) is None
+    assert seconds_to(2.9, marks) is None and seconds_to(2.9, [*marks, Mark(100, 50.0, math.nan)]) is None
     assert seconds_to(5.0, marks[:1]) == 10.0
 
 
