@@ -326,7 +326,7 @@ def _seconds_of_a_view(
 
 
 def _model(config: ModelTraining, recipe: Recipe) -> Lines:
-    check_recipe(recipe)
+    check_recipe(recipe, config)
     first = stage_settings(config, recipe, "tokenizer", TokenizerTraining)
     first = dataclasses.replace(first, compile=False)  # which would take minutes here
     left = 60 * config.minutes

@@ -178,7 +178,7 @@ def train_model(config: ModelTraining, recipe: Recipe | None = None) -> dict[str
         )
     tokenizer = at_size(preset(config.model).tokenizer, config.image_size)  # there may be no such preset or size
     recipe = recipe or read_recipe(DEFAULT)
-    check_recipe(recipe)
+    check_recipe(recipe, config)
     plan = Plan(config, recipe)
     keep_apart(config)
     masks_for_holes(config, tokenizer)  # now, not when the tokenizer is trained
@@ -196,8 +196,9 @@ def train_model(config: ModelTraining, recipe: Recipe | None = None) -> dict[str
     return figures
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Raise a TrainingError for a recipe that isn't for this command, or decides on what the command decides on."""
+def check_recipe(recipe: Recipe, config: ModelTraining) -> None:
+    """Raise a TrainingError for a recipe that isn't for this command, decides on what the command decides on, or trains
+    without the holes that the command has masks for."""
     recipe.settings("model")
     for name in STAGES:
         if refused := sorted(recipe.tables[name].keys() & DECIDED):
@@ -205,6 +206,11 @@ def check_recipe(recipe: Recipe) -> None:
                 f"--recipe {recipe.name}: [{name}] {refused[0]}: `train.py model` decides on that; leave it out, or "
                 "run the stages one by one"
             )
+    if config.hole_masks is not None and not recipe.settings("transformer").hole_share:
+        raise TrainingError(
+            f"--hole-masks {config.hole_masks}: --recipe {recipe.name} trains without holes: it needs a hole_share "
+            "above 0 in [transformer]; own-masks has one"
+        )
 
 
 def _cut_crops(config: ModelTraining, plan: Plan) -> ModelTraining:

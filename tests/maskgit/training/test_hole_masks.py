@@ -202,6 +202,11 @@ def test_a_whole_model(
     words = ["model", *as_words(options | {"tokenizer_batch_size": 4})]
     with monkeypatch.context() as patch:
         patch.setattr(whole, "train_tokenizer", lambda _: 1 / 0)
+        (tmp_path / "r.toml").write_text("[model]\n[tokenizer]\n[transformer]\nhole_share = 0.0\n")
+        recipe = ["--recipe", tmp_path / "r.toml"]
+        for dry in ([], ["--dry-run"]):
+            line = failure(capsys, *words, "--output", output, "--hole-masks", masks, *recipe, *dry)
+            assert f"--hole-masks {masks}: --recipe {tmp_path / 'r.toml'} trains without holes" in line
         bad = {"nowhere": "no such folder", pictures: "lies in --data"}
         for folder, why in bad.items():
             assert why in failure(capsys, *words, "--output", output, "--hole-masks", folder)
