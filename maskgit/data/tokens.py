@@ -13,6 +13,7 @@ A shard is a folder:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +43,8 @@ from maskgit.data.token_files import (
 from maskgit.tokenizer import VQGAN
 
 PLAIN_VIEWS = 2  # as it is, and flipped
+
+NO_HOLE = -1
 
 HOLE_KINDS = ("boxes", "boxes", "center", "strokes", "half")
 """Kinds of `maskgit.data.masks.make_mask` that holes are drawn from, with equal chances."""
@@ -128,27 +131,37 @@ class TokenShard(Dataset[TokenSample]):
         return self.tokens.shape[1]
 
     def __getitem__(self, key: tuple[int, int]) -> TokenSample:
-        index, position = key
+        return TokenSample(*(part[0] for part in self.__getitems__([key])))
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> TokenSample:
+        """A batch, [b, ...] each, which is what a DataLoader asks for: one by one takes several times as long."""
+        choices = [self._choice(position) for _, position in keys]
+        return self.samples(np.array([index for index, _ in keys]), *np.array(choices).T)
+
+    def _choice(self, position: int) -> tuple[int, int]:
+        """The view and the hole of a sample."""
         rng = np.random.default_rng((self.seed, 3, position))
         view = int(rng.integers(len(self.tokens)))
-        tokens = self._read("tokens.npy", self.tokens[view, index])
-        label = torch.tensor(self.labels[index])
         if self.holes is None or rng.random() >= self.hole_share:
-            return TokenSample(tokens, tokens, torch.ones_like(tokens, dtype=torch.bool), label)
-        return self.with_hole(index, view, int(rng.integers(len(self.holes))))
+            return view, NO_HOLE
+        return view, int(rng.integers(len(self.holes)))
 
-    def with_hole(self, index: int, view: int, number: int) -> TokenSample:
-        """Image `index` with hole `number` of one of its views."""
-        assert self.holes is not None, "a shard without holes"
-        tokens = self._read("tokens.npy", self.tokens[view, index])
-        outside = self._read("holes.npy", self.holes[number, view, index])
-        inside = outside == int(HIDDEN)
-        visible = torch.where(inside, tokens, outside)
-        return TokenSample(tokens, visible, inside, torch.tensor(self.labels[index]))
+    def samples(self, images: np.ndarray, views: np.ndarray | int, holes: np.ndarray | int) -> TokenSample:
+        """Images by their numbers, int64 [b], each in one of its views, with a hole of this view or NO_HOLE."""
+        images, views, holes = np.broadcast_arrays(images, views, holes)
+        tokens = self._read("tokens.npy", self.tokens[views, images])
+        visible, candidates = tokens, torch.ones_like(tokens, dtype=torch.bool)
+        if len(rows := np.flatnonzero(holes != NO_HOLE)):
+            assert self.holes is not None, "a shard without holes"
+            outside = self._read("holes.npy", self.holes[holes[rows], views[rows], images[rows]])
+            inside, visible = outside == int(HIDDEN), tokens.clone()
+            visible[rows] = torch.where(inside, tokens[rows], outside)
+            candidates[rows] = inside
+        return TokenSample(tokens, visible, candidates, torch.from_numpy(self.labels[images]))
 
-    def _read(self, name: str, row: np.ndarray) -> Tensor:
-        """int64 [N] from a row of the array with that name."""
-        tokens = np.asarray(row)  # NumPy is slow with what is still a memory map
+    def _read(self, name: str, rows: np.ndarray) -> Tensor:
+        """int64 [b, N] from rows of the array with that name."""
+        tokens = np.asarray(rows)  # NumPy is slow with what is still a memory map
         check_tokens(self.folder, name, tokens, self.codes)
         return torch.from_numpy(tokens.astype(np.int64))
 

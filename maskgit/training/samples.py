@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, default_collate
 
 from maskgit.config import ConfigError, TokenizerConfig
 from maskgit.data import ImageDataset, load_dataset
+from maskgit.data.tokens import TokenSample
 from maskgit.training.settings import LoopConfig, TokenizerTraining, TokensConfig, TrainingError, TransformerTraining
 
 
@@ -36,6 +38,11 @@ def load_splits(
 def spread(count: int, most: int) -> np.ndarray:
     """int64 [n]: at most so many of `count` images, spread evenly."""
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+
+
+def together(samples: Any) -> Any:
+    """A batch of what a data set gives for it: token shards put theirs together themselves."""
+    return samples if isinstance(samples, TokenSample) else default_collate(samples)
 
 
 class SampleOrder(Sampler[list[tuple[int, int]]]):

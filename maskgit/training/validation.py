@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from maskgit.canvas.holes import cells_with_holes
 from maskgit.config import HaltonConfig, TransformerConfig
@@ -138,7 +137,7 @@ class Validation:
         """
         shard, config = self.held_out, self.tokenizer.config
         if shard.holes is not None:
-            return default_collate([shard.with_hole(index, 0, 0) for index in chosen.tolist()])
+            return shard.samples(chosen, 0, 0)
         tokens = torch.from_numpy(shard.tokens[0, chosen].astype(np.int64))
         holes = [hole_of(config.image_size, 0, index, 0, shard.seed) for index in chosen.tolist()]
         inside = np.stack([cells_with_holes(hole, config.grid, config.grid).ravel() for hole in holes])

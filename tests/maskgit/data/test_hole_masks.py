@@ -184,8 +184,8 @@ def test_holes_are_these_masks(tiny_tokenizer: VQGAN, images: ImageFolder, masks
     again = make(tiny_tokenizer, images, tmp_path / "again", masks=masks)
     assert np.array_equal(again.holes, shard.holes)
     assert hidden(make(tiny_tokenizer, images, tmp_path / "other", masks=masks, seed=8)) != hidden(shard)
-    sample = shard.with_hole(3, 1, 2)
-    assert set(np.flatnonzero(sample.candidates)) == CELLS[by_view[2, 1, 3]]
+    sample = shard.samples(np.array([3]), 1, 2)
+    assert set(np.flatnonzero(sample.candidates[0])) == CELLS[by_view[2, 1, 3]]
 
 
 def test_what_a_mask_hides_has_no_influence(tiny_tokenizer: VQGAN, images: ImageFolder, tmp_path: Path) -> None:

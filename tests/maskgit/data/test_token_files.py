@@ -191,9 +191,9 @@ def test_tokens_beyond_the_codebook(
         # Of a shard that is too large to be looked through, each sample is checked.
         patch.setattr(token_files, "LOOKED_THROUGH", 1)
         shard = open_shard(folder, tiny_tokenizer, hole_share=1.0)
-        assert len(shard.with_hole(3, 1, 0).tokens) == 16
+        assert shard.samples(np.array([3]), 1, 0).tokens.shape == (1, 16)
         with pytest.raises(DataError, match=expected):
-            shard.with_hole(4, 1, 0)
+            shard.samples(np.array([3, 4]), 1, 0)
         if name == "tokens.npy":
             with pytest.raises(DataError, match=expected):
                 for position in range(20):

@@ -102,8 +102,8 @@ def test_holes_that_the_encoder_did_not_see(shards: Any, network: Pixels) -> Non
     assert len(measure.judged.tokens) == 7
     chosen = np.linspace(0, len(holes) - 1, 7).astype(int)
     for row, index in enumerate(chosen):
-        sample = holes.with_hole(int(index), 0, 0)
-        assert torch.equal(model.held[0][row], sample.visible.masked_fill(sample.candidates, 16))
+        sample = holes.samples(np.array([index]), 0, 0)
+        assert torch.equal(model.held[0][row], sample.visible[0].masked_fill(sample.candidates[0], 16))
 
 
 def test_measured_when_it_is_asked_for(run: Any, unbroken: Any, network: Pixels, tmp_path: Path) -> None:
