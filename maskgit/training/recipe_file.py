@@ -32,7 +32,7 @@ else:
 FOLDER = Path(__file__).parent / "recipes"
 DEFAULT = "embedded"
 """What `train.py model` trains with if nothing else is said."""
-MOST_BYTES = 2**16
+MOST_BYTES = 2**14
 
 _BEHIND = f"options come behind a line {', '.join(f'[{name}]' for name in COMMANDS)}"
 
