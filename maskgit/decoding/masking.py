@@ -24,7 +24,6 @@ def mvtm_masks(
     count: Count = "exact",
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
-    stratified: bool = False,
 ) -> Tensor:
     """A random training mask per image, by default as the paper draws it.
 
@@ -50,8 +49,6 @@ def mvtm_masks(
         device = generator.device
     if ratio is None:
         r = torch.rand(batch if per == "image" else 1, generator=generator, device=device, dtype=torch.float64)
-        if stratified:
-            r = ((torch.arange(batch, device=device) + r) / batch)[torch.randperm(batch, device=device)]
         share = gamma(r, schedule).expand(batch)
     else:
         share = torch.full((batch,), ratio, device=device, dtype=torch.float64)

@@ -45,11 +45,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """[B, N, dim] -> queries, keys and values, [B, N, 3, H, D]."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        if not hasattr(self, "norms"):
-            return qkv
-        q, k, v = qkv.unbind(2)
-        return torch.stack([self.norms[0](q), self.norms[1](k), v], 2)
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1))
 
     def forward(
         self, x: Tensor, seed: Tensor | None = None, context: Context | None = None, rows: Tensor | None = None
@@ -103,11 +99,10 @@ class Transformer(nn.Module):
     that put it first.
     """
 
-    def __init__(self, config: TransformerConfig, mask_variety: int = 1, qk_norm: bool = False) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
         self.checkpoint_blocks = False
-        self.masks = nn.Parameter(torch.randn(mask_variety, config.dim) * INIT_STD) if mask_variety > 1 else None
         """In training, keep only the input of each block and compute the rest anew in the backward pass."""
         labels = config.num_classes + 1 if config.num_classes else 0
         length = config.num_tokens + (1 if labels else 0)
@@ -133,8 +128,6 @@ class Transformer(nn.Module):
             self.bias = nn.Parameter(torch.zeros(config.num_tokens, config.codebook_size))
         else:
             self.unembedding = nn.Linear(config.dim, config.codebook_size)
-        for block in self.blocks if qk_norm else []:
-            block.attention.norms = nn.ModuleList(nn.RMSNorm(config.head_dim) for _ in range(2))
         self.apply(self._initialise)
         nn.init.trunc_normal_(self.position_embedding, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
 
@@ -218,11 +211,7 @@ class Transformer(nn.Module):
             tokens = torch.cat([tokens, (labels + config.codebook_size + 1)[:, None]], dim=1)
         elif labels is not None:
             raise ValueError("labels were given, but the model was trained without classes (num_classes is 0)")
-        x = self._embed(tokens)
-        if self.masks is not None:
-            chosen = torch.randint(len(self.masks), tokens.shape)
-            x = x + self.masks[chosen] * (tokens == config.mask_token_id)[..., None]
-        x = x + self.position_embedding
+        x = self._embed(tokens) + self.position_embedding
         count = config.num_tokens
         if context is not None:
             x, count = context.select(x, count)  # from here on N is the number of positions that are evaluated

@@ -237,7 +237,7 @@ def _train(run: _Run, first_step: int) -> tuple[int, dict[str, float]]:
             engine.begin(step)
             task.model.train()
             rate = learning_rate(config, step)
-            logged = make_step(batch, step, rate, growing_decay(config.ema, step) if config.ema_grows else config.ema)
+            logged = make_step(batch, step, rate, growing_decay(config.ema, step))
             progress.update()
             done = step + 1
             stop = int(engine.highest(signals.received))

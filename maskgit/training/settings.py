@@ -249,22 +249,6 @@ class TransformerTraining(LoopConfig):
     --validate-every; 0 for none. It needs the extra `metrics`."""
     eval_images: int = 500
     """Held-out images that it is measured on."""
-    stratified: bool = False
-    """Ablation: the r of a batch are spread evenly over [0, 1)."""
-    loss_weight: Literal["token", "image"] = "token"
-    """Ablation: image weighs each image's masked tokens by 1 / their number."""
-    neighbours: int = 0
-    """Ablation: so many nearest codes count as right in a second loss, grouped cross-entropy."""
-    neighbour_share: float = 0.5
-    """Ablation: the share of that loss."""
-    mask_variety: int = 1
-    """Ablation: mask tokens, of which each masked position takes one at random."""
-    muon: float = 0.0
-    """Ablation: learning rate of Muon for the blocks' matrices; 0 for AdamW."""
-    ema_grows: bool = True
-    """Ablation: whether the decay of the average grows."""
-    qk_norm: bool = False
-    """Ablation: RMSNorm on queries and keys."""
     fsdp: bool = False
     """Divide weights, gradients and optimizer among the processes that torchrun starts (FSDP2) instead of copying them
     to each: for models that don't fit on one GPU."""

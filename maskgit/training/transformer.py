@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgit.config import HaltonConfig, TokenizerConfig, TransformerConfig, preset
@@ -16,7 +15,7 @@ from maskgit.data import load_dataset
 from maskgit.data.tokens import TokenSample, class_names
 from maskgit.decoding import DecodeConfig
 from maskgit.decoding.masking import mvtm_masks
-from maskgit.network.folder import Model, save_model
+from maskgit.network.folder import Model, make_transformer, save_model
 from maskgit.network.halton import HaltonTransformer, Modulation
 from maskgit.network.partial import masked_rows
 from maskgit.network.transformer import Transformer
@@ -57,8 +56,7 @@ class TransformerTask(StageTask):
         torch.manual_seed(config.seed)
         self.origin, self.decoding = {}, DecodeConfig()
         if config.init is None:
-            assert isinstance(architecture, TransformerConfig)
-            self.model = Transformer(architecture, config.mask_variety, config.qk_norm).to(self.device)
+            self.model = make_transformer(architecture).to(self.device)
             self.class_names = tokens.class_names if architecture.num_classes else []
         else:
             start = starting_model(config, architecture, tokenizer, tokens.class_names)
@@ -74,29 +72,8 @@ class TransformerTask(StageTask):
 
     def prepare(self) -> None:
         self.optimizers = [make_optimizer(self.model, self.config)]
-        if self.config.muon:
-            self._add_muon()
         wrapped = self.engine.wrap(self.model)
         self.wrapped: Any = self.compiled(wrapped) if self.config.compile else wrapped
-
-    def _add_muon(self) -> None:
-        """Ablation: the matrices of the blocks go to Muon, at `muon` times the rate of AdamW."""
-        adamw, config = self.optimizers[0], self.config
-        matrices = [p for block in self.model.blocks for p in block.parameters() if p.ndim == 2]
-        chosen = {id(p) for p in matrices}
-        for group in adamw.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in chosen]
-        muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-        step = adamw.step
-
-        def both() -> None:
-            step()
-            for group in muon.param_groups:
-                group["lr"] = config.muon * float(adamw.param_groups[0]["lr"])
-            muon.step()
-            muon.zero_grad()
-
-        adamw.step = both  # type: ignore[method-assign]
 
     def flops_per_image(self) -> float:
         """2 for each weight of a matrix and token, 4 N dim for each token's attention; the backward pass twice that.
@@ -145,8 +122,6 @@ class TransformerTask(StageTask):
     ) -> tuple[Tensor, Tensor]:
         """The sum of the losses of what is counted, float [], and the right guesses of what is masked, int64 []."""
         rows = {"rows": self._rows(counted)} if isinstance(self.model, Transformer) else {}
-        if self.config.neighbours or self.config.loss_weight == "image":
-            return self._other_loss(held, labels, tokens, counted)
         return self.wrapped(
             held,
             labels,
@@ -156,28 +131,6 @@ class TransformerTask(StageTask):
             label_smoothing=self.config.label_smoothing,
             hits_among=masked,
         )
-
-    def _other_loss(
-        self, held: Tensor, labels: Tensor | None, tokens: Tensor, counted: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        hidden = self.model.hidden(held, labels, rows=self._rows(counted))
-        weight, bias = self.model.output_weights()
-        positions = torch.arange(tokens.shape[1]).expand_as(tokens)[counted]
-        logits = (F.linear(hidden[counted], weight) + bias[positions]).float()  # [R, V]
-        target = tokens[counted]
-        logs = logits.log_softmax(-1)
-        loss = -logs.gather(1, target[:, None])[:, 0]
-        if self.config.neighbours:
-            if not hasattr(self, "near"):
-                codes = self.tokenizer.codebook.weight.detach()
-                self.near = torch.cdist(codes, codes).topk(self.config.neighbours + 1, largest=False).indices
-            grouped = -logs.gather(1, self.near[target]).logsumexp(1)
-            loss = (1 - self.config.neighbour_share) * loss + self.config.neighbour_share * grouped
-        if self.config.loss_weight == "image":
-            per_image = counted.sum(1)
-            weights = counted.sum() / (len(tokens) * per_image)  # [b]
-            loss = loss * weights[:, None].expand_as(tokens)[counted]
-        return loss.sum(), (logits.argmax(-1) == target).sum()
 
     def _rows(self, counted: Tensor) -> Tensor | None:
         """The numbers of the tokens that the last block is evaluated at, those `counted`, bool [b, N]; None: at all."""
@@ -213,7 +166,6 @@ class TransformerTask(StageTask):
             per=config.mask_per,
             count=config.mask_count,
             device=self.device,
-            stratified=config.stratified,
         )
         if labels is not None:
             hidden = torch.rand(len(everywhere), device=self.device) < config.class_dropout
