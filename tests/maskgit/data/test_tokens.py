@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from maskgit.canvas.holes import cells_with_holes, smooth_fill
 from maskgit.config import TokenizerConfig
@@ -132,18 +131,6 @@ def test_a_share_of_the_samples_has_a_hole(job: Job) -> None:
     whole = np.mean([cells_with_holes(hole_of(16, view, 1, n, 7), 4, 4).all() for n, view in np.ndindex(2, 3)])
     assert abs(share - 0.3 * (1 - whole)) < 4.5 * (0.21 / 1000) ** 0.5
     assert len({(tuple(s.tokens.tolist()), tuple(s.candidates.tolist())) for s in samples}) == 3 * (1 + 2)
-
-
-def test_a_batch_is_its_samples(job: Job) -> None:
-    """With and without holes, in any order, some of them twice."""
-    shard = job(hole_share=0.5, holes=2)
-    keys = [(index % 5, 7 * index) for index in range(40)]
-    for loader in (keys, keys[::-1], keys[:1], keys + keys):
-        batch = next(iter(DataLoader(shard, batch_sampler=[loader], collate_fn=lambda batch: batch)))
-        assert isinstance(batch, TokenSample) and batch.tokens.shape == (len(loader), 16)
-        for ours, theirs in zip(batch, zip(*(shard[key] for key in loader), strict=True), strict=True):
-            assert torch.equal(ours, torch.stack(theirs)) and ours.dtype == theirs[0].dtype
-    assert 0 < (~batch.candidates).any(1).sum() < 80
 
 
 def test_holes_are_added_to_a_shard_that_is_there(job: Job) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
-from maskgit.training.samples import SampleOrder
+from maskgit.data.tokens import TokenSample
+from maskgit.training.samples import SampleOrder, together
 from maskgit.training.settings import LoopConfig, TrainingError
+from maskgit.training.tokens import open_tokens, tokenizer_at
 
 
 def config(**changes: object) -> LoopConfig:
@@ -48,3 +53,17 @@ def test_each_process_takes_its_part_of_the_batch() -> None:
     whole = list(SampleOrder(10, config(batch_size=6), 3))
     parts = [list(SampleOrder(10, config(batch_size=6), 3, process, 3)) for process in range(3)]
     assert [a + b + c for a, b, c in zip(*parts, strict=True)] == whole
+
+
+def test_a_batch_of_tokens_is_its_samples(run: Any, unbroken: Any, tmp_path: Path) -> None:
+    """With and without holes, in any order, some of them twice."""
+    run("transformer", tmp_path, steps=1, hole_share=0.5)
+    tokenizer = tokenizer_at(unbroken["tokenizer"] / "model", None)
+    shard = open_tokens(tmp_path / "tokens", tokenizer, 0, 0.5).train
+    keys = [(index % len(shard), 7 * index) for index in range(40)]
+    for chosen in (keys, keys[::-1], keys[:1], keys + keys):
+        (batch,) = DataLoader(shard, batch_sampler=[chosen], collate_fn=together)  # type: ignore[arg-type]
+        assert isinstance(batch, TokenSample) and batch.tokens.shape == (len(chosen), 16)
+        for ours, theirs in zip(batch, zip(*(shard[key] for key in chosen), strict=True), strict=True):
+            assert torch.equal(ours, torch.stack(theirs)) and ours.dtype == theirs[0].dtype
+    assert 0 < (~batch.candidates).any(1).sum() < 80
