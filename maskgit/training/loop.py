@@ -34,7 +34,7 @@ from maskgit.training.graphs import StepGraph
 from maskgit.training.health import Checked, length_warnings, out_of_memory_said, overfitting
 from maskgit.training.optimizer import AveragedWeights, growing_decay, learning_rate, set_rate
 from maskgit.training.run_file import FILE, describe_run, revision_of, run_settings
-from maskgit.training.samples import SampleOrder, together
+from maskgit.training.samples import SampleOrder, as_batch
 from maskgit.training.settings import LoopConfig, TrainingError
 from maskgit.training.signals import Stopped, StopSignals, leave_signals_to_parent
 from maskgit.training.tracking import Speed, Tracker, peak_flops
@@ -214,7 +214,7 @@ def _train(run: _Run, first_step: int) -> tuple[int, dict[str, float]]:
         task.dataset,
         batch_sampler=SampleOrder(len(task.dataset), config, first_step, engine.process, engine.processes),
         num_workers=config.workers,
-        collate_fn=together,
+        collate_fn=as_batch,
         pin_memory=engine.device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
     )

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, default_collate
 from maskgit.training.engine import Engine
 from maskgit.training.loop import StageTask
 from maskgit.training.optimizer import AveragedWeights
-from maskgit.training.samples import together
+from maskgit.training.samples import as_batch
 from maskgit.training.settings import LoopConfig
 from maskgit.training.signals import leave_signals_to_parent
 from maskgit.training.tracking import Tracker
@@ -48,7 +48,7 @@ def measure_pace(task: StageTask, config: LoopConfig, engine: Engine) -> Pace:
         task.dataset,
         batch_sampler=_batches(task, config, WARM_UP + ROUNDS * length),
         num_workers=config.workers,
-        collate_fn=together,
+        collate_fn=as_batch,
         pin_memory=engine.device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
     )

@@ -40,7 +40,7 @@ def spread(count: int, most: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
-def together(samples: Any) -> Any:
+def as_batch(samples: Any) -> Any:
     """A batch of what a data set gives for it: token shards put theirs together themselves."""
     return samples if isinstance(samples, TokenSample) else default_collate(samples)
 

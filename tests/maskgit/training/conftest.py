@@ -14,6 +14,7 @@ from torch import nn
 
 import maskgit.training.tokenizer
 from maskgit.config import PRESETS, ModelConfig, TokenizerConfig, TransformerConfig
+from maskgit.data import parts as parts_module
 from maskgit.tokenizer.losses import PERCEPTUAL_NETWORKS, PatchDiscriminator
 from maskgit.tokenizer.quantizer import CodebookTracker
 from maskgit.training.settings import TokenizerTraining, TransformerTraining
@@ -104,3 +105,13 @@ def unbroken(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     for stage, folder in folders.items():
         run(stage, folder)
     return folders
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No processes: that their number makes no difference is tested where the shards are."""
+    real = parts_module.write_in_parts
+    monkeypatch.setattr(
+        "maskgit.data.tokens.write_in_parts",
+        lambda file, description, shape, work, processes, device: real(file, description, shape, work, 0, device),
+    )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_train import as_words, assert_same_run, curve, make_pictures
+from tiny_train import as_words, assert_same_run, curve, failure, make_pictures
 
 import maskgit.data.parts
 from maskgit.data import DataError
@@ -27,14 +27,6 @@ from maskgit.training.run_file import changed_settings, run_settings
 from maskgit.training.settings import TokenizerTraining, TransformerTraining
 
 QUICK = {"device": "cpu", "model": "tiny", "steps": 2, "batch_size": 4, "save_every": 1, "validation_images": 4}
-
-
-def failure(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
-    capsys.readouterr()
-    assert main([str(word) for word in words]) == 1
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err + captured.out
-    return captured.err.strip().splitlines()[-1]
 
 
 # --- the same places --------------------------------------------------------------------------------------------------

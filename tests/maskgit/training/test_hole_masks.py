@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_train import as_words, assert_same_run, watch_training
+from tiny_train import as_words, assert_same_run, failure, watch_training
 
 from maskgit.data import DataError
-from maskgit.data import parts as parts_module
 from maskgit.data.tokens import HIDDEN
 from maskgit.training import validation, whole
 from maskgit.training.cli import main
@@ -40,16 +39,6 @@ def masks(tmp_path: Path) -> Path:
     return tmp_path / "masks"
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No processes: that their number makes no difference is tested where the shards are."""
-    real = parts_module.write_in_parts
-    monkeypatch.setattr(
-        "maskgit.data.tokens.write_in_parts",
-        lambda file, description, shape, work, processes, device: real(file, description, shape, work, 0, device),
-    )
-
-
 def cells(inside: torch.Tensor | np.ndarray) -> list[set[int]]:
     """The numbers of the tokens where bool [n, N] is True."""
     return [set(np.flatnonzero(row)) for row in inside]
@@ -58,14 +47,6 @@ def cells(inside: torch.Tensor | np.ndarray) -> list[set[int]]:
 def hidden(shard: Path) -> list[set[int]]:
     """Of all holes of a shard: first those of all its plain views."""
     return cells(np.load(shard / "holes.npy").reshape(-1, 16) == HIDDEN)
-
-
-def failure(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
-    capsys.readouterr()
-    assert main([str(word) for word in words]) == 1
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err + captured.out
-    return captured.err.strip().splitlines()[-1]
 
 
 # --- training and validation ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from maskgit.data.tokens import TokenSample
-from maskgit.training.samples import SampleOrder, together
+from maskgit.training.samples import SampleOrder, as_batch
 from maskgit.training.settings import LoopConfig, TrainingError
 from maskgit.training.tokens import open_tokens, tokenizer_at
 
@@ -62,7 +62,7 @@ def test_a_batch_of_tokens_is_its_samples(run: Any, unbroken: Any, tmp_path: Pat
     shard = open_tokens(tmp_path / "tokens", tokenizer, 0, 0.5).train
     keys = [(index % len(shard), 7 * index) for index in range(40)]
     for chosen in (keys, keys[::-1], keys[:1], keys + keys):
-        (batch,) = DataLoader(shard, batch_sampler=[chosen], collate_fn=together)  # type: ignore[arg-type]
+        (batch,) = DataLoader(shard, batch_sampler=[chosen], collate_fn=as_batch)  # type: ignore[arg-type]
         assert isinstance(batch, TokenSample) and batch.tokens.shape == (len(chosen), 16)
         for ours, theirs in zip(batch, zip(*(shard[key] for key in chosen), strict=True), strict=True):
             assert torch.equal(ours, torch.stack(theirs)) and ours.dtype == theirs[0].dtype

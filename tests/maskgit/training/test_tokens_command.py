@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from maskgit.data import DataError, ImageFolder, in_validation
-from maskgit.data import parts as parts_module
 from maskgit.network.folder import load_model, load_tokenizer, save_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import list_checkpoints, load_checkpoint
@@ -26,16 +25,6 @@ from maskgit.training.settings import TokensConfig, TrainingError
 from maskgit.training.tokens import write_tokens
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No processes: that their number makes no difference is tested where the shards are."""
-    real = parts_module.write_in_parts
-    monkeypatch.setattr(
-        "maskgit.data.tokens.write_in_parts",
-        lambda file, description, shape, work, processes, device: real(file, description, shape, work, 0, device),
-    )
 
 
 def words(tokenizer: Path, pictures: Path, output: Path, *more: str) -> list[str]:

@@ -149,6 +149,15 @@ def make_pictures(folder: Path) -> None:
         Image.fromarray(pixels).save(path)
 
 
+def failure(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
+    """The last line that train.py says with these arguments, with which it must fail, without a traceback."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 1
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+    return captured.err.strip().splitlines()[-1]
+
+
 def as_words(options: dict[str, Any]) -> list[str]:
     """{"save_every": 5, "resume": True} -> ["--save-every", "5", "--resume"]."""
     words = []
