@@ -86,7 +86,9 @@ class Engine:
         self.process = self.accelerator.process_index
         self.is_main = self.process == 0
         self.sharded = shard
-        if self.processes > 1:
+        self.joined = dist.is_initialized()
+        """Whether torchrun started it: a single process too then does all that several do, to try that on one GPU."""
+        if self.joined:
             self.device = self.accelerator.device
             # Signals are agreed on by the hosts, so that no device has to be waited for.
             self.hosts: Any = dist.new_group(backend="gloo") if self.device.type != "cpu" else None
@@ -106,12 +108,12 @@ class Engine:
             )
         if config.precision == "fp16" and self.device.type != "cuda":
             raise TrainingError(f"--precision fp16: needs a GPU, and this is {self.device.type}; use bf16")
-        if shard and self.processes == 1:
+        if shard and "LOCAL_RANK" not in os.environ:
             raise TrainingError(
                 "--fsdp: there is one process, which leaves nothing to divide; start several with "
                 "torchrun --nproc-per-node GPUS train.py ..."
             )
-        if self.processes > 1 and self.device.type == "cuda":
+        if "LOCAL_RANK" in os.environ and self.device.type == "cuda":
             here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", self.processes)), torch.cuda.device_count()
             if config.device not in ("auto", "cuda"):
                 raise TrainingError(f"--device {config.device}: torchrun's processes take a GPU each; say cuda")
@@ -131,7 +133,7 @@ class Engine:
     def totals(self, shares: list[Figures]) -> Figures:
         """Sums of figures over the parts of a batch and the processes."""
         values = {name: sum((share[name] for share in shares[1:]), shares[0][name]) for name in shares[0]}
-        if self.processes == 1:
+        if not self.joined:
             return values
         totals = self.accelerator.reduce(torch.stack(list(values.values())), "sum")
         return dict(zip(values, totals.unbind(), strict=True))
@@ -146,7 +148,7 @@ class Engine:
 
     def highest(self, number: float) -> float:
         """The largest of the processes' numbers, without waiting for the device."""
-        if self.processes == 1:
+        if not self.joined:
             return number
         value = torch.tensor(number, dtype=torch.float64)
         dist.all_reduce(value, dist.ReduceOp.MAX, group=self.hosts)
@@ -180,7 +182,7 @@ class Engine:
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """What to call instead of `network` in a training step, so that gradients are averaged over the processes."""
-        if self.processes == 1 or self.sharded:
+        if self.sharded or not self.joined:
             return network
         return self.accelerator.prepare_model(network)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from maskgit.config import TokenizerConfig
 from maskgit.data import AugmentConfig, DataError, ImageDataset, load_dataset
 from maskgit.data.hole_masks import HoleMasks, read_hole_masks
 from maskgit.data.images import as_people_count, class_numbers
+from maskgit.data.parts import ROWS
 from maskgit.data.tokens import (
     PLAIN_VIEWS,
     TokenShard,
@@ -86,18 +87,23 @@ def training_tokens(config: TransformerTraining, tokenizer: VQGAN, engine: Engin
         return open_tokens(config.tokens, tokenizer, config.seed, config.hole_share, masks)
     images, held_out = load_splits(config, tokenizer.config.image_size)
     goes_on = bool(list_checkpoints(config.output / "checkpoints"))
-    with engine.accelerator.main_process_first():  # which writes the shards; the others find them
+    # A process takes seconds to start, which few images wouldn't be worth.
+    processes = engine.processes if engine.processes > 1 and len(images) >= ROWS else 0
+    with engine.accelerator.main_process_first():  # which writes the shards, on all GPUs; the others find them
         _keep_class_numbers(config.output / "tokens", images, held_out)
         shards = _tokenize_splits(
             config,
             config.output / "tokens",
             tokenizer,
             (images, held_out),
-            engine.device,
+            torch.device(engine.device.type) if processes else engine.device,
             config.hole_share,
             masks,
+            content_key,
+            processes,
             replace=not goes_on,
         )
+    tokenizer.to(engine.device)
     return TrainingTokens(shards[0], shards[1], images.class_names)
 
 
@@ -139,7 +145,8 @@ def _tokenize_splits(
     device: torch.device,
     hole_share: float,
     masks: HoleMasks | None,
-    processes: int = 0,
+    key: Callable[[ImageDataset], str],
+    processes: int,
     replace: bool = False,
 ) -> list[TokenShard]:
     """Write the shards of the images to train on and of those held out, of which the plain views and one hole do.
@@ -148,8 +155,8 @@ def _tokenize_splits(
     gives away.
 
     Args:
-        processes: 0 works in this process, and tells images apart by what they show; otherwise by names, sizes and
-            times.
+        key: tells a data set from others.
+        processes: that tokenize, on all GPUs if the device is `cuda`; 0 does so here.
         replace: tokens of others that are there; False: that is a DataError.
     """
     options = ((TRAIN, config.views, config.augment, config.holes), (VAL, PLAIN_VIEWS, AugmentConfig(enabled=False), 1))
@@ -166,7 +173,7 @@ def _tokenize_splits(
             holes=max(1, holes),
             masks=masks,
             processes=processes,
-            key=images.key() or content_key(images) if processes else None,
+            key=key(images),
             replace=replace,
         )
         for images, (name, views, augment, holes) in zip(splits, options, strict=True)
@@ -187,7 +194,7 @@ def write_tokens(config: TokensConfig) -> list[str]:
     train, val = images_to_tokenize(config, tokenizer.config.image_size)
     device, processes = pick_device(config.device), config.processes or os.cpu_count() or 1
     shards = _tokenize_splits(
-        config, config.output, tokenizer, (train, val), device, float(config.holes > 0), masks, processes
+        config, config.output, tokenizer, (train, val), device, float(config.holes > 0), masks, _quick_key, processes
     )
     lines = []
     for shard in shards:
@@ -198,6 +205,11 @@ def write_tokens(config: TokensConfig) -> list[str]:
             f"in each, {tokens} tokens an image, {written / 1e6:,.1f} MB"
         )
     return [*lines, f"go on with: train.py transformer --tokens {config.output} --tokenizer {config.tokenizer}"]
+
+
+def _quick_key(images: ImageDataset) -> str:
+    """Of names, sizes and times where there are any, so that not all images of a large data set are read for it."""
+    return images.key() or content_key(images)
 
 
 def images_to_tokenize(config: TokensConfig, size: int, check: bool = True) -> list[ImageDataset]:

@@ -135,9 +135,9 @@ class TransformerTask(StageTask):
     def _rows(self, counted: Tensor) -> Tensor | None:
         """The numbers of the tokens that the last block is evaluated at, those `counted`, bool [b, N]; None: at all."""
         # How many these are differs from step to step, for which a GPU would have to be waited for, and compiled code
-        # for several processes, which is in parts, be compiled again.
-        several = self.config.compile and self.engine.processes > 1
-        if self.device.type != "cpu" or self.config.loss_on == "all" or several:
+        # for processes that share gradients, which is in parts, be compiled again.
+        in_parts = self.config.compile and self.engine.joined
+        if self.device.type != "cpu" or self.config.loss_on == "all" or in_parts:
             return None
         # A few more, so that the sizes of tensors, and with them the places in memory, are of a few kinds.
         count = min(counted.numel(), -(-int(counted.sum()) // _ROWS_STRIDE) * _ROWS_STRIDE)

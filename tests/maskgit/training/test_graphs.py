@@ -108,19 +108,19 @@ def test_what_can_not_be_captured(
 @pytest.mark.parametrize(
     "changes, place, message",
     [
-        ({}, ("cpu", 1), "needs an NVIDIA GPU, and this is cpu; leave it out"),
-        ({}, ("cuda", 2), "is for one process, and these are 2; leave it out"),
-        ({"accumulate": 4}, ("cuda", 1), "not with --accumulate 4; leave out one of them"),
-        ({"precision": "fp16"}, ("cuda", 1), "not with --precision fp16, whose scale .*; use bf16"),
-        ({"activation_checkpointing": True}, ("cuda", 1), "not with --activation-checkpointing; leave out"),
+        ({}, ("cpu", False), "needs an NVIDIA GPU, and this is cpu; leave it out"),
+        ({}, ("cuda", True), "not with torchrun, whose processes share gradients; leave it out"),
+        ({"accumulate": 4}, ("cuda", False), "not with --accumulate 4; leave out one of them"),
+        ({"precision": "fp16"}, ("cuda", False), "not with --precision fp16, whose scale .*; use bf16"),
+        ({"activation_checkpointing": True}, ("cuda", False), "not with --activation-checkpointing; leave out"),
     ],
 )
-def test_what_graphs_do_not_go_with(changes: Any, place: tuple[str, int], message: str) -> None:
-    engine: Any = SimpleNamespace(device=torch.device(place[0]), processes=place[1])
+def test_what_graphs_do_not_go_with(changes: Any, place: tuple[str, bool], message: str) -> None:
+    engine: Any = SimpleNamespace(device=torch.device(place[0]), joined=place[1])
     check_graphs(TransformerTraining(**changes), engine)
     with pytest.raises(TrainingError, match=f"--graphs: {message}"):
         check_graphs(TransformerTraining(graphs=True, **changes), engine)
-    fine: Any = SimpleNamespace(device=torch.device("cuda", 1), processes=1)
+    fine: Any = SimpleNamespace(device=torch.device("cuda", 1), joined=False)
     check_graphs(TransformerTraining(graphs=True, compile=True), fine)
 
 

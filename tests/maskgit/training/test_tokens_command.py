@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,19 +11,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import maskgit.data.parts
 from maskgit.data import DataError, ImageFolder, in_validation
 from maskgit.network.folder import load_model, load_tokenizer, save_tokenizer
 from maskgit.tokenizer import VQGAN
 from maskgit.training.checkpoint import list_checkpoints, load_checkpoint
 from maskgit.training.cli import main
-from maskgit.training.settings import TokensConfig, TrainingError
-from maskgit.training.tokens import write_tokens
+from maskgit.training.settings import TokensConfig, TrainingError, TransformerTraining
+from maskgit.training.tokens import training_tokens, write_tokens
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -34,6 +37,36 @@ def words(tokenizer: Path, pictures: Path, output: Path, *more: str) -> list[str
 
 def final_weights(output: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(list_checkpoints(output / "checkpoints")[-1][1])[0]
+
+
+@pytest.mark.parametrize("several, expected", [((2, 20), [2] * 2), ((2, 40), [0] * 2), ((1, 20), [0] * 2)], ids=str)
+def test_processes_that_train_tokenize_many_images_together(
+    several: tuple[int, int],
+    expected: list[int],
+    settings: Any,
+    unbroken: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Into the very tokens of one process."""
+    processes, many = several
+    real, seen = maskgit.data.parts.write_in_parts, []
+
+    def watched(file: Path, description: Any, shape: Any, work: Any, processes: int, device: torch.device) -> None:
+        seen.append(processes)
+        real(file, description, shape, work, processes, device)
+
+    monkeypatch.setattr("maskgit.data.tokens.write_in_parts", watched)
+    monkeypatch.setattr("maskgit.training.tokens.ROWS", many)
+    accelerator = SimpleNamespace(main_process_first=contextlib.nullcontext)
+    engine: Any = SimpleNamespace(processes=processes, device=torch.device("cpu"), accelerator=accelerator)
+    config = TransformerTraining(**(settings["transformer"] | {"output": tmp_path}))
+    tokens = training_tokens(config, load_tokenizer(unbroken["tokenizer"] / "model"), engine)
+    assert seen == expected
+    for shard in (tokens.train, tokens.held_out):
+        theirs = unbroken["transformer"] / "tokens" / shard.folder.name
+        for name in ("tokens.npy", "tokens.json"):
+            assert (shard.folder / name).read_bytes() == (theirs / name).read_bytes()
 
 
 def test_trained_from_shards_as_from_images(
