@@ -1,4 +1,4 @@
-"""Counts what a chain of eager operations launches and moves, without timing anything."""
+"""Counts what eager operations launch and move, without timing anything; on tensors without data too."""
 
 from __future__ import annotations
 
@@ -17,12 +17,22 @@ class Count(NamedTuple):
     """Operations that compute something: each at least one kernel on a GPU."""
     bytes: int
     """Of their inputs and outputs; what an operation moves besides, for its own use, is not seen."""
+    casts: int = 0
+    """Those of the launches that do nothing but change the dtype."""
+    cast_bytes: int = 0
+    """What these move."""
 
 
-class _Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):
+    """Counts while it is entered, backward passes included."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.launches = self.bytes = 0
+        self.launches = self.bytes = self.casts = self.cast_bytes = 0
+
+    def counted(self) -> Count:
+        """So far."""
+        return Count(self.launches, self.bytes, self.casts, self.cast_bytes)
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = operation(*args, **(kwargs or {}))
@@ -30,10 +40,10 @@ class _Counter(TorchDispatchMode):
         given = list(_tensors((args, kwargs)))
         name = operation.overloadpacket.__name__
         # A view shares its input's memory; one that writes into its input says so in its name.
-        storages = {tensor.untyped_storage().data_ptr() for tensor in given}
+        storages = {tensor.untyped_storage()._cdata for tensor in given}
         in_place = operation._schema.is_mutable
-        is_view = not in_place and all(tensor.untyped_storage().data_ptr() in storages for tensor in made)
-        if made and not is_view and not name.startswith(("empty", "new_empty")):
+        is_view = not in_place and all(tensor.untyped_storage()._cdata in storages for tensor in made)
+        if (made or in_place) and not is_view and not name.startswith(("empty", "new_empty")):
             read = given
             if name.endswith("_like"):  # rand_like and its kin want no more than the shape
                 read = []
@@ -41,7 +51,10 @@ class _Counter(TorchDispatchMode):
                 read = given[1:]
                 self.bytes += _bytes(made)
             self.launches += 1
-            self.bytes += _bytes(read) + _bytes(made)
+            self.bytes += (moved := _bytes(read) + _bytes(made))
+            if name == "_to_copy" and given[0].dtype != made[0].dtype:
+                self.casts += 1
+                self.cast_bytes += moved
         return result
 
 
@@ -63,12 +76,12 @@ def _bytes(tensors: list[Tensor]) -> int:
         elements = 1
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
             elements *= 1 if stride == 0 else size
-        sizes[tensor.data_ptr()] = elements * tensor.element_size()
+        sizes[tensor.untyped_storage()._cdata, tensor.storage_offset()] = elements * tensor.element_size()
     return sum(sizes.values())
 
 
 def count(run: Callable[[], object]) -> Count:
     """What one call of `run` launches and moves, operation by operation."""
-    with torch.no_grad(), _Counter() as counter:
+    with torch.no_grad(), Counter() as counter:
         run()
-    return Count(counter.launches, counter.bytes)
+    return counter.counted()

@@ -1,4 +1,4 @@
-"""What is known of the kernels without running them: what the eager chain launches and moves, and how ours compile."""
+"""What is known without running it: what the eager chain and a training step launch, and how our kernels compile."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,31 +16,39 @@ from benchmarks.counting import count
 from benchmarks.hardware import label
 from benchmarks.sampling import CHAINS, Job, make_inputs, run_step
 from benchmarks.setting import Setting
+from benchmarks.training_step import count_step
+from maskgit.config import preset
 from maskgit.console import markdown_table
 
 # Of which a quick run compiles the kernels: one architecture, and of that the sampler only.
 QUICK_OPTIONS = ["--capability", "90", "--kernel", "decode"]
+STEPS = (("embedded", 128), ("lab", 128), ("maskgit-256", 64))
+STEP_HEAD = [
+    *("training step, bf16", "launches", "both passes", "optimizer", "masks, clipping, average, counts"),
+    *("casts in the passes", "their share of the bytes"),
+]
 CANNOT_COMPILE = 2  # exit status of benchmarks.compiled where there is no compiler
 
 
 def measure(quick: bool) -> tuple[str, list[str]]:
-    """Count the chains, and compile the kernels for architectures that need not be there.
+    """Count the chains and training steps, and compile the kernels for architectures that need not be there.
 
     Returns:
-        Both as Markdown, and in words what no shipped kernel may have.
+        All as Markdown, and in words what no shipped kernel may have.
     """
     head = ["chain", "logits", "launches", "bytes moved per logit", "least possible"]
     counts = [
         [chain, logits, str(launches), f"{moved:.1f}", f"{least:.1f}"]
         for chain, logits, launches, moved, least in chain_counts()
     ]
+    steps = markdown_table(STEP_HEAD, list(step_counts(STEPS[:1] if quick else STEPS)))
     kernels, missing, broken = _compile(quick)
     faults = [
         f"{kernel['name']}, sm_{kernel['capability']}: {fault}" for kernel in kernels for fault in kernel["faults"]
     ]
     compiled = f"The kernels were not compiled: {missing}" if missing else _kernel_table(kernels)
     failures = faults + ([f"static: {missing}"] if broken else [])
-    return "\n".join([*markdown_table(head, counts), compiled]), failures
+    return "\n".join([*markdown_table(head, counts), *steps, compiled]), failures
 
 
 def _compile(quick: bool) -> tuple[list[dict[str, Any]], str, bool]:
@@ -66,6 +74,19 @@ def chain_counts() -> Iterator[tuple[str, str, int, float, float]]:
                 counted = count(functools.partial(run_step, chain, inputs))
                 which = label(dtype) + (", guided" if guided else "")
                 yield name, which, counted.launches, counted.bytes / logits, job.bytes / logits
+
+
+def step_counts(steps: Sequence[tuple[str, int]]) -> Iterator[list[str]]:
+    """What training steps in bf16 launch, each of a preset and a batch: the columns of STEP_HEAD."""
+    for name, batch in steps:
+        counts = count_step(preset(name).transformer, batch)
+        passes = counts["passes"]
+        parts = [counts[part].launches for part in ("passes", "optimizer", "the rest")]
+        yield [
+            f"`{name}`, batch {batch}",
+            *map(str, [sum(parts), *parts, passes.casts]),
+            f"{passes.cast_bytes / passes.bytes:.0%}",
+        ]
 
 
 def _kernel_table(kernels: list[dict[str, Any]]) -> str:

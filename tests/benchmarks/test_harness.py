@@ -17,7 +17,7 @@ import torch
 from benchmarks import hardware
 from benchmarks.bench import Apart, Bench, Verdict
 from benchmarks.clock import CYCLES_PER_SECOND, MOST_CALLS, MOST_GPU_CALLS, SAMPLE_SECONDS, Clock, Pace, Stopwatch
-from benchmarks.counting import count
+from benchmarks.counting import Count, count
 from benchmarks.hardware import Peaks, measure_peaks, products
 from benchmarks.harness import Case, Comparison, WrongResultError
 from benchmarks.measuring import Measurement
@@ -375,15 +375,25 @@ def test_counting() -> None:
         positive = y.view(-1)[:8] > 0  # 32 and, as booleans, 8
         return torch.where(positive, z.flatten()[:8], row)  # 8, 32, 32 and 32
 
-    assert count(work) == (5, 288 + 256 + 128 + 40 + 104)
+    assert count(work) == Count(5, 288 + 256 + 128 + 40 + 104)
+
+
+def test_casts_are_launches_of_a_kind() -> None:
+    x = torch.rand(8, 4)
+    assert count(lambda: x.bfloat16().float() + x.clone()) == Count(4, 2 * 192 + 256 + 384, 2, 2 * 192)
+
+
+def test_what_gives_nothing_back_is_launched_too() -> None:
+    pair = [torch.rand(8), torch.rand(4)]
+    assert count(lambda: torch._foreach_mul_(pair, 2)) == Count(1, 48)
 
 
 def test_a_gather_reads_what_it_gives_out() -> None:
     x, index = torch.rand(8, 100), torch.randint(100, (8, 1))
-    assert count(lambda: x.gather(1, index)) == (1, 8 * 4 + 8 * 8 + 8 * 4)
+    assert count(lambda: x.gather(1, index)) == Count(1, 8 * 4 + 8 * 8 + 8 * 4)
 
 
 def test_views_cost_nothing() -> None:
     x = torch.rand(6, 4)
-    assert count(lambda: x.t().reshape(1, 4, 6).unbind(1)) == (0, 0)
-    assert count(lambda: torch.empty(5)) == (0, 0)
+    assert count(lambda: x.t().reshape(1, 4, 6).unbind(1)) == Count(0, 0)
+    assert count(lambda: torch.empty(5)) == Count(0, 0)

@@ -1,13 +1,11 @@
 """A training step as a graph of operators, at the sizes that a GPU meets, on tensors without data.
 
-PyTorch's autograd asks a driver about tensors that are on a GPU, even if they hold nothing. So the graph with a
-backward pass is of tensors on the CPU, with the kernels that a GPU gets; on a GPU that isn't there goes the step but
-for the backward pass, which makes every copy and every wait that it would make on one.
+Both passes as they are on a GPU, and a step but for the backward pass, which makes every copy and every wait that it
+would make on one (see `benchmarks.training_step`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,17 +19,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.training_step import count_step, gradients, kernels_of_a_gpu, rest_of_a_step
 from maskgit.config import HaltonConfig, preset
-from maskgit.data.tokens import TokenSample
-from maskgit.network.dropout import Dropout
-from maskgit.network.halton import HaltonTransformer
-from maskgit.network.transformer import Transformer
-from maskgit.training.engine import Engine
-from maskgit.training.loop import _Run
-from maskgit.training.optimizer import AveragedWeights, make_optimizer
-from maskgit.training.settings import TransformerTraining
-from maskgit.training.transformer import TransformerTask
-from maskgit_kernels import backend
+from maskgit.network.folder import make_transformer
 
 BATCH, DEPTH = 64, 2
 
@@ -39,37 +29,27 @@ WAITS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "maske
 """Operators that read a value back, or give a shape that depends on values."""
 
 
-def make(name: str) -> nn.Module:
+def sizes_of(name: str) -> Any:
     """A preset's transformer of two blocks that drops everywhere, or Halton-MaskGIT's.
 
     Its codebook has the size of the latter's, so that nothing is as large as logits are.
     """
     if name == "halton":
-        return HaltonTransformer(HaltonConfig(depth=DEPTH))
+        return HaltonConfig(depth=DEPTH)
     changes = {"codebook_size": 16384, "depth": DEPTH, "dropout": 0.1, "attention_dropout": 0.1}
-    return Transformer(dataclasses.replace(preset(name).transformer, tied=name == "lab", **changes))
+    return dataclasses.replace(preset(name).transformer, tied=name == "lab", **changes)
 
 
 @pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU runs, on any device: Triton's kernels, PyTorch's dropout."""
-    monkeypatch.setattr(backend, "_requested", "triton")
-    monkeypatch.setattr(Dropout, "forward", nn.Dropout.forward)
-    monkeypatch.setattr(nn.init, "trunc_normal_", lambda *_, **__: None)  # it asks for values
+def kernels() -> Iterator[None]:
+    with kernels_of_a_gpu():
+        yield
 
 
 def exported(model: Any, loss_of: Callable[..., Tensor]) -> list[Node]:
     """The operators of a forward and a backward pass in bf16."""
-    config = model.config
-
-    def step(tokens: Tensor, masked: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            held = tokens.masked_fill(masked, config.codebook_size)
-            loss = loss_of(model, held, labels if config.num_classes else None, tokens, masked)
-        return torch.autograd.grad(loss, list(model.parameters()))
-
-    tokens = torch.zeros(BATCH, config.num_tokens, dtype=torch.int64)
-    graph = make_fx(step)(tokens, tokens == 0, tokens[:, 0]).graph
+    tokens = torch.zeros(BATCH, model.config.num_tokens, dtype=torch.int64)
+    graph = make_fx(lambda *batch: gradients(model, *batch, loss_of))(tokens, tokens == 0, tokens[:, 0]).graph
     return [node for node in graph.nodes if node.op == "call_function"]
 
 
@@ -106,7 +86,7 @@ def put_together(nodes: list[Node], config: Any) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("name", ["lab", "maskgit-256", "halton"])
 def test_a_step(name: str, kernels: None) -> None:
     with FakeTensorMode():
-        model = make(name).train()
+        model: Any = make_transformer(sizes_of(name)).train()
         nodes = exported(model, fused)
     names, config = [name_of(node) for node in nodes], model.config
     assert (names.count("head_loss"), names.count("attention_forward")) == (1, DEPTH)
@@ -122,7 +102,7 @@ def test_a_step(name: str, kernels: None) -> None:
 def test_what_would_be_found(kernels: None) -> None:
     """Logits, and gradients of queries, keys and values that are put together."""
     with FakeTensorMode():
-        model: Any = make("lab").train()
+        model: Any = make_transformer(sizes_of("lab")).train()
         nodes = exported(model, on_logits)
         assert "native_layer_norm" not in of_logits(nodes, model.config)
         assert {"_log_softmax", "_log_softmax_backward_data"} <= set(of_logits(nodes, model.config))
@@ -155,57 +135,17 @@ class NothingWaits(TorchDispatchMode):
         return result
 
 
-@contextlib.contextmanager
-def autocast_on_a_gpu() -> Iterator[None]:
-    """`torch.autocast` refuses without one."""
-    cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_enabled("cuda", True)
-    torch.set_autocast_dtype("cuda", torch.bfloat16)
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_enabled("cuda", False)
-        torch.set_autocast_cache_enabled(cached)
-
-
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("name", ["lab", "maskgit-256", "halton"])
 @pytest.mark.parametrize("changes", [{}, {"loss_on": "all", "mask_per": "batch"}, {"mask_count": "bernoulli"}], ids=str)
-def test_a_step_stays_on_a_gpu(name: str, changes: Any, kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_stays_on_a_gpu(name: str, changes: Any) -> None:
     """Masks, loss, clipping, update, average, counts: all that a CUDA graph holds."""
-    config = TransformerTraining(device="cpu", ema=0.9, **changes)
-    engine = Engine(config)
-    task = object.__new__(TransformerTask)
-    task.config, task.engine, task.device = config, engine, torch.device("cuda")
-    # PyTorch can't run its fused update on tensors without data; that graphs can hold it is in its documentation.
-    updates: list[Any] = []
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: updates.append(self.found_inf))
-
-    def backward(loss: Tensor) -> None:
-        assert loss.shape == () and loss.dtype == torch.float32
-        for parameter in task.model.parameters():
-            parameter.grad = torch.empty_like(parameter)
-
-    monkeypatch.setattr(engine, "backward", backward)
-    monkeypatch.setattr(engine, "autocast", autocast_on_a_gpu)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with FakeTensorMode(), torch.device("cuda"):
-        task.model = task.wrapped = make(name).train()  # type: ignore[assignment]
-        task.optimizers = [make_optimizer(task.model, config)]
-        engine.broken, engine.skipped = torch.zeros((), dtype=torch.bool), torch.zeros(3, dtype=torch.int64)
-        averaged = AveragedWeights(nn.Linear(1, 1))
-        averaged.module, averaged._started = make(name), True  # tensors without data can't be copied
-        run = _Run(config, engine, task, averaged, None)
-        tokens = torch.zeros(BATCH, task.model.config.num_tokens, dtype=torch.int64)
-        batch = TokenSample(tokens, tokens, tokens == 0, tokens[:, 0])
-        rate, decay = torch.zeros(()), torch.zeros((), dtype=torch.float64)
-        with NothingWaits() as guard:
-            figures = run.step(batch, 7, rate, decay)
+    guard = NothingWaits()
+    figures, updates = rest_of_a_step(sizes_of(name), BATCH, guard, changes)
     assert figures.keys() == {"loss", "accuracy", "gradient_norm"}
     assert all(x.shape == () and x.device.type == "cuda" for x in figures.values())
     assert [x.device.type for x in updates] == ["cuda"]
-    assert {"head_loss", "attention_forward", "_foreach_add_", "maximum"} <= set(guard.called)
+    assert {"head_loss", "attention_forward", "_foreach_add_", "_foreach_norm", "maximum"} <= set(guard.called)
 
 
 READS: dict[str, Callable[[Tensor], Any]] = {
@@ -221,3 +161,20 @@ def test_what_would_wait(read: str) -> None:
         x = torch.zeros(3)
         with NothingWaits(), pytest.raises((AssertionError, DataDependentOutputException, DynamicOutputShapeException)):
             READS[read](x)
+
+
+# --- how much it is ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_what_a_step_launches() -> None:
+    """All weights are clipped, updated and averaged together, however many there are."""
+    blocks = [count_step(dataclasses.replace(sizes_of("maskgit-256"), depth=depth), BATCH) for depth in (1, 2, 3)]
+    for part in ("optimizer", "the rest"):
+        assert len({counts[part].launches for counts in blocks}) == 1
+    one, two, three = (counts["passes"] for counts in blocks)
+    assert two.launches - one.launches == three.launches - two.launches
+    # Of a block: the weights and biases of four layers and their gradients; the results of two norms and their
+    # gradients; the gradients of two branches that are added to float32.
+    assert two.casts - one.casts == three.casts - two.casts == 16 + 4 + 2
+    assert 0 < one.cast_bytes < one.bytes
