@@ -51,8 +51,8 @@ def kernels_of_a_gpu() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _autocast_on_a_gpu() -> Iterator[None]:
-    """`torch.autocast` refuses without one."""
+def autocast_on_a_gpu() -> Iterator[None]:
+    """Its rules, in bf16; `torch.autocast` refuses without one."""
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.bfloat16)
@@ -105,7 +105,7 @@ def rest_of_a_step(
         # PyTorch can't run its fused update on tensors without data; that graphs can hold it is in its documentation.
         mock.patch.object(torch.optim.AdamW, "step", lambda self: updates.append(self.found_inf)),
         mock.patch.object(engine, "backward", backward),
-        mock.patch.object(engine, "autocast", _autocast_on_a_gpu),
+        mock.patch.object(engine, "autocast", autocast_on_a_gpu),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: True),
         FakeTensorMode(),
         torch.device("cuda"),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from benchmarks.autoregressive import CausalDecoder
+from benchmarks.training_step import autocast_on_a_gpu
 from maskgit.config import HaltonConfig, Stage, TokenizerConfig, TransformerConfig
 from maskgit.decoding import DECODERS, DecodeConfig
 from maskgit.decoding.graphs import Batch
@@ -250,21 +250,6 @@ def test_no_weight_is_cast_in_the_loop(
     assert len(casts(theirs)) - len(casts(ours)) == weight_casts(theirs)
 
 
-@contextlib.contextmanager
-def pretended_gpu() -> Iterator[None]:
-    """Tensors on a GPU may be made, without data, under autocast by its rules for GPUs."""
-    cached = torch.is_autocast_cache_enabled()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        torch.set_autocast_enabled("cuda", True)
-        torch.set_autocast_dtype("cuda", torch.bfloat16)
-        torch.set_autocast_cache_enabled(False)
-        try:
-            yield
-        finally:
-            torch.set_autocast_enabled("cuda", False)
-            torch.set_autocast_cache_enabled(cached)
-
-
 def to_pretended_gpu(network: nn.Module) -> nn.Module:
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -290,7 +275,7 @@ def test_launches_on_a_gpu(kind: str) -> None:
     def traced(network: Any) -> GraphModule:
         return make_fx(lambda tokens: network.decode(tokens) if kind == "tokenizer" else network(tokens))(tokens)
 
-    with pretended_gpu(), torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True), autocast_on_a_gpu(), torch.no_grad():
         tokens = torch.zeros(2, N, dtype=torch.int64, device="cuda")
         network = to_pretended_gpu(network)
         theirs, ours = traced(network), traced(half_copy(network, torch.bfloat16))
