@@ -98,6 +98,18 @@ def test_what_is_skipped_leaves_the_weights(
     torch.testing.assert_close(four, one, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_tokenizer(device: str, precision: str, anywhere: None, run: Any, tmp_path: Path) -> None:
+    """With discriminator, whose gradients have the same scale. It may be too high for the first steps."""
+    changes = CHANGES | {"device": device, "precision": precision}
+    run("tokenizer", tmp_path, **changes)
+    losses = [loss for _, loss in curve(tmp_path)]
+    skipped = [count for _, count in curve(tmp_path, "train/skipped_steps")]
+    assert losses[-1] < losses[0] / 2 and skipped[-1] == skipped[4] <= (3 if precision == "fp16" else 0)
+    assert precision == "bf16" or scale(tmp_path) == 2 ** (16 - skipped[-1])
+
+
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
