@@ -20,7 +20,6 @@ _CHOICES: dict[str, Collection[str]] = {  # of fields; `check_draw` knows the ot
     "order": ORDERS,
     "annealing": ("progress", "schedule"),
     "guidance_ramp": ("constant", "linear"),
-    "remask_by": ("lot", "confidence", "learned"),
 }
 _MOST_STEPS = 10_000  # beyond any use: more would be a slip, or a hostile model
 
@@ -84,16 +83,6 @@ class DecodeConfig:
     remask: float = 0.0
     """eta in [0, 1]: how many decided tokens are masked again at each step, as a share of the most that the schedule
     allows (see `remask_counts`). 0: what is decided stays."""
-
-    remask_by: str = "lot"
-    """Which decided tokens these are: any, by lot; those that were least probable when they were drawn; or those that a
-    learned head trusts least (see `maskgit.network.revising`)."""
-
-    remask_below: float = 1.0
-    """With "learned", only tokens that are right with less than this probability are masked again."""
-
-    remask_near: bool = False
-    """With "learned", right means a code of nearly the same colors."""
 
     reuse: int = 0
     """After each full evaluation of the transformer, this many steps evaluate it at the masked tokens only. That is up

@@ -40,7 +40,6 @@ def decode_steps(
     tokens_to_guided: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     head: tuple[Tensor, Tensor | None] | None = None,
     plan: DecodePlan | None = None,
-    trust: Callable[[], Tensor] | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Fill the masked tokens step by step, without waiting for the device in between. No gradients are recorded.
 
@@ -58,8 +57,6 @@ def decode_steps(
         head: weight [V, D] and bias, [V] or [N, V], of the model's last product, or None. With it the two callables
             give what it multiplies, [B, N, D], and `head_sample` makes the logits as it sees fit, or none.
         plan: `decode_plan(config, N, device)`, made here if it is missing.
-        trust: gives the probability that each token of the last evaluation is right, float [B, N]; for
-            remask_by="learned".
 
     Yields:
         (step, tokens, masked) after each of the config's steps: tokens int64 [B, N] hold a prediction wherever they
@@ -78,25 +75,16 @@ def decode_steps(
     holes, num_holes = masked, masked.sum(1)  # [B, N], [B]
     counts = plan.counts[:, num_holes]  # [S, B]
     remasked = None if plan.remasked is None else plan.remasked[:, num_holes]  # [S, B]
-    sure = torch.zeros(tokens.shape, device=tokens.device)  # log-probabilities when drawn
 
     for step in range(len(counts)):
         with torch.no_grad():  # not as a decorator, which PyTorch 2.11 can't compile around a generator
             before = masked
+            keep = counts[step] if remasked is None else counts[step] - remasked[step]
             held, guidance = tokens.masked_fill(masked, mask_token_id), config.guidance_at(step)
             if guidance != 0 and tokens_to_guided is not None:
                 predicted, unguided = tokens_to_guided(held)
             else:
                 predicted, unguided = tokens_to_logits(held), None
-            keep, again = counts[step], torch.zeros_like(masked)
-            if remasked is not None:
-                if config.remask_by == "lot":
-                    again = _draw(holes & ~before, remasked[step], seeds, step)
-                else:
-                    assert trust is not None
-                    trusted = trust() if config.remask_by == "learned" else sure
-                    again = _least(trusted, holes & ~before, remasked[step], config.remask_below)
-                keep = keep - again.sum(1)
             if head is None:
                 draw = partial(decode_step, predicted, num_codes=mask_token_id, guidance_logits=unguided)
             else:
@@ -116,10 +104,8 @@ def decode_steps(
             if plan.order is not None:
                 number = before[:, plan.order].cumsum(1)[:, plan.places]  # [B, N]; 1 for the first masked in the order
                 masked = before & (number > (before.sum(1) - keep)[:, None])
-            if config.remask_by == "confidence" and head is None:
-                log_p = (predicted / config.softmax_temperature).log_softmax(-1)
-                sure = log_p.gather(-1, tokens[..., None])[..., 0].where(before, sure)
-            masked = masked | again
+            if remasked is not None:
+                masked = masked | _draw(holes & ~before, remasked[step], seeds, step)
         yield step, tokens, masked
 
 
@@ -129,12 +115,6 @@ def _draw(candidates: Tensor, count: Tensor, seeds: Tensor, step: int) -> Tensor
     lots = random_words(seeds[:, None], positions, step, STREAM_REMASK, 1)[..., 0]  # [B, N], below 2**32
     order = lots.masked_fill(~candidates, 2**32).sort(dim=1, stable=True).indices
     return torch.zeros_like(candidates).scatter_(1, order, positions < count[:, None])
-
-
-def _least(trusted: Tensor, candidates: Tensor, count: Tensor, below: float) -> Tensor:
-    """The count[b] candidates of each image that are trusted least, less those trusted that much."""
-    rank = trusted.masked_fill(~candidates, torch.inf).argsort(1).argsort(1)
-    return candidates & (rank < count[:, None]) & (trusted < below)
 
 
 def decode(*args: Any, **options: Any) -> Tensor:

@@ -25,7 +25,6 @@ from maskgit.decoding import DecodeConfig
 from maskgit.files import EMBEDDED
 from maskgit.network.folder import Model, find_model, load_model, save_model
 from maskgit.network.halton import HaltonTransformer
-from maskgit.network.revising import load_head
 from maskgit.network.transformer import Transformer
 from maskgit.pipeline import arguments
 from maskgit.pipeline.arguments import Labels, Precision, Run, resolve_device
@@ -110,13 +109,9 @@ class MaskGIT(Filling):
             ModelError: there is no such model, or it is damaged; the message names the file.
             ValueError, RuntimeError: as the class.
         """
-        folder = EMBEDDED if path_or_repo == "embedded" else find_model(path_or_repo)
-        model = load_model(folder)
+        model = load_model(EMBEDDED if path_or_repo == "embedded" else find_model(path_or_repo))
         parts = model.tokenizer, model.transformer, model.class_names, model.metadata, model.decoding
-        found = cls(*parts, device=device, kernels=kernels, precision=precision)
-        if isinstance(model.transformer, Transformer):
-            found.revising = load_head(folder, model.transformer.config.dim)
-        return found
+        return cls(*parts, device=device, kernels=kernels, precision=precision)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write the model as a folder that `from_pretrained` reads.

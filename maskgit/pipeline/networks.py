@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +17,6 @@ from maskgit.decoding.graphs import Batch, GraphCache, Loop
 from maskgit.network.copies import Network, can_pack, half_copy, pack
 from maskgit.network.halton import HaltonTransformer
 from maskgit.network.partial import Context, MaskedRowsNetwork, ReusingNetwork
-from maskgit.network.revising import RevisingHead, States
 from maskgit.network.transformer import Transformer
 from maskgit.tokenizer import VQGAN
 from maskgit_kernels import backend
@@ -34,8 +32,6 @@ class Networks:
     Both are put in evaluation mode and moved to `device`, which must be there; `precision` is float32, bf16 or fp16.
     Raises a ValueError: a MASKGIT_GRAPHS that is neither 0 nor 1.
     """
-
-    revising: RevisingHead | None = None
 
     def __init__(
         self, tokenizer: VQGAN, transformer: Transformer | HaltonTransformer, device: torch.device, precision: str
@@ -198,11 +194,6 @@ class Networks:
                 both = predict(tokens.repeat(2, 1), torch.cat([batch.labels, no_class]))
                 return both[: len(tokens)], both[len(tokens) :]
 
-            def trust() -> Tensor:
-                assert self.revising is not None
-                given = [state[: len(batch.tokens), :num_tokens] for state in seen]
-                return self.revising(given)[..., int(config.remask_near)].sigmoid()
-
             states = decode_steps(
                 lambda tokens: predict(tokens, batch.labels),
                 batch.tokens,
@@ -213,11 +204,7 @@ class Networks:
                 tokens_to_guided=guided,
                 head=head,
                 plan=plan,
-                trust=trust,
             )
-            learned = config.remask and config.remask_by == "learned"
-            with States(network) if learned else contextlib.nullcontext([]) as seen:
-                for state in states:
-                    yield state[1:]
+            return (state[1:] for state in states)
 
         return loop

@@ -29,9 +29,6 @@ AXES = {
     "guidance_scale": "guidance",
     "guidance_interval": "guidance_intervals",
     "remask": "remask",
-    "remask_by": "remask_by",
-    "remask_below": "remask_below",
-    "remask_near": "remask_near",
     "reuse": "reuse",
 }
 """What a setting consists of, and the option with the values to try."""
@@ -93,12 +90,6 @@ class Options:
     """Shares of the steps between which to guide, FROM:TO, such as 0:1 (all) and 0.5:1 (the second half)."""
     remask: tuple[float, ...] = ()
     """Shares of re-masking (ReMDM) to try; 0 is none."""
-    remask_by: tuple[str, ...] = ()
-    """Ways of choosing what to re-mask to try: lot, confidence, learned."""
-    remask_below: tuple[float, ...] = ()
-    """Probabilities of being right to try, below which a token is re-masked with `learned`."""
-    remask_near: tuple[bool, ...] = ()
-    """Whether `learned` takes nearly the same colors for right."""
     reuse: tuple[int, ...] = ()
     """Numbers of steps to try that follow a full evaluation and reuse its context; 0 is none."""
     seeds: int = 5
