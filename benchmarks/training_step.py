@@ -7,7 +7,6 @@ backward pass are of tensors on the CPU, with the kernels that a GPU gets; the r
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -129,7 +128,7 @@ def count_step(sizes: Sizes, batch: int) -> dict[str, Count]:
     """What a step in bf16 launches: both passes, the optimizer, and all the rest."""
     passes, rest, update = Counter(), Counter(), Counter()
     with kernels_of_a_gpu(), FakeTensorMode():
-        model = make_transformer(dataclasses.replace(sizes)).train()
+        model = make_transformer(sizes).train()
         tokens = torch.zeros(batch, sizes.num_tokens, dtype=torch.int64)
         masked, labels = tokens == 0, tokens[:, 0]
         with passes:
