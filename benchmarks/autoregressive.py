@@ -98,9 +98,8 @@ class CausalDecoder:
 
     def _attend(self, index: int, attention: Attention, x: Tensor) -> Tensor:
         """The attention of one block, of x [B, n, dim] over the past and x itself; fills the block's cache."""
-        batch, count, _ = x.shape
-        packed = attention.qkv(x).view(batch, count, 3, attention.heads, -1)
-        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, n, D]
+        count = x.shape[1]
+        q, k, v = attention.project(x).permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, n, D]
         if index == len(self._cache):  # in the dtype that the first keys turn out to have
             shape = (*k.shape[:2], len(self.transformer.position_embedding), k.shape[3])
             self._cache.append((k.new_empty(shape), v.new_empty(shape)))

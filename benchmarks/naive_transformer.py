@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgit.config import TransformerConfig
 from maskgit.network.dropout import Dropout
-from maskgit.network.transformer import Block, Transformer
+from maskgit.network.transformer import RMS_NORM_EPS, Block, Transformer
 
 # The logit of ids that are not codes. A trained model has learned never to predict them; random weights draw the mask
 # token once in a thousand, over and over in a large batch.
@@ -26,7 +27,7 @@ class NaiveAttention(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         ours = block.attention
-        self.heads = ours.heads
+        self.heads, self.qk_norm = ours.heads, ours.qk_norm
         self.q, self.k, self.v = (_slice(ours.qkv, part) for part in range(3))
         self.proj = copy.deepcopy(ours.proj)
         self.dropout = nn.Dropout(ours.dropout)
@@ -34,10 +35,11 @@ class NaiveAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, dim] -> [B, L, dim]."""
         batch, length, dim = x.shape
-        q, k, v = (
-            layer(x).view(batch, length, self.heads, dim // self.heads).transpose(1, 2)
-            for layer in (self.q, self.k, self.v)
-        )  # [B, H, L, D] each
+        projected = [self.q(x), self.k(x), self.v(x)]
+        if self.qk_norm:
+            projected[:2] = (F.rms_norm(part, [dim], eps=RMS_NORM_EPS) for part in projected[:2])
+        q, k, v = (part.view(batch, length, self.heads, dim // self.heads).transpose(1, 2) for part in projected)
+        # [B, H, L, D] each
         scores = torch.matmul(q, k.transpose(-2, -1)) / (dim // self.heads) ** 0.5
         weights = self.dropout(torch.softmax(scores, dim=-1))  # [B, H, L, L]
         return self.proj(torch.matmul(weights, v).transpose(1, 2).contiguous().view(batch, length, dim))

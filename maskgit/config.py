@@ -224,6 +224,9 @@ class TransformerConfig(_OverGrid):
     """Linear, GELU, LayerNorm, Linear between the embeddings and the first block (as in Besnier & Chen, 2023)."""
     gelu: Literal["exact", "tanh"] = "exact"
     """Every GELU: exact, or the approximation by a tanh that is JAX's default (google-research)."""
+    qk_norm: bool = False
+    """RMSNorm on queries and keys, over all heads together as in Halton-MaskGIT: learns faster, says
+    benchmarks/speedrun.md."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -310,7 +313,7 @@ EMBEDDED_TOKENIZER = TokenizerConfig(
 PRESETS: dict[str, ModelConfig] = {
     "embedded": ModelConfig(
         EMBEDDED_TOKENIZER,
-        TransformerConfig(dim=256, depth=8, heads=4, mlp_dim=1024, dropout=0.1, num_classes=12),
+        TransformerConfig(dim=256, depth=8, heads=4, mlp_dim=1024, dropout=0.1, num_classes=12, qk_norm=True),
     ),
     "lab": ModelConfig(
         LAB_TOKENIZER,

@@ -6,7 +6,7 @@ sets shift, scale and gate of every branch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maskgit.config import HaltonConfig
-from maskgit.network import transformer
 from maskgit.network.dropout import Dropout, layer_seeds
-from maskgit.network.transformer import INIT_STD
+from maskgit.network.transformer import INIT_STD, RMS_NORM_EPS, Attention
 from maskgit_kernels.head_loss import head_loss
 
 if TYPE_CHECKING:
     from maskgit.network.partial import Context
-
-NORM_EPS = 1e-5
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -42,42 +39,6 @@ class Modulation(nn.Sequential):
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
         return super().forward(condition).chunk(self.count, dim=1)
-
-
-class QKNorm(torch.autograd.Function):
-    """Queries and keys with unit mean square over all heads together; values as they are.
-
-    Backward, autograd would make each of the three a gradient and copy these into one.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, packed: Tensor) -> Tensor:
-        """[B, N, 3, dim] -> the same."""
-        queries_keys = packed[:, :, :2].to(torch.promote_types(packed.dtype, torch.float32))
-        factor = (queries_keys.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()  # [B, N, 2, 1]
-        out = torch.empty_like(packed)
-        out[:, :, :2] = queries_keys * factor
-        out[:, :, 2] = packed[:, :, 2]
-        ctx.save_for_backward(out, factor)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        out, factor = ctx.saved_tensors
-        normalized, grad_normalized = (x[:, :, :2].to(factor.dtype) for x in (out, grad))
-        along = (grad_normalized * normalized).mean(-1, keepdim=True)  # [B, N, 2, 1]
-        result = torch.empty_like(grad)
-        result[:, :, :2] = (grad_normalized - along * normalized) * factor
-        result[:, :, 2] = grad[:, :, 2]
-        return result
-
-
-class Attention(transformer.Attention):
-    """Multi-head self-attention with `QKNorm`."""
-
-    def project(self, x: Tensor) -> Tensor:
-        """[B, N, dim] -> queries, keys and values, [B, N, 3, H, D]."""
-        return QKNorm.apply(self.qkv(x).unflatten(-1, (3, -1))).unflatten(-1, (self.heads, -1))
 
 
 class SwiGLU(nn.Module):
@@ -101,10 +62,10 @@ class Block(nn.Module):
     def __init__(self, config: HaltonConfig) -> None:
         super().__init__()
         self.modulation = Modulation(config.dim, 6)
-        self.norm1 = nn.RMSNorm(config.dim, NORM_EPS)
-        self.attention = Attention(config, bias=False)
+        self.norm1 = nn.RMSNorm(config.dim, RMS_NORM_EPS)
+        self.attention = Attention(config, bias=False, qk_norm=True)
         self.dropout = Dropout(config.dropout)
-        self.norm2 = nn.RMSNorm(config.dim, NORM_EPS)
+        self.norm2 = nn.RMSNorm(config.dim, RMS_NORM_EPS)
         self.mlp = SwiGLU(config)
 
     def forward(
@@ -132,7 +93,7 @@ class HaltonTransformer(nn.Module):
             torch.empty(config.registers, config.dim)
         )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.final_norm = nn.RMSNorm(config.dim, NORM_EPS)
+        self.final_norm = nn.RMSNorm(config.dim, RMS_NORM_EPS)
         self.final_norm_bias = nn.Parameter(torch.zeros(config.dim))
         self.final_modulation = Modulation(config.dim, 2)
         self.bias = nn.Parameter(torch.zeros(config.codebook_size))

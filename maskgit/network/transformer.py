@@ -6,7 +6,7 @@ mask, and a head that scores every code at every position.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 EDGE_NORM_EPS = 1e-12  # of the LayerNorms before the first and after the last block, in every source
 INIT_STD = 0.02
+RMS_NORM_EPS = 1e-5  # of queries and keys, and of all norms of HaltonTransformer
 
 
 def _gelu(config: TransformerConfig) -> nn.GELU:
@@ -34,18 +35,46 @@ def pick(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x.flatten(0, 1).index_select(0, rows)
 
 
+class QKNorm(torch.autograd.Function):
+    """Queries and keys with unit mean square over all heads together; values as they are.
+
+    In float32 are only the mean squares. Backward, autograd would make each of the three a gradient and copy these into
+    one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor) -> Tensor:
+        """[B, N, 3, dim] -> the same."""
+        exact = torch.promote_types(packed.dtype, torch.float32)
+        length = torch.linalg.vector_norm(packed[:, :, :2], dim=-1, keepdim=True, dtype=exact)
+        factor = (length.square() / packed.shape[-1] + RMS_NORM_EPS).rsqrt()
+        factor = F.pad(factor, (0, 0, 0, 1), value=1.0).to(packed.dtype)  # [B, N, 3, 1]
+        out = packed * factor
+        ctx.save_for_backward(out, factor)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        out, factor = ctx.saved_tensors
+        exact = torch.promote_types(grad.dtype, torch.float32)
+        along = (grad[:, :, :2] * out[:, :, :2]).mean(-1, keepdim=True, dtype=exact)
+        along = F.pad(along.to(grad.dtype), (0, 0, 0, 1))  # [B, N, 3, 1]
+        return torch.addcmul(grad, out, along, value=-1).mul_(factor)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; the packed projection is read in place, and its gradient written in place."""
 
-    def __init__(self, config: TransformerConfig | HaltonConfig, bias: bool = True) -> None:
+    def __init__(self, config: TransformerConfig | HaltonConfig, bias: bool = True, qk_norm: bool = False) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.attention_dropout
+        self.heads, self.dropout, self.qk_norm = config.heads, config.attention_dropout, qk_norm
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=bias)
         self.proj = nn.Linear(config.dim, config.dim, bias=bias)
 
     def project(self, x: Tensor) -> Tensor:
         """[B, N, dim] -> queries, keys and values, [B, N, 3, H, D]."""
-        return self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        packed = self.qkv(x).unflatten(-1, (3, -1))
+        return (QKNorm.apply(packed) if self.qk_norm else packed).unflatten(-1, (self.heads, -1))
 
     def forward(
         self, x: Tensor, seed: Tensor | None = None, context: Context | None = None, rows: Tensor | None = None
@@ -73,7 +102,7 @@ class Block(nn.Module):
         super().__init__()
         self.pre_norm = config.norm == "pre"
         self.norm1 = nn.LayerNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(config, qk_norm=config.qk_norm)
         self.norm2 = nn.LayerNorm(config.dim, config.norm_eps)
         self.mlp = nn.Sequential(
             nn.Linear(config.dim, config.mlp_dim), _gelu(config), nn.Linear(config.mlp_dim, config.dim)

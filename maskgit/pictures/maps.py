@@ -22,9 +22,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from maskgit.decoding import DecodeConfig
-from maskgit.network import halton as halton_transformer
 from maskgit.network.halton import HaltonTransformer
-from maskgit.network.transformer import Transformer
+from maskgit.network.transformer import RMS_NORM_EPS, Transformer
 from maskgit.pictures.strips import BACKGROUND, GAP, INK, blocks, display_size, framed, grid, resize, text_picture
 from maskgit.pipeline import InpaintResult, MaskGIT
 
@@ -152,9 +151,8 @@ def _weights(layer: Any, packed: Tensor, queries: Sequence[int]) -> Tensor:
     """The weights of an attention layer, [B, H, Q, L], from its packed projection [B, L, 3 H D]."""
     with torch.autocast(packed.device.type, enabled=False):
         q, k, _ = packed.chunk(3, dim=-1)
-        if isinstance(layer, halton_transformer.Attention):
-            eps = halton_transformer.NORM_EPS
-            q, k = (F.rms_norm(part.float(), part.shape[-1:], eps=eps).to(packed.dtype) for part in (q, k))
+        if layer.qk_norm:
+            q, k = (F.rms_norm(part.float(), part.shape[-1:], eps=RMS_NORM_EPS).to(packed.dtype) for part in (q, k))
         q, k = (part.unflatten(-1, (layer.heads, -1)).transpose(1, 2).float() for part in (q, k))  # [B, H, L, D]
         return (q[:, :, queries] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
 

@@ -34,6 +34,7 @@ KINDS: dict[str, dict[str, Any] | None] = {
     "pre-norm": {},
     "post-norm": {"norm": "post"},
     "untied": {"tied": False},
+    "qk norm": {"qk_norm": True},
     "input mlp": {"input_mlp": True, "gelu": "exact"},
     "halton": None,
 }

@@ -15,7 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from maskgit.config import HaltonConfig
 from maskgit.network.folder import Model, ModelError, load_model, save_model
-from maskgit.network.halton import NORM_EPS, HaltonTransformer, QKNorm
+from maskgit.network.halton import HaltonTransformer
+from maskgit.network.transformer import RMS_NORM_EPS, QKNorm
 from maskgit.pipeline import MaskGIT
 from maskgit.tokenizer import VQGAN
 from maskgit_kernels import backend
@@ -109,7 +110,7 @@ def test_queries_and_keys_are_normalized_and_values_are_not(dtype: torch.dtype) 
 
     def plain(packed: Tensor) -> Tensor:
         q, k, v = packed.unbind(2)
-        return torch.stack([*(F.rms_norm(x, x.shape[-1:], eps=NORM_EPS) for x in (q, k)), v], 2)
+        return torch.stack([*(F.rms_norm(x, x.shape[-1:], eps=RMS_NORM_EPS) for x in (q, k)), v], 2)
 
     exact, base = both(plain, torch.float64), both(plain, dtype)
     for found, x, truth in zip(both(QKNorm.apply, dtype), base, exact, strict=True):

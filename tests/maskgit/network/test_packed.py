@@ -21,6 +21,7 @@ KINDS = {
     "pre-norm": {},
     "post-norm": {"norm": "post"},
     "untied": {"tied": False},
+    "qk norm": {"qk_norm": True},
     "classes": {"num_classes": 3},
     "input mlp": {"input_mlp": True},
 }

@@ -34,6 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "pre-norm": {},
     "post-norm": {"norm": "post"},
     "untied": {"tied": False},
+    "qk norm": {"qk_norm": True},
     "classes": {"num_classes": CLASSES},
     "input mlp": {"input_mlp": True},
     "halton": {"num_classes": CLASSES, "registers": 2},
