@@ -225,8 +225,8 @@ class TransformerConfig(_OverGrid):
     gelu: Literal["exact", "tanh"] = "exact"
     """Every GELU: exact, or the approximation by a tanh that is JAX's default (google-research)."""
     qk_norm: bool = False
-    """RMSNorm on queries and keys, over all heads together as in Halton-MaskGIT: learns faster, says
-    benchmarks/speedrun.md."""
+    """RMSNorm on queries and keys, over all heads together as in Halton-MaskGIT: learns in fewer steps, see
+    benchmarks/speedrun.md. (Henry et al., "Query-key normalization for transformers", EMNLP 2020, norm them by head.)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

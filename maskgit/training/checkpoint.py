@@ -6,6 +6,7 @@ of processes, and with copies of the weights or with shards of them.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import re
@@ -67,6 +68,22 @@ def load_module_states(modules: dict[str, nn.Module], states: dict[str, Tensor])
     together = nn.ModuleDict(modules)
     current = together.state_dict()
     together.load_state_dict({name: divided(tensor, current.get(name, tensor)) for name, tensor in states.items()})
+
+
+def architectures(modules: dict[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """The configurations of the networks among named modules: weights alone don't tell all of them from each other."""
+    found: dict[str, Any] = {name: getattr(module, "config", None) for name, module in modules.items()}
+    return {name: dataclasses.asdict(config) for name, config in found.items() if config is not None}
+
+
+def check_architectures(modules: dict[str, nn.Module], saved: dict[str, dict[str, Any]] | None) -> None:
+    """Raise a ValueError where a checkpoint's networks, None for what the first releases wrote, aren't `modules`."""
+    for name, ours in architectures(modules).items():
+        # The transformers of theirs were without this one.
+        theirs = saved[name] if saved else ours | {"qk_norm": False}
+        for field, value in ours.items():
+            if theirs.get(field) != value:
+                raise ValueError(f"{field} of the {name} was {theirs.get(field)} and is {value}")
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -343,6 +343,7 @@ def _save(run: _Run, step: int) -> None:
         state = {
             "settings": run_settings(run.config),
             "folder": str(Path.cwd()),  # where the paths among them begin
+            "architectures": checkpoint.architectures(run.task.modules()),
             "optimizers": optimizers,
             "skipped": run.engine.skipped.tolist(),
             "best": run.best,
@@ -356,6 +357,7 @@ def _save(run: _Run, step: int) -> None:
 def _restore(saved: Saved, run: _Run) -> None:
     try:
         checkpoint.load_module_states(run.modules(), saved.weights)
+        checkpoint.check_architectures(run.task.modules(), saved.state.get("architectures"))
         for optimizer, state in zip(run.task.optimizers, saved.state["optimizers"], strict=True):
             checkpoint.load_optimizer_state(optimizer, state)
     except (RuntimeError, ValueError) as error:  # another number of classes, another tokenizer

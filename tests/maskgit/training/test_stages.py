@@ -27,7 +27,7 @@ from tiny_train import (
 from torch import Tensor
 
 import maskgit.training.transformer
-from maskgit.config import TokenizerConfig
+from maskgit.config import PRESETS, TokenizerConfig
 from maskgit.data import DataError
 from maskgit.network.folder import load_model, load_tokenizer, save_tokenizer
 from maskgit.network.partial import masked_rows
@@ -261,6 +261,28 @@ def test_checkpoint_of_other_networks(run: Any, copy: Any, pictures: Path, tmp_p
         assert file.read_bytes() == before  # a run that can't go on still says how it was begun
     finally:
         shutil.rmtree(third)
+
+
+@pytest.mark.parametrize("changes, old", [({"qk_norm": True}, False), ({"heads": 4}, False), ({"qk_norm": True}, True)])
+def test_checkpoint_of_a_network_with_the_same_weights(
+    changes: dict[str, Any], old: bool, run: Any, copy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A preset that was another one: no shape tells them apart, and older checkpoints didn't say."""
+    output = copy("transformer")
+    file = output / "checkpoints" / "step-000000008" / "state.pt"
+    if old:
+        state = torch.load(file, weights_only=True)
+        del state["architectures"]
+        torch.save(state, file)
+    tiny = PRESETS["tiny-classes"]
+    other = dataclasses.replace(tiny, transformer=dataclasses.replace(tiny.transformer, **changes))
+    ((field, value),) = changes.items()
+    with monkeypatch.context() as patch:
+        patch.setitem(PRESETS, "tiny-classes", other)
+        message = f"does not fit the networks of this run: {field} of the model was .* and is {value}"
+        with pytest.raises(CheckpointError, match=message):
+            run("transformer", output, resume=True, steps=STEPS + 1)
+    run("transformer", output, resume=True, steps=STEPS + 1)
 
 
 # --- what a run is given ----------------------------------------------------------------------------------------------
