@@ -226,7 +226,7 @@ class TransformerConfig(_OverGrid):
     """Every GELU: exact, or the approximation by a tanh that is JAX's default (google-research)."""
     qk_norm: bool = False
     """RMSNorm on queries and keys, over all heads together as in Halton-MaskGIT: learns in fewer steps, see
-    benchmarks/speedrun.md. (Henry et al., "Query-key normalization for transformers", EMNLP 2020, norm them by head.)"""
+    benchmarks/speedrun.md. (Henry et al., "Query-key normalization for transformers", EMNLP 2020, do so by head.)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
