@@ -38,8 +38,8 @@ class NaiveAttention(nn.Module):
         projected = [self.q(x), self.k(x), self.v(x)]
         if self.qk_norm:
             projected[:2] = (F.rms_norm(part, [dim], eps=RMS_NORM_EPS) for part in projected[:2])
-        q, k, v = (part.view(batch, length, self.heads, dim // self.heads).transpose(1, 2) for part in projected)
         # [B, H, L, D] each
+        q, k, v = (part.view(batch, length, self.heads, dim // self.heads).transpose(1, 2) for part in projected)
         scores = torch.matmul(q, k.transpose(-2, -1)) / (dim // self.heads) ** 0.5
         weights = self.dropout(torch.softmax(scores, dim=-1))  # [B, H, L, L]
         return self.proj(torch.matmul(weights, v).transpose(1, 2).contiguous().view(batch, length, dim))

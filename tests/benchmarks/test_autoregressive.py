@@ -18,8 +18,9 @@ VARIANTS = [
     {"norm": "pre", "tied": True},
     {"norm": "post", "tied": False, "num_classes": 3},
     {"norm": "pre", "tied": True, "num_classes": 3, "input_mlp": True, "dropout": 0.5, "attention_dropout": 0.5},
+    {"norm": "pre", "tied": True, "qk_norm": True},
 ]
-IDS = ["pre", "post, classes", "classes, input MLP"]
+IDS = ["pre", "post, classes", "classes, input MLP", "queries and keys normed"]
 
 
 def make(config: TransformerConfig, **changes: object) -> Transformer:

@@ -23,6 +23,7 @@ KINDS = {
     "post": TransformerConfig(32, 16, dim=32, depth=3, heads=4, mlp_dim=48, norm="post"),
     "pre, classes": TransformerConfig(32, 16, dim=32, depth=2, heads=2, mlp_dim=48, num_classes=3),
     "post, classes": TransformerConfig(32, 16, dim=48, depth=2, heads=3, mlp_dim=48, norm="post", num_classes=3),
+    "pre, normed": TransformerConfig(32, 16, dim=32, depth=2, heads=2, mlp_dim=48, qk_norm=True),
     "halton": HaltonConfig(
         codebook_size=32, num_tokens=16, dim=32, depth=2, heads=2, mlp_dim=48, num_classes=3, registers=2
     ),
@@ -84,7 +85,7 @@ def test_attention_is_the_softmax_of_the_projection(kind: str) -> None:
         rows = attention.qkv.weight.split(config.dim)
         bias = torch.zeros(3 * config.dim) if attention.qkv.bias is None else attention.qkv.bias
         q, k, v = (x @ part.T + offset for part, offset in zip(rows, bias.split(config.dim), strict=True))
-        if kind == "halton":
+        if kind in ("halton", "pre, normed"):
             q, k = (part / (part.square().mean(-1, keepdim=True) + 1e-5).sqrt() for part in (q, k))
         mixed = []
         for head in range(config.heads):
