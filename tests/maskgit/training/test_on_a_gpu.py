@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from maskgit.config import PRESETS
 from maskgit.training.checkpoint import list_checkpoints, load_checkpoint
 from maskgit.training.engine import Engine
+from maskgit.training.optimizer import AveragedWeights
 from maskgit.training.settings import TransformerTraining
 
 ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -107,6 +108,26 @@ def test_a_tokenizer(device: str, precision: str, anywhere: None, run: Any, tmp_
     skipped = [count for _, count in curve(tmp_path, "train/skipped_steps")]
     assert losses[-1] < losses[0] / 2 and skipped[-1] == skipped[4] <= (3 if precision == "fp16" else 0)
     assert precision == "bf16" or scale(tmp_path) == 2 ** (16 - skipped[-1])
+
+
+# --- the average of the weights ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", [DEVICES[1]])
+def test_the_host_does_not_wait_for_the_average(device: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).to(device)  # with buffers of floats and integers
+    broken = torch.tensor(True, device=device)
+    averaged = AveragedWeights(model)
+    averaged.update(model, 0.9, broken)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        averaged.update(model, 0.9, broken)
+        averaged.update(model, 0.9, ~broken)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for held, parameter in zip(averaged.module.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(held, parameter)
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

@@ -160,20 +160,3 @@ def test_a_few_operators_on_a_gpu() -> None:
         move_together(averages, weights, AMOUNT)
     assert calls.count == 3
     torch.testing.assert_close(averages, expected)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_the_host_does_not_wait() -> None:
-    model = small_model().cuda()
-    averaged, broken = AveragedWeights(model), BROKEN.cuda()
-    averaged.update(model, 0.9, broken)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        averaged.update(model, 0.9, broken)
-        averaged.update(model, 0.9, ~broken)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    for held, parameter in zip(averaged.module.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(held, parameter)
