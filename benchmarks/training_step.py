@@ -138,7 +138,7 @@ def count_step(sizes: Sizes, batch: int) -> dict[str, Count]:
     optimizer = make_optimizer(pair, TransformerTraining())
     pair(torch.ones(1, 2)).sum().backward()
     optimizer.step()  # which makes its state
-    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]  # as the engine has it
     with update:
         optimizer.step()
     return {"passes": passes.counted(), "optimizer": update.counted(), "the rest": rest.counted()}

@@ -103,7 +103,7 @@ def training_tokens(config: TransformerTraining, tokenizer: VQGAN, engine: Engin
             processes,
             replace=not goes_on,
         )
-    tokenizer.to(engine.device)
+    tokenizer.to(engine.device)  # processes of its own are sent it from main memory
     return TrainingTokens(shards[0], shards[1], images.class_names)
 
 

@@ -98,7 +98,7 @@ def test_activations_that_are_computed_anew(model: HaltonTransformer) -> None:
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_queries_and_keys_are_normalized_and_values_are_not(dtype: torch.dtype) -> None:
     """By PyTorch's RMSNorm in float64, of which rounding takes away no more than from PyTorch's in that precision."""
     packed, grad = (torch.randn(2, 5, 3, 48, dtype=torch.float64) * 3 for _ in range(2))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
-from tiny_train import assert_same_run, break_steps, curve, last_state
+from tiny_train import assert_same_run, break_steps, curve, last_state, torchrun_says
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -136,12 +135,9 @@ def test_the_host_does_not_wait_for_the_average(device: str) -> None:
 @contextlib.contextmanager
 def torchrun() -> Iterator[None]:
     """One process, told what torchrun tells it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    of_one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    (told,) = torchrun_says(1)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**of_one, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        for name, value in told.items():
             patch.setenv(name, value)
         AcceleratorState._reset_state(reset_partial_state=True)
         try:

@@ -166,6 +166,16 @@ def as_words(options: dict[str, Any]) -> list[str]:
     return words
 
 
+def torchrun_says(count: int) -> list[dict[str, str]]:
+    """The environment variables of each of so many processes that train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    each = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(count)]
+    return [{name: str(value) for name, value in values.items()} for values in each]
+
+
 def start(arguments: list[str], count: int = 1, stderr: Path | None = None) -> list[Any]:
     """`count` processes that train together, as torchrun would start them; what they complain of goes to a file.
 
@@ -177,15 +187,9 @@ def start(arguments: list[str], count: int = 1, stderr: Path | None = None) -> l
         ["maskgit.training.cli", "torch._dynamo", "torch.utils.tensorboard", "accelerate", "torch.utils.flop_counter"]
     )
     environment = {} if stderr is None else {"STDERR_FILE": str(stderr)}
-    if count > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     processes = []
-    for rank in range(count):
-        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)} if count > 1 else {}
-        values = {"ARGUMENTS": arguments, "ENVIRONMENT": environment | ranks}
+    for told in torchrun_says(count) if count > 1 else [{}]:
+        values = {"ARGUMENTS": arguments, "ENVIRONMENT": environment | told}
         processes.append(context.Process(target=runpy.run_path, args=(__file__, values, "__main__")))
         processes[-1].start()
     return processes
