@@ -8,7 +8,7 @@ import functools
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -125,8 +125,9 @@ def _with_kernels(
 class PlainEngine(Engine):
     """The optimizer's step as it is usually written."""
 
-    def update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    def update(self, optimizers: Sequence[torch.optim.Optimizer], loss: Tensor) -> Tensor:
         """Clip and step, whatever the gradients are."""
+        (optimizer,) = optimizers
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.config.clip)
         optimizer.step()

@@ -24,6 +24,7 @@ from maskgit.training.engine import Engine, pick_device
 from maskgit.training.graphs import check_graphs
 from maskgit.training.health import length_warnings, out_of_memory_said
 from maskgit.training.loop import StageTask
+from maskgit.training.optimizer import Muon
 from maskgit.training.pace import Cost, Pace, measure_cost, tensors_of
 from maskgit.training.recipe_file import DEFAULT, Recipe, read_recipe
 from maskgit.training.samples import load_splits, spread
@@ -242,11 +243,11 @@ def _basis(cost: Cost) -> str:
 
 def _memory(config: LoopConfig, stage: _Stage, cost: Cost) -> Lines:
     task = stage.task
-    trained = sum(_bytes(p) for o in task.optimizers for group in o.param_groups for p in group["params"])
+    sizes = [sum(_bytes(p) for group in o.param_groups for p in group["params"]) for o in task.optimizers]
     held = {
         "weights": sum(_bytes(module) for module in task.modules().values()),
-        "gradients": trained,
-        "optimizer": 2 * trained,
+        "gradients": sum(sizes),
+        "optimizer": sum(n if isinstance(o, Muon) else 2 * n for o, n in zip(task.optimizers, sizes, strict=True)),
         "average": _bytes(task.model) if config.ema else 0,
         "activations": cost.activations,
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -199,7 +199,11 @@ class Engine:
         self.broken.zero_()
 
     def descend(
-        self, optimizer: torch.optim.Optimizer, network: nn.Module, rows: int, losses: Callable[[slice], Figures]
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        network: nn.Module,
+        rows: int,
+        losses: Callable[[slice], Figures],
     ) -> Figures:
         """Forward, backward and update for this process's rows of a batch, in config.accumulate equal parts.
 
@@ -211,7 +215,8 @@ class Engine:
         Returns:
             The figures of the whole batch, "gradient_norm" too.
         """
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         size, shares = rows // self.config.accumulate, []
         for start in range(0, rows, size):
             with self._averaging(network, wanted=start + size == rows):
@@ -220,7 +225,7 @@ class Engine:
                 self.backward(share["loss"])
                 shares.append({name: value.detach() for name, value in share.items()})
         figures = self.totals(shares)
-        return figures | {"gradient_norm": self.update(optimizer, figures["loss"])}
+        return figures | {"gradient_norm": self.update(optimizers, figures["loss"])}
 
     def new_noise(self, step: int, rows: slice) -> None:
         """Noise of its own for a part's dropout, from (seed, step, number of the part in the whole batch)."""
@@ -242,24 +247,26 @@ class Engine:
             loss = loss * self.processes  # gradients are averaged over the processes, not added
         self.scaler.scale(loss).backward()
 
-    def update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    def update(self, optimizers: Sequence[torch.optim.Optimizer], loss: Tensor) -> Tensor:
         """Clip the gradients and step, unless loss or gradients aren't finite; returns the gradient norm, float [].
 
         The device decides by itself, so the host needn't wait for it: a fused optimizer does nothing where `found_inf`
         is 1, which is how PyTorch's gradient scaler skips a step.
 
         Args:
-            optimizer: fused; of gradients left by `backward`.
+            optimizers: of gradients left by `backward`, each fused, or one that heeds `found_inf` as these do.
             loss: of the whole batch, the same in all processes.
         """
-        self.scaler.unscale_(optimizer)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for optimizer in optimizers:
+            self.scaler.unscale_(optimizer)
+        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.config.clip or float("inf"))
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         self.broken |= ~(loss.isfinite() & norm.isfinite())
-        optimizer.found_inf = self.broken.float()  # type: ignore[attr-defined]
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.found_inf = self.broken.float()  # type: ignore[attr-defined]
+            optimizer.step()
         self.scaler.update()
         return norm
 

@@ -1,10 +1,11 @@
-"""How the weights move: AdamW, its learning rate, and the moving average that is validated and saved."""
+"""How the weights move: AdamW, Muon, their learning rate, and the moving average that is validated and saved."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,52 @@ from torch.distributed.tensor import DTensor
 from maskgit.training.settings import LoopConfig
 
 
-def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and convolutions only, not on gains, biases and norms."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def make_optimizer(model: nn.Module, config: LoopConfig, besides: Collection[nn.Parameter] = ()) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and convolutions only, not on gains, biases and norms.
+
+    Args:
+        besides: parameters that another optimizer moves.
+    """
+    moved = {id(parameter) for parameter in besides}
+    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in moved]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     # The rate is a placeholder: the loop sets it before every step.
     return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
+
+
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon, which as its fused optimizers do leaves all as it is where `found_inf` is 1, without a wait.
+
+    Momentum whose singular values are all brought near 1 (https://kellerjordan.github.io/posts/muon), by a rate at
+    which the elements change as much as AdamW's (Liu et al., arXiv:2502.16982).
+
+    Args:
+        matrices: parameters [m, n].
+        share: its learning rate as a share of AdamW's, at every step.
+        weight_decay: as AdamW's.
+    """
+
+    found_inf: Tensor  # float [], on the device of the parameters
+
+    def __init__(self, matrices: Iterable[nn.Parameter], share: float, weight_decay: float) -> None:
+        groups = [{"params": list(matrices), "share": share}]
+        super().__init__(groups, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        for parameter in self.param_groups[0]["params"]:  # from the start, so that the first step can be undone
+            self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Move the matrices by their gradients."""
+        moved = [tensor for p, state in self.state.items() for tensor in (p, state["momentum_buffer"])]
+        held = _local(moved)
+        before = [tensor.clone() for tensor in held]
+        loss = super().step(closure)
+        for tensor, old in zip(held, before, strict=True):
+            tensor.copy_(torch.where(self.found_inf.bool(), old, tensor))
+        return loss
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
@@ -37,7 +75,8 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
     # A fused optimizer can always be captured; but PyTorch refuses unless it is told so, and warns if it needn't be.
     capturable = isinstance(rate, Tensor) and torch.cuda.is_current_stream_capturing()
     for group in optimizer.param_groups:
-        group["lr"], group["capturable"] = rate, capturable
+        group["lr"] = rate * group["share"] if "share" in group else rate
+        group["capturable"] = capturable
 
 
 def growing_decay(decay: float, step: int) -> float:

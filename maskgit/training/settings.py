@@ -190,6 +190,9 @@ class TransformerTraining(LoopConfig):
     """AdamW's decay of the mean of the squared gradients."""
     weight_decay: float = 0.05
     """AdamW's weight decay, on matrices only."""
+    muon: float = 0.0
+    """Move the matrices of the blocks by Muon, at a learning rate so many times --lr, 4 for example
+    (benchmarks/speedrun.md); the rest stays with AdamW. 0: AdamW moves all."""
     ema: float = 0.999
     init: Path | None = None
     """Model folder whose transformer to go on from, instead of random weights: one of our own, or converted. Its size
@@ -265,6 +268,7 @@ class TransformerTraining(LoopConfig):
         super().__post_init__()
         require_at_least(self, 1, "views", "holes", "validation_rounds", "validation_images", "image_size")
         require_at_least(self, 2, "eval_images")
+        require_at_least(self, 0, "muon")
         require_share(self, "label_smoothing", "hole_share", "class_dropout", "dropout")
         require(self, lambda value: 0 < value <= 1, "in (0, 1]", "mask_ratio")
         for name, choices in (("mask_per", Per), ("mask_count", Count), ("loss_on", LossOn)):

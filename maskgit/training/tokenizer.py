@@ -166,7 +166,7 @@ class TokenizerTask(StageTask):
             outputs.append(output)
             return {name: term * (len(images[part]) / self.config.batch_size) for name, term in terms.items()}
 
-        logged = engine.descend(self.optimizers[0], self.autoencoder, len(images), losses)
+        logged = engine.descend(self.optimizers[:1], self.autoencoder, len(images), losses)
         latents, tokens, reconstructions = (torch.cat(kind) for kind in zip(*outputs, strict=True))
         if self.config.decoder_of is None:
             vectors, tokens = engine.whole(rows_of(latents).contiguous()), engine.whole(tokens)
@@ -216,7 +216,7 @@ class TokenizerTask(StageTask):
             real, fake = judge(images[part]).float(), judge(reconstructions[part]).float()
             return {"loss": hinge_discriminator_loss(real, fake) * (len(images[part]) / self.config.batch_size)}
 
-        return self.engine.descend(self.optimizers[1], judge, len(images), losses)["loss"]
+        return self.engine.descend(self.optimizers[1:], judge, len(images), losses)["loss"]
 
     def validate(self, model: nn.Module, tracker: Tracker, step: int) -> dict[str, float]:
         assert isinstance(model, VQGAN)

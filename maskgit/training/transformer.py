@@ -24,7 +24,7 @@ from maskgit.training.engine import Engine, Figures
 from maskgit.training.graphs import check_graphs
 from maskgit.training.health import guess_by_frequency, nothing_learned, settled
 from maskgit.training.loop import StageTask, Watch, train
-from maskgit.training.optimizer import make_optimizer
+from maskgit.training.optimizer import Muon, make_optimizer
 from maskgit.training.samples import spread
 from maskgit.training.settings import TransformerTraining
 from maskgit.training.tokens import TRAIN, TrainingTokens, tokenizer_at, training_tokens
@@ -71,7 +71,11 @@ class TransformerTask(StageTask):
         self.validation.has_classes &= self.labeled
 
     def prepare(self) -> None:
-        self.optimizers = [make_optimizer(self.model, self.config)]
+        config = self.config
+        matrices = [p for p in self.model.blocks.parameters() if p.ndim == 2] if config.muon else []
+        self.optimizers = [make_optimizer(self.model, config, besides=matrices)]
+        if matrices:
+            self.optimizers.append(Muon(matrices, config.muon, config.weight_decay))
         wrapped = self.engine.wrap(self.model)
         self.wrapped: Any = self.compiled(wrapped) if self.config.compile else wrapped
 
@@ -108,7 +112,7 @@ class TransformerTask(StageTask):
             loss, hits = self._loss(*known, tokens[part], counted[part], masked[part])
             return {"loss": loss / counts["loss"], "accuracy": hits / counts["accuracy"]}
 
-        return engine.descend(self.optimizers[0], self.wrapped, len(tokens), losses)
+        return engine.descend(self.optimizers, self.wrapped, len(tokens), losses)
 
     def compiled(self, network: nn.Module) -> Any:
         """`network` with `--compile`. The sizes of a run don't change but for the rows (see `_rows`)."""

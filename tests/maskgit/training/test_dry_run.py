@@ -56,6 +56,9 @@ def test_sizes_of_a_real_preset(unbroken: Any, settings: Any, capsys: Any, tmp_p
     assert f"transformer of {parameters / 1e6:.2f} million" in text
     assert f"{4 * parameters / 2**30:.2f} GiB weights" in text and f"{8 * parameters / 2**30:.2f} GiB optimizer" in text
     assert "average" not in text and "512 tokens a step" in text and "from 3 steps of 1 images" in text
+    matrices = config.depth * (4 * config.dim**2 + 2 * config.dim * config.mlp_dim)  # of which Muon keeps one moment
+    text = report("transformer", settings, capsys, **(changes | {"tokenizer": root / changes["tokenizer"], "muon": 4}))
+    assert f"{(8 * parameters - 4 * matrices) / 2**30:.2f} GiB optimizer" in text
     images = int(re.search(r"data +(\d+) images", text)[1])
     assert f"tokens of 3 views will take {3 * 3 * images * 256 * 2 / 1e6:,.1f} MB" in text
 

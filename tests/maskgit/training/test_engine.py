@@ -94,7 +94,7 @@ def test_an_update_that_is_not_finite_changes_nothing(loss: float, gradient: flo
         for p in model.parameters():
             p.grad = torch.full_like(p, its_gradient)
         engine.begin(0)
-        engine.update(optimizer, torch.tensor(its_loss))
+        engine.update([optimizer], torch.tensor(its_loss))
         same = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
         assert same == bool(engine.broken)
     assert engine.broken
@@ -108,7 +108,7 @@ def test_the_optimizer_sees_clipped_gradients(clip: float) -> None:
     gradients = [torch.randn_like(p) for p in model.parameters()]
     for p, gradient in zip(model.parameters(), gradients, strict=True):
         p.grad = gradient.clone()
-    norm = engine.update(optimizer, torch.tensor(1.0))
+    norm = engine.update([optimizer], torch.tensor(1.0))
     expected = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
     assert float(norm) == pytest.approx(expected)
     factor = min(1.0, clip / expected) if clip else 1.0

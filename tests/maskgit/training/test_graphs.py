@@ -112,6 +112,7 @@ def test_what_can_not_be_captured(
         ({}, ("cuda", True), "not with torchrun, whose processes share gradients; leave it out"),
         ({"accumulate": 4}, ("cuda", False), "not with --accumulate 4; leave out one of them"),
         ({"precision": "fp16"}, ("cuda", False), "not with --precision fp16, whose scale .*; use bf16"),
+        ({"muon": 4.0}, ("cuda", False), "not with --muon 4.0, whose rate the host sets; leave out one of them"),
         ({"activation_checkpointing": True}, ("cuda", False), "not with --activation-checkpointing; leave out"),
     ],
 )

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from maskgit.config import PRESETS
 from maskgit.training.checkpoint import list_checkpoints, load_checkpoint
 from maskgit.training.engine import Engine
-from maskgit.training.optimizer import AveragedWeights
+from maskgit.training.optimizer import AveragedWeights, Muon, set_rate
 from maskgit.training.settings import TransformerTraining
 
 ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -86,11 +86,12 @@ def test_fp16_and_its_scale(device: str, anywhere: None, run: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("muon", [0.0, 4.0])
 def test_what_is_skipped_leaves_the_weights(
-    device: str, anywhere: None, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: str, muon: float, anywhere: None, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_steps(monkeypatch, lambda step: step > 0, "gradient")
-    changes = CHANGES | {"device": device, "precision": "fp16", "ema": 0}
+    changes = CHANGES | {"device": device, "precision": "fp16", "ema": 0, "muon": muon}
     for steps in (1, 4):
         run("transformer", tmp_path / str(steps), **(changes | {"steps": steps}))
     one, four = (last_state(tmp_path / str(steps))[0] for steps in (1, 4))
@@ -109,7 +110,18 @@ def test_a_tokenizer(device: str, precision: str, anywhere: None, run: Any, tmp_
     assert precision == "bf16" or scale(tmp_path) == 2 ** (16 - skipped[-1])
 
 
-# --- the average of the weights ---------------------------------------------------------------------------------------
+# --- what follows the backward pass -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def no_wait() -> Iterator[None]:
+    """The host may not wait for the GPU within."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("device", [DEVICES[1]])
@@ -118,15 +130,23 @@ def test_the_host_does_not_wait_for_the_average(device: str) -> None:
     broken = torch.tensor(True, device=device)
     averaged = AveragedWeights(model)
     averaged.update(model, 0.9, broken)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_wait():
         averaged.update(model, 0.9, broken)
         averaged.update(model, 0.9, ~broken)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for held, parameter in zip(averaged.module.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(held, parameter)
+
+
+@pytest.mark.parametrize("device", [DEVICES[1]])
+def test_the_host_does_not_wait_for_muon(device: str) -> None:
+    weight = nn.Parameter(torch.eye(8, 6, device=device))
+    muon, before = Muon([weight], share=1.0, weight_decay=0.1), weight.detach().clone()
+    set_rate(muon, 1e-2)
+    for found_inf in (1.0, 0.0):
+        weight.grad, muon.found_inf = torch.ones_like(weight), torch.tensor(found_inf, device=device)
+        with no_wait():
+            muon.step()
+        assert torch.equal(weight, before) == bool(found_inf)
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

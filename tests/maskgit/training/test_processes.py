@@ -99,6 +99,17 @@ def test_two_processes_in_half_precision(options: Any, tmp_path: Path) -> None:
         assert largest_difference(two, one) < 0.02
 
 
+@pytest.mark.slow
+def test_two_processes_train_with_muon_as_one(options: Any, tmp_path: Path) -> None:
+    """Of divided weights whole matrices are made orthogonal all the same; in bfloat16, hence the tolerance."""
+    settings = options["transformer"] | {"muon": 4.0, "steps": STEPS // 2}
+    one = train("transformer", settings, tmp_path / "one")
+    for name, divides in (("copied", {}), ("divided", {"fsdp": True})):
+        two = train("transformer", settings, tmp_path / name, 2, **divides)
+        assert largest_difference(two, one) < 0.02
+        assert last_state(two)[1][1].keys() == last_state(one)[1][1].keys()
+
+
 def test_two_processes_train_the_tokenizer_as_one(options: Any, tmp_path: Path) -> None:
     """With discriminator; the codebook follows the vectors of both.
 
