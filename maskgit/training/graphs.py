@@ -44,8 +44,6 @@ def check_graphs(config: TransformerTraining, engine: Engine) -> None:
         raise TrainingError(f"--graphs: not with --accumulate {config.accumulate}; leave out one of them")
     if config.precision == "fp16":
         raise TrainingError("--graphs: not with --precision fp16, whose scale the host decides on; use bf16")
-    if config.muon:
-        raise TrainingError(f"--graphs: not with --muon {config.muon}, whose rate the host sets; leave out one of them")
     if config.activation_checkpointing:  # which sets the generator back, as nothing in a graph can
         raise TrainingError("--graphs: not with --activation-checkpointing; leave out one of them")
 

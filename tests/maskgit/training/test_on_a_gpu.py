@@ -149,6 +149,28 @@ def test_the_host_does_not_wait_for_muon(device: str) -> None:
         assert torch.equal(weight, before) == bool(found_inf)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_steps_of_muon_are_those_of_pytorchs(device: str) -> None:
+    """Which is in bfloat16; matrices of three shapes, two of them of the same."""
+    torch.manual_seed(0)
+    start = [torch.randn(shape, device=device) for shape in ((24, 8), (8, 24), (24, 8), (16, 16))]
+    ours, theirs = ([nn.Parameter(weight.clone()) for weight in start] for _ in range(2))
+    muon = Muon(ours, share=4.0, weight_decay=0.1)
+    muon.found_inf = torch.zeros((), device=device)
+    reference = torch.optim.Muon(theirs, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    set_rate(reference, 4e-2)
+    set_rate(muon, 1e-2)
+    for _ in range(5):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        muon.step()
+        reference.step()
+    for weight, a, b in zip(start, ours, theirs, strict=True):
+        assert float((a - b).detach().norm() / (b - weight).detach().norm()) < 0.02
+        torch.testing.assert_close(muon.state[a]["momentum_buffer"], reference.state[b]["momentum_buffer"])
+
+
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
