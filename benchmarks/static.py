@@ -22,9 +22,9 @@ from maskgit.console import markdown_table
 
 # Of which a quick run compiles the kernels: one architecture, and of that the sampler only.
 QUICK_OPTIONS = ["--capability", "90", "--kernel", "decode"]
-STEPS = (("embedded", 128), ("lab", 128), ("maskgit-256", 64))
+STEPS = (("embedded", 128, 0.0), ("embedded", 128, 4.0), ("lab", 128, 0.0), ("maskgit-256", 64, 0.0))
 STEP_HEAD = [
-    *("training step, bf16", "launches", "both passes", "optimizer", "masks, clipping, average, counts"),
+    *("training step, bf16", "launches", "both passes", "AdamW", "masks, clipping, Muon, average, counts"),
     *("casts in the passes", "their share of the bytes"),
 ]
 CANNOT_COMPILE = 2  # exit status of benchmarks.compiled where there is no compiler
@@ -76,14 +76,14 @@ def chain_counts() -> Iterator[tuple[str, str, int, float, float]]:
                 yield name, which, counted.launches, counted.bytes / logits, job.bytes / logits
 
 
-def step_counts(steps: Sequence[tuple[str, int]]) -> Iterator[list[str]]:
-    """What training steps in bf16 launch, each of a preset and a batch: the columns of STEP_HEAD."""
-    for name, batch in steps:
-        counts = count_step(preset(name).transformer, batch)
+def step_counts(steps: Sequence[tuple[str, int, float]]) -> Iterator[list[str]]:
+    """What training steps in bf16 launch, each of a preset, a batch and `--muon`: the columns of STEP_HEAD."""
+    for name, batch, muon in steps:
+        counts = count_step(preset(name).transformer, batch, muon)
         passes = counts["passes"]
         parts = [counts[part].launches for part in ("passes", "optimizer", "the rest")]
         yield [
-            f"`{name}`, batch {batch}",
+            f"`{name}`, batch {batch}" + (f", `--muon {muon:g}`" if muon else ""),
             *map(str, [sum(parts), *parts, passes.casts]),
             f"{passes.cast_bytes / passes.bytes:.0%}",
         ]

@@ -111,7 +111,7 @@ def rest_of_a_step(
     ):
         task.model = make_transformer(sizes).train()
         task.wrapped = task.model if whole else lambda *_, **__: (torch.empty(()), torch.empty((), dtype=torch.int64))
-        task.optimizers = [make_optimizer(task.model, config)]
+        task.make_optimizers()
         engine.broken, engine.skipped = torch.zeros((), dtype=torch.bool), torch.zeros(3, dtype=torch.int64)
         averaged = AveragedWeights(nn.Linear(1, 1))
         averaged.module, averaged._started = make_transformer(sizes), True  # tensors without data can't be copied
@@ -124,8 +124,8 @@ def rest_of_a_step(
     return figures, updates
 
 
-def count_step(sizes: Sizes, batch: int) -> dict[str, Count]:
-    """What a step in bf16 launches: both passes, the optimizer, and all the rest."""
+def count_step(sizes: Sizes, batch: int, muon: float = 0.0) -> dict[str, Count]:
+    """What a step in bf16 launches: both passes, AdamW, and all the rest, Muon too."""
     passes, rest, update = Counter(), Counter(), Counter()
     with kernels_of_a_gpu(), FakeTensorMode():
         model = make_transformer(sizes).train()
@@ -133,7 +133,7 @@ def count_step(sizes: Sizes, batch: int) -> dict[str, Count]:
         masked, labels = tokens == 0, tokens[:, 0]
         with passes:
             gradients(model, tokens, masked, labels, summed_loss)
-    rest_of_a_step(sizes, batch, rest, {}, whole=False)
+    rest_of_a_step(sizes, batch, rest, {"muon": muon}, whole=False)
     pair = nn.Linear(2, 2)  # a matrix and a vector: of either kind all are updated together
     optimizer = make_optimizer(pair, TransformerTraining())
     pair(torch.ones(1, 2)).sum().backward()

@@ -34,9 +34,9 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose singular values are all brought near 1 (https://kellerjordan.github.io/posts/muon).
 
     As PyTorch's own, with the rates of Liu et al. (arXiv:2502.16982), at which elements change as much as AdamW's.
-    That one works in bfloat16 everywhere, in which a CPU without AVX-512 is 30 times slower, on one matrix after the
-    other, takes its rate from the host and knows of no step to be skipped. This one takes all matrices of a shape
-    together, and does nothing where `found_inf` is 1, as PyTorch's fused optimizers do.
+    That one works in bfloat16 everywhere, in which many CPUs are slow, on one matrix after the other, and the host
+    decides on its rate and whether it steps. This one takes all matrices of a shape together, and does nothing where
+    `found_inf` is 1, as PyTorch's fused optimizers do.
 
     Args:
         matrices: parameters [m, n].

@@ -71,13 +71,17 @@ class TransformerTask(StageTask):
         self.validation.has_classes &= self.labeled
 
     def prepare(self) -> None:
+        self.make_optimizers()
+        wrapped = self.engine.wrap(self.model)
+        self.wrapped: Any = self.compiled(wrapped) if self.config.compile else wrapped
+
+    def make_optimizers(self) -> None:
+        """AdamW, and with `--muon` Muon, which moves the matrices of the blocks."""
         config = self.config
         matrices = [p for p in self.model.blocks.parameters() if p.ndim == 2] if config.muon else []
         self.optimizers = [make_optimizer(self.model, config, besides=matrices)]
         if matrices:
             self.optimizers.append(Muon(matrices, config.muon, config.weight_decay))
-        wrapped = self.engine.wrap(self.model)
-        self.wrapped: Any = self.compiled(wrapped) if self.config.compile else wrapped
 
     def flops_per_image(self) -> float:
         """2 for each weight of a matrix and token, 4 N dim for each token's attention; the backward pass twice that.

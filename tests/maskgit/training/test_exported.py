@@ -137,7 +137,9 @@ class NothingWaits(TorchDispatchMode):
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("name", ["lab", "maskgit-256", "halton"])
-@pytest.mark.parametrize("changes", [{}, {"loss_on": "all", "mask_per": "batch"}, {"mask_count": "bernoulli"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"loss_on": "all", "mask_per": "batch", "muon": 4.0}, {"mask_count": "bernoulli"}], ids=str
+)
 def test_a_step_stays_on_a_gpu(name: str, changes: Any) -> None:
     """Masks, loss, clipping, update, average, counts: all that a CUDA graph holds."""
     guard = NothingWaits()
@@ -172,6 +174,10 @@ def test_what_a_step_launches() -> None:
     blocks = [count_step(dataclasses.replace(sizes_of("maskgit-256"), depth=depth), BATCH) for depth in (1, 2, 3)]
     for part in ("optimizer", "the rest"):
         assert len({counts[part].launches for counts in blocks}) == 1
+    with_muon = [
+        count_step(dataclasses.replace(sizes_of("embedded"), depth=depth), BATCH, muon=4.0) for depth in (1, 2)
+    ]
+    assert len({counts["the rest"].launches for counts in with_muon}) == 1
     one, two, three = (counts["passes"] for counts in blocks)
     assert two.launches - one.launches == three.launches - two.launches
     # Of a block: the weights and biases of four layers and their gradients; the results of two norms and their
