@@ -80,7 +80,7 @@ def summed_loss(model: nn.Module, held: Tensor, labels: Tensor | None, tokens: T
 def rest_of_a_step(
     sizes: Sizes, batch: int, mode: TorchDispatchMode, changes: dict[str, Any], whole: bool = True
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Run a step of the loop within `mode`, but for the backward pass and the optimizer's own operators.
+    """Run a step of the loop within `mode`, but for the backward pass and AdamW's own operators.
 
     Args:
         whole: with the forward pass.
