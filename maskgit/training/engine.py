@@ -208,6 +208,7 @@ class Engine:
         """Forward, backward and update for this process's rows of a batch, in config.accumulate equal parts.
 
         Args:
+            optimizers: of all that is trained; gradients are clipped together.
             network: what `wrap` returned. Its gradients are averaged over the processes at the last part.
             rows: b, divisible by config.accumulate.
             losses: a part's rows -> its shares of the batch's figures, "loss" among them, which add up to these.
@@ -264,8 +265,9 @@ class Engine:
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         self.broken |= ~(loss.isfinite() & norm.isfinite())
+        found_inf = self.broken.float()
         for optimizer in optimizers:
-            optimizer.found_inf = self.broken.float()  # type: ignore[attr-defined]
+            optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             optimizer.step()
         self.scaler.update()
         return norm
