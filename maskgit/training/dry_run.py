@@ -123,7 +123,7 @@ def _stage(config: LoopConfig) -> Lines:
         yield f"warning: {text}"
     cost = yield from _cost(config, stage)
     yield from _memory(config, stage, cost)
-    whole = cost.seconds * config.batch_size
+    whole = cost.of_step(config.batch_size)
     yield _line("time", f"{whole:.3g} s a step, {_duration(whole * config.steps)} in all on one {engine.device}")
     yield _line("", f"{_basis(cost)}; validation and checkpoints come on top")
 
@@ -361,7 +361,7 @@ def _planned(
 ) -> Generator[str, None, float]:
     """Seconds that a stage takes of those it has; `validated`: images that go through the network in a validation."""
     forward = cost.seconds / 3  # of an image; the backward pass takes twice that
-    pace = Pace(cost.seconds * config.batch_size, forward * validated)
+    pace = Pace(cost.of_step(config.batch_size), forward * validated)
     planned = fit_to_time(config, pace, seconds)
     taken = planned.steps * pace.step + VALIDATIONS * pace.validation
     epochs = planned.steps * planned.batch_size / images

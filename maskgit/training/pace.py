@@ -104,8 +104,10 @@ TIMED_STEPS = 3  # at most
 class Cost(NamedTuple):
     """Of a training step, as far as there was time to look."""
 
+    fixed: float
+    """Seconds of a step, beside its images: the update, above all. 0 where there was time for one image only."""
     seconds: float
-    """Of an image."""
+    """Of each image beside them."""
     activations: int
     """Bytes that a step keeps between forward and backward pass."""
     images: int
@@ -114,6 +116,10 @@ class Cost(NamedTuple):
     """How many these were."""
     peak: int | None
     """Most bytes that were held on the GPU; None on a CPU."""
+
+    def of_step(self, images: int) -> float:
+        """Seconds."""
+        return self.fixed + self.seconds * images
 
 
 def measure_cost(task: StageTask, engine: Engine, samples: Sequence[Any], together: int, step: int) -> Cost:
@@ -128,25 +134,27 @@ def measure_cost(task: StageTask, engine: Engine, samples: Sequence[Any], togeth
     on_gpu = engine.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(engine.device)
-    seconds, of_one = _watched(task, engine, samples[:1], step)
-    left, activations = BUDGET - seconds, of_one * together
-    if seconds <= left:  # the first one also set up what the others find
-        seconds, _ = _watched(task, engine, samples[:1], step)
-        left -= seconds
-    images = max(1, min(len(samples), int(left / seconds / (1 + TIMED_STEPS))))
+    one, of_one = _watched(task, engine, samples[:1], step)
+    left, activations = BUDGET - one, of_one * together
+    if one <= left:  # the first one also set up what the others find
+        one, _ = _watched(task, engine, samples[:1], step)
+        left -= one
+    images, taken = max(1, min(len(samples), int(left / one / (1 + TIMED_STEPS)))), one
     if images > 1:
         taken, kept = _watched(task, engine, samples[:images], step)
-        left, seconds = left - taken, taken / images
+        left -= taken
         # Some of it, such as the weights in lower precision, doesn't grow with the batch.
         activations = kept + (kept - of_one) * (together - images) // (images - 1)
-    steps = min(TIMED_STEPS, int(left / seconds / images))
+    steps = min(TIMED_STEPS, int(left / taken))
     if steps > 0:
         started = _now(engine.device)
         for _ in range(steps):
             _step(task, engine, samples[:images], step)
-        seconds = (_now(engine.device) - started) / steps / images
+        taken = (_now(engine.device) - started) / steps
+    # An update takes as long however many images there are.
+    seconds = min(max(0.0, taken - one) / (images - 1), taken / images) if images > 1 else taken
     peak = torch.cuda.max_memory_allocated(engine.device) if on_gpu else None
-    return Cost(seconds, activations, images, max(1, steps), peak)
+    return Cost(taken - seconds * images, seconds, activations, images, max(1, steps), peak)
 
 
 def _step(task: StageTask, engine: Engine, samples: Sequence[Any], step: int) -> None:

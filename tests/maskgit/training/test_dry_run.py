@@ -142,24 +142,32 @@ def test_what_is_known_comes_first(settings: Any, tmp_path: Path, monkeypatch: A
 
 
 @pytest.mark.parametrize(
-    "seconds, images, steps, in_all",
+    "seconds, fixed, images, steps, in_all",
     [
-        (0.01, 8, 3, 0.34),  # one, one, eight; and eight three times
-        (1.0, 8, 3, 34.0),
-        (3.0, 2, 3, 30.0),
-        (8.3, 1, 2, 33.2),
-        (15.0, 1, 1, 30.0),
-        (50.0, 1, 1, 50.0),  # nothing but the first one
+        (0.01, 0.0, 8, 3, 0.34),  # one, one, eight; and eight three times
+        (1.0, 0.0, 8, 3, 34.0),
+        (3.0, 0.0, 2, 3, 30.0),
+        (8.3, 0.0, 1, 2, 33.2),
+        (15.0, 0.0, 1, 1, 30.0),
+        (50.0, 0.0, 1, 1, 50.0),  # nothing but the first one
+        (1.0, 2.0, 2, 3, 22.0),  # an update of two seconds, however many images
     ],
 )
 def test_images_and_steps_that_there_is_time_for(
-    seconds: float, images: int, steps: int, in_all: float, settings: Any, tmp_path: Path, monkeypatch: Any
+    seconds: float,
+    fixed: float,
+    images: int,
+    steps: int,
+    in_all: float,
+    settings: Any,
+    tmp_path: Path,
+    monkeypatch: Any,
 ) -> None:
-    """Of steps that take so long for each image."""
+    """Of steps that take so long for each image, and for the update."""
     passed = [0.0]
 
     def training_step(self: Any, batch: Any, step: int) -> dict[str, torch.Tensor]:
-        passed[0] += seconds * len(batch)
+        passed[0] += fixed + seconds * len(batch)
         self.model.decoder.last_layer.square().sum().backward()
         return {}
 
@@ -172,6 +180,7 @@ def test_images_and_steps_that_there_is_time_for(
     cost = measure_cost(task, engine, samples, 32, 7)
     assert (cost.images, cost.steps) == (images, steps)
     assert cost.seconds == pytest.approx(seconds) and passed[0] == pytest.approx(in_all)
+    assert cost.of_step(32) == pytest.approx(fixed + 32 * seconds)
 
 
 def test_activations_are_what_autograd_keeps() -> None:
