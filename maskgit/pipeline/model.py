@@ -39,8 +39,9 @@ class MaskGIT(Filling):
     """A tokenizer and a transformer, ready to use.
 
     The same image with the same seed gives the same picture whatever the batch size and its place in the batch: exactly
-    on a CPU, with one number of threads; on a GPU but for the rounding of cuBLAS and cuDNN, which choose their kernels
-    by the batch size. That can flip a close draw, and what is drawn after it. So can another number of threads.
+    on a CPU, with one number of threads; but for rounding on a GPU, where cuBLAS and cuDNN choose their kernels by the
+    batch size, and in bf16 on a CPU with AMX, where oneDNN does (precision="float32" is exact there, too). That can
+    flip a close draw, and what is drawn after it. So can another number of threads.
 
     On an NVIDIA GPU the decoding loop is captured as a CUDA graph on first use (of a batch size and decoding options),
     and replayed from then on. Capturing takes about two batches' time; MASKGIT_GRAPHS=0 in the environment, or setting

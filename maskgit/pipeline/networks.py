@@ -164,7 +164,8 @@ class Networks:
         most_masked = num_tokens if most_masked is None else most_masked
         counts = (changed_counts if config.reuse else masked_counts)(config, num_tokens, most_masked)
         network = self._fastest(self.transformer)
-        # Where it is packed, the rounding of its products doesn't depend on the number of rows.
+        # Where it is packed, the rounding of its products doesn't depend on the number of rows (but for AMX's in bf16,
+        # which depends on the number of images anyway).
         some_rows = self._packs() and isinstance(network, Transformer)
         # With Triton's kernels head_sample knows the fastest way from what the head multiplies to tokens. PyTorch would
         # gain nothing, and on a CPU the rounding of its products depends on how many rows there are.

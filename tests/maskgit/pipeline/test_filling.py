@@ -205,7 +205,7 @@ def test_one_label_for_all() -> None:
 
 
 def test_to_and_repr() -> None:
-    model = tiny_model(num_classes=2)
+    model = tiny_model(num_classes=2, precision="float32")
     before = model.generate(1)[0]
     assert model.to("cpu") is model and same(model.generate(1)[0], before)
     assert repr(model) == ("MaskGIT(16x16 pixels, 64 tokens of 32 codes, 2 classes, 0.0 M parameters, float32 on cpu)")
